@@ -1,0 +1,174 @@
+"""Latents <-> pixels.
+
+A codec turns images (uint8, (N, 3, H, W)) into what the network sees, with a standard
+deviation of sigma_data = 0.5 over the data set, and back. Pixel models use `IdentityCodec`;
+latent models the Stability VAE, whose posterior EDM2 stores as mean and standard deviation
+and whose samples it normalises channel by channel (`scale`, `bias`).
+
+Training touches only `sample` and needs no VAE weights; `encode` and `decode` read them when
+first called.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sid_scale.errors import SidScaleError
+
+# EDM2's assumed mean and standard deviation of the Stability VAE's latents over ImageNet-512,
+# for images in [0, 1]; normalised latents have mean 0 and standard deviation 0.5.
+STABILITY_MEAN = (5.81, 3.25, 0.12, -2.15)
+STABILITY_STD = (4.17, 4.62, 3.71, 3.28)
+SIGMA_DATA = 0.5
+BATCH = 64  # images that pass through the VAE at once, at 64x64 pixels; fewer when larger
+
+
+class CodecError(SidScaleError):
+    """A codec that cannot be had; the message says which, why and what to do."""
+
+
+class Codec(Protocol):
+    """What every codec offers."""
+
+    def describe(self) -> dict[str, Any]:
+        """JSON description from which `open_codec` makes the codec again."""
+
+    def check(self) -> None:
+        """Raises CodecError now if `encode` or `decode` would later lack a file."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """uint8 (N, 3, H, W) -> what shards store: (N, 2C, h, w) posterior mean and std."""
+
+    def sample(self, stored: Tensor, noise: Tensor) -> Tensor:
+        """Stored (N, 2C, h, w) and unit noise (N, C, h, w) -> network latents (N, C, h, w)."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Network latents (N, C, h, w) -> uint8 images (N, 3, H, W) on the same device."""
+
+
+class IdentityCodec:
+    """Pixels in [-1, 1]: the network's images are the images."""
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "identity"}
+
+    def check(self) -> None:
+        return
+
+    def encode(self, images: Tensor) -> Tensor:
+        mean = images.float() / 127.5 - 1
+        return torch.cat([mean, torch.zeros_like(mean)], dim=1)
+
+    def sample(self, stored: Tensor, noise: Tensor) -> Tensor:
+        return _draw(stored, noise)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return (latents.float() * 127.5 + 128).clip(0, 255).to(torch.uint8)
+
+
+class VAECodec:
+    """An `AutoencoderKL` of diffusers in a local folder (config and safetensors)."""
+
+    def __init__(self, folder: str | Path, scale: Sequence[float], bias: Sequence[float]):
+        self.folder = Path(folder)
+        self.scale, self.bias = tuple(scale), tuple(bias)
+        self._vae: Any = None
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "kind": "vae",
+            "vae": str(self.folder),
+            "scale": list(self.scale),
+            "bias": list(self.bias),
+        }
+
+    def check(self) -> None:
+        for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+            if not (self.folder / name).is_file():
+                raise CodecError(
+                    f"{self.folder}: no {name} there. The VAE is a diffusers folder "
+                    "(for EDM2's ImageNet-512 models: stabilityai/sd-vae-ft-mse); "
+                    "the codec's `vae` in index.json or config.json names it."
+                )
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        vae = self._load(images.device)
+        parts = []
+        for part in images.split(_batch(images.shape[-1])):
+            posterior = vae.encode(part.float() / 255).latent_dist
+            parts.append(torch.cat([posterior.mean, posterior.std], dim=1))
+        return torch.cat(parts)
+
+    def sample(self, stored: Tensor, noise: Tensor) -> Tensor:
+        raw = _draw(stored, noise)
+        return raw * _per_channel(self.scale, raw) + _per_channel(self.bias, raw)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        vae = self._load(latents.device)
+        raw = latents.float()
+        raw = (raw - _per_channel(self.bias, raw)) / _per_channel(self.scale, raw)
+        pixels = 2 ** (len(vae.config.block_out_channels) - 1) * latents.shape[-1]
+        parts = [vae.decode(part).sample for part in raw.split(_batch(pixels))]
+        return torch.cat([part.clamp(0, 1).mul(255).to(torch.uint8) for part in parts])
+
+    def _load(self, device: torch.device) -> Any:
+        if self._vae is None:
+            # diffusers takes seconds to import, and training needs it only for its pictures.
+            from diffusers import AutoencoderKL
+
+            self.check()
+            vae = AutoencoderKL.from_pretrained(
+                self.folder, local_files_only=True, use_safetensors=True
+            )
+            self._vae = vae.eval().requires_grad_(False)
+        return self._vae.to(device)
+
+
+def normalisation(mean: Sequence[float], std: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Channel means and standard deviations of raw latents -> `scale` and `bias` that bring
+    them to mean 0 and standard deviation sigma_data."""
+    scale = [SIGMA_DATA / s for s in std]
+    return scale, [-m * k for m, k in zip(mean, scale, strict=True)]
+
+
+def stability_vae(folder: str | Path) -> VAECodec:
+    """The codec of EDM2's ImageNet-512 models; `folder` holds sd-vae-ft-mse."""
+    return VAECodec(folder, *normalisation(STABILITY_MEAN, STABILITY_STD))
+
+
+def open_codec(description: dict[str, Any], beside: str | Path | None = None) -> Codec:
+    """A codec from its description; a relative VAE folder is looked for in `beside` first.
+
+    Raises:
+        CodecError: the description is of no known kind or incomplete.
+    """
+    kind = description.get("kind")
+    if kind == "identity":
+        return IdentityCodec()
+    if kind != "vae":
+        raise CodecError(f"unknown codec {kind!r}; there are 'identity' and 'vae'")
+    missing = [key for key in ("vae", "scale", "bias") if key not in description]
+    if missing:
+        raise CodecError(f"the description of the VAE codec lacks {', '.join(missing)}")
+    folder = Path(description["vae"])
+    if beside is not None and (Path(beside) / folder).is_dir():
+        folder = Path(beside) / folder
+    return VAECodec(folder, description["scale"], description["bias"])
+
+
+def _draw(stored: Tensor, noise: Tensor) -> Tensor:
+    mean, std = stored.float().chunk(2, dim=1)
+    return mean + noise * std
+
+
+def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
+
+
+def _batch(pixels: int) -> int:
+    return max(1, BATCH * 64**2 // pixels**2)

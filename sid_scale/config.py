@@ -1,0 +1,238 @@
+"""One run = one YAML file -> frozen dataclasses.
+
+`load_config` reads the file (or a preset by name), lays `key=value` overrides over it and
+checks everything that can be checked without touching a device: unknown keys, wrong types,
+values out of range, settings that contradict each other. Each fault is one clear error.
+
+A file may begin with `extends: other.yaml`; it then states only what differs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from sid_scale.settings import (
+    ConfigError,
+    apply_override,
+    build,
+    dump_yaml,
+    nearest,
+    read_yaml,
+)
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+@dataclass(frozen=True)
+class LearningRates:
+    """Adam's learning rates."""
+
+    generator: float = 5e-5
+    fake_score: float = 5e-5
+
+
+@dataclass(frozen=True)
+class AdamSettings:
+    """Adam of both networks; `eps` null is 1e-8, and 1e-6 in half precision."""
+
+    betas: tuple[float, float] = (0.0, 0.999)
+    eps: float | None = None
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The losses (objectives.py, step.py); defaults are those of the published runs."""
+
+    alpha: float = 1.0
+    tmax: float = 800.0  # of 1000: larger sigmas are left out of the generator's loss
+    init_sigma: float = 2.5
+    p_mean: float = -0.4  # fake score: log-normal sigma
+    p_std: float = 1.0
+    logvar_weighting: bool = True
+    loss_scale_generator: float = 100.0
+    loss_scale_generator_gan: float = 0.01  # of the mean over elements, times C * H * W
+    loss_scale_discriminator: float = 100.0
+    sid_share: float = 0.5  # of the generator's loss, when the adversarial term is on
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """Images seen before the generator moves, and before its adversarial term counts."""
+
+    generator_images: int = 100_000
+    adversarial_images: int = 200_000
+
+
+@dataclass(frozen=True)
+class EMAConfig:
+    """Average of the generator's weights; half-life in images, ramp-up as a share."""
+
+    half_life: float = 2_000_000
+    ramp_up: float = 0.05
+
+
+@dataclass(frozen=True)
+class ForcedNormConfig:
+    """Which network's weights are kept normalised."""
+
+    generator: bool = True
+    fake_score: bool = False
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When the whole training state is written, and how many are kept."""
+
+    every_images: int = 1_000_000
+    keep: int = 2
+
+
+@dataclass(frozen=True)
+class SnapshotConfig:
+    """When the averaged generator is written as a network folder; 0: only at the end."""
+
+    every_images: int = 0
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """When the run speaks; `samples_every_images` 0 draws no pictures."""
+
+    every_images: int = 20_480
+    samples_every_images: int = 500_000
+    samples: int = 36
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run."""
+
+    run_dir: str
+    teacher: str  # network folder
+    deepspeed: str  # DeepSpeed JSON
+    total_images: int
+    batch_size: int = 2048  # over all devices
+    micro_batch: int = 32  # per device
+    method: Literal["sid", "sida", "sid2a"] = "sida"
+    seed: int = 0
+    data: str | None = None  # shard folder; sid needs none
+    generator_init: str | None = None  # network folder; null: the teacher's weights
+    steps: Literal[1, 2, 4] = 1
+    dropout: float = 0.0
+    resume: str = "auto"  # auto, never, or a checkpoint folder
+    max_skipped: int = 20  # updates in a row that may be skipped for non-finite gradients
+    learning_rate: LearningRates = field(default_factory=LearningRates)
+    adam: AdamSettings = field(default_factory=AdamSettings)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    warm_up: WarmUp = field(default_factory=WarmUp)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    forced_weight_norm: ForcedNormConfig = field(default_factory=ForcedNormConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    snapshot: SnapshotConfig = field(default_factory=SnapshotConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether real data and a discriminator take part."""
+        return self.method in ("sida", "sid2a")
+
+    def accumulation(self, world_size: int) -> int:
+        """Micro-batches that each of `world_size` devices puts into one update.
+
+        Raises:
+            ConfigError: batch_size does not divide evenly; names the nearest that would.
+        """
+        share = self.micro_batch * world_size
+        if self.batch_size % share:
+            below = self.batch_size // share * share
+            nearest = [str(n) for n in (below, below + share) if n > 0]
+            raise ConfigError(
+                f"batch_size {self.batch_size} is no multiple of micro_batch "
+                f"{self.micro_batch} x {world_size} devices = {share}; "
+                f"the nearest that are: {', '.join(nearest)}"
+            )
+        return self.batch_size // share
+
+
+def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run described by a YAML file, or a preset's name, and `key=value` overrides.
+
+    Raises:
+        ConfigError: see the module's docstring.
+    """
+    settings = read_yaml(_find(source))
+    for override in overrides:
+        apply_override(settings, override)
+    config = build(RunConfig, settings)
+    _check(config)
+    return config
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved config as YAML that `load_config` reads back."""
+    return dump_yaml(config)
+
+
+def preset_names() -> list[str]:
+    """Names that `load_config` takes in place of a path."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def _find(source: str | Path) -> Path:
+    for path in (Path(source), PRESETS / f"{source}.yaml"):
+        if path.is_file():
+            return path
+    hint = nearest(str(source), preset_names())
+    raise ConfigError(f"config: {source} is neither a file nor a preset{hint}")
+
+
+def _check(config: RunConfig) -> None:
+    """Values out of range and contradictions."""
+    objective, warm_up = config.objective, config.warm_up
+    at_least = {
+        "total_images": (config.total_images, 1),
+        "batch_size": (config.batch_size, 1),
+        "micro_batch": (config.micro_batch, 1),
+        "seed": (config.seed, 0),
+        "max_skipped": (config.max_skipped, 1),
+        "warm_up.generator_images": (warm_up.generator_images, 0),
+        "warm_up.adversarial_images": (warm_up.adversarial_images, 0),
+        "checkpoint.every_images": (config.checkpoint.every_images, 1),
+        "checkpoint.keep": (config.checkpoint.keep, 1),
+        "snapshot.every_images": (config.snapshot.every_images, 0),
+        "log.every_images": (config.log.every_images, 1),
+        "log.samples_every_images": (config.log.samples_every_images, 0),
+        "log.samples": (config.log.samples, 1),
+        "ema.ramp_up": (config.ema.ramp_up, 0),
+    }
+    for key, (value, least) in at_least.items():
+        if value < least:
+            raise ConfigError(f"{key}: {value} is below {least}")
+    positive = {
+        "learning_rate.generator": config.learning_rate.generator,
+        "learning_rate.fake_score": config.learning_rate.fake_score,
+        "objective.init_sigma": objective.init_sigma,
+        "objective.p_std": objective.p_std,
+        "ema.half_life": config.ema.half_life,
+    }
+    for key, positive_value in positive.items():
+        if not positive_value > 0:
+            raise ConfigError(f"{key}: {positive_value} is not above 0")
+    if not 0 < objective.tmax <= 1000:
+        raise ConfigError(f"objective.tmax: {objective.tmax} is not in (0, 1000]")
+    if not 0 <= objective.sid_share <= 1:
+        raise ConfigError(f"objective.sid_share: {objective.sid_share} is not in [0, 1]")
+    if not 0 <= config.dropout < 1:
+        raise ConfigError(f"dropout: {config.dropout} is not in [0, 1)")
+    config.accumulation(world_size=1)
+    if config.adversarial and config.data is None:
+        raise ConfigError(
+            f"method {config.method} learns from real data: set data to a folder of shards, "
+            "or method to sid"
+        )
+    if config.method == "sid2a" and config.generator_init is None:
+        raise ConfigError(
+            "method sid2a starts from a given generator: set generator_init to its folder, "
+            "or method to sida"
+        )

@@ -1,0 +1,272 @@
+"""The demo's teacher, from nothing: a tiny VAE of the digits, then a tiny EDM2 in its latents.
+
+What this makes is shipped in `assets/`, so a demo run never trains it;
+`tools/train_digits_teacher.py` makes it again. Equations are those of EDM2
+(arXiv 2312.02696).
+"""
+
+import copy
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sid_scale.codecs import VAECodec, normalisation, open_codec
+from sid_scale.demo.digits import (
+    NUM_CLASSES,
+    RESOLUTION,
+    class_accuracy,
+    class_accuracy_real,
+    digit_images,
+    pixel_features,
+)
+from sid_scale.evaluate.metrics import FeatureStatistics, frechet_distance
+from sid_scale.evaluate.sampling import denoiser, heun_sample, steps_for
+from sid_scale.networks.checkpoints import NetworkFolder, load_network, save_network
+from sid_scale.networks.edm2 import EDM2, EDM2Config, normalise_weights_
+
+LATENT_CHANNELS = 4
+EVALUATIONS = (17, 35, 63)
+SAMPLING_BATCH = 256
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class VAERecipe:
+    """How the autoencoder is built and trained."""
+
+    widths: tuple[int, ...] = (8, 16, 32)  # channels per level: 32x32 -> 8x8
+    norm_groups: int = 4
+    kl_weight: float = 1e-4
+    iterations: int = 2000
+    batch: int = 64
+    lr: float = 3e-3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TeacherRecipe:
+    """How the teacher is built and trained."""
+
+    model_channels: int = 32
+    channel_mult: tuple[int, ...] = (1, 2)
+    num_blocks: int = 1
+    attn_resolutions: tuple[int, ...] = (4,)
+    channels_per_head: int = 32
+    logvar_channels: int = 64
+    iterations: int = 4000
+    batch: int = 128
+    lr: float = 1e-2
+    warmup: int = 100  # iterations of linear increase
+    decay_from: int = 1000  # iterations after which lr falls with the inverse square root
+    p_mean: float = -0.4
+    p_std: float = 1.0
+    ema_exponent: float = 6.94  # relative width 0.10
+    seed: int = 1
+
+
+# --- the autoencoder ----------------------------------------------------------------------
+
+
+def train_vae(images: Tensor, recipe: VAERecipe, log: Log = print) -> Any:
+    """Trains a diffusers `AutoencoderKL` on uint8 images (N, 3, 32, 32)."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(recipe.seed)
+    levels = len(recipe.widths)
+    vae: Any = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=recipe.widths,
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=recipe.norm_groups,
+        sample_size=RESOLUTION,
+        mid_block_add_attention=False,
+    )
+    optimizer = torch.optim.Adam(vae.parameters(), lr=recipe.lr)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, recipe.lr, recipe.iterations, pct_start=0.05
+    )
+    for iteration in range(recipe.iterations):
+        batch = images[torch.randint(len(images), (recipe.batch,))].float()
+        posterior = vae.encode(batch / 255).latent_dist
+        decoded = vae.decode(posterior.sample()).sample
+        # The codec's decoder truncates to whole numbers: aim at the middle between two.
+        error = F.mse_loss(decoded, (batch + 0.5) / 255)
+        kl = posterior.kl().mean() / batch[0].numel()
+        loss = error + recipe.kl_weight * kl
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if (iteration + 1) % 250 == 0:
+            log(f"vae {iteration + 1}: rms error {error.sqrt():.4f}, kl {kl:.4f}")
+    return vae.eval()
+
+
+def fit_codec(folder: Path, images: Tensor) -> tuple[VAECodec, Tensor]:
+    """Codec around the VAE in `folder` whose latents of `images` have mean 0 and standard
+    deviation sigma_data in each channel, and the stored latents (N, 2C, h, w)."""
+    stored = VAECodec(folder, (1.0,) * LATENT_CHANNELS, (0.0,) * LATENT_CHANNELS).encode(images)
+    mean, std = stored.double().chunk(2, dim=1)
+    pixels = (0, 2, 3)
+    variance = mean.var(dim=pixels) + std.square().mean(dim=pixels)
+    scale, bias = normalisation(mean.mean(dim=pixels).tolist(), variance.sqrt().tolist())
+    return VAECodec(folder, scale, bias), stored
+
+
+# --- the teacher --------------------------------------------------------------------------
+
+
+def denoising_loss(network: EDM2, latents: Tensor, labels: Tensor, recipe: TeacherRecipe) -> Tensor:
+    """EDM2's loss with learned uncertainty (Eqs. 14 to 16 and 21), a scalar."""
+    sigma = (torch.randn(len(latents), 1, 1, 1) * recipe.p_std + recipe.p_mean).exp()
+    sigma_data = network.config.sigma_data
+    weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+    prediction = network(latents + torch.randn_like(latents) * sigma, sigma, labels)
+    error = weight * (prediction.denoised - latents).square()
+    return (error / prediction.logvar.exp() + prediction.logvar).mean()
+
+
+def learning_rate(iteration: int, recipe: TeacherRecipe) -> float:
+    """Linear warm-up, then inverse-square-root decay (Eq. 67)."""
+    decay = max(iteration / recipe.decay_from, 1.0) ** -0.5
+    return recipe.lr * min((iteration + 1) / recipe.warmup, 1.0) * decay
+
+
+@torch.no_grad()
+def update_ema_(average: EDM2, network: EDM2, iteration: int, exponent: float) -> None:
+    """Power-function average after update number `iteration` >= 1 (Sec. 3.1)."""
+    beta = (1 - 1 / iteration) ** (exponent + 1)
+    for mean, value in zip(average.parameters(), network.parameters(), strict=True):
+        mean.lerp_(value, 1 - beta)
+
+
+def train_teacher(
+    codec: VAECodec, stored: Tensor, labels: Tensor, recipe: TeacherRecipe, log: Log = print
+) -> EDM2:
+    """Trains a class-conditional EDM2 on stored latents (N, 2C, h, w) with labels (N,).
+
+    Returns the average of the weights, normalised.
+    """
+    torch.manual_seed(recipe.seed)
+    network = EDM2(
+        EDM2Config(
+            img_resolution=stored.shape[-1],
+            img_channels=stored.shape[1] // 2,
+            label_dim=NUM_CLASSES,
+            model_channels=recipe.model_channels,
+            channel_mult=recipe.channel_mult,
+            num_blocks=recipe.num_blocks,
+            attn_resolutions=recipe.attn_resolutions,
+            channels_per_head=recipe.channels_per_head,
+            logvar_channels=recipe.logvar_channels,
+        )
+    )
+    average = copy.deepcopy(network)
+    optimizer = torch.optim.Adam(network.parameters(), betas=(0.9, 0.99))
+    one_hot = F.one_hot(labels, NUM_CLASSES).float()
+    for iteration in range(recipe.iterations):
+        normalise_weights_(network)
+        rows = torch.randint(len(stored), (recipe.batch,))
+        mean, _ = stored[rows].chunk(2, dim=1)
+        latents = codec.sample(stored[rows], torch.randn_like(mean))
+        loss = denoising_loss(network, latents, one_hot[rows], recipe)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(iteration, recipe)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        update_ema_(average, network, iteration + 1, recipe.ema_exponent)
+        if (iteration + 1) % 500 == 0:
+            log(f"teacher {iteration + 1}: loss {loss:.4f}")
+    normalise_weights_(average)
+    return average.eval()
+
+
+# --- figures ------------------------------------------------------------------------------
+
+
+def sample_digits(
+    network: EDM2, codec: Any, labels: Tensor, evaluations: int, seed: int = 0
+) -> Tensor:
+    """Images uint8 (N, 3, 32, 32) that the teacher makes of the classes `labels` (N,)."""
+    config = network.config
+    shape = (config.img_channels, config.img_resolution, config.img_resolution)
+    noise = torch.randn(len(labels), *shape, generator=torch.Generator().manual_seed(seed))
+    one_hot = F.one_hot(labels, NUM_CLASSES).float()
+    parts = [
+        codec.decode(heun_sample(denoiser(network, hot), part, steps_for(evaluations)))
+        for part, hot in zip(
+            noise.split(SAMPLING_BATCH), one_hot.split(SAMPLING_BATCH), strict=True
+        )
+    ]
+    return torch.cat(parts)
+
+
+def codec_images(codec: Any, stored: Tensor) -> Tensor:
+    """Real images through the VAE and back: uint8 (N, 3, 32, 32)."""
+    noise = torch.randn(
+        stored[:, : stored.shape[1] // 2].shape, generator=torch.Generator().manual_seed(0)
+    )
+    return codec.decode(codec.sample(stored, noise))
+
+
+def measure_teacher(folder: Path) -> dict[str, float]:
+    """Frechet distances and class accuracies of the assets in `folder` (`vae/`, `teacher/`)."""
+    saved = load_network(folder / "teacher")
+    network, codec = saved.build(), open_codec(saved.codec, beside=folder / "teacher")
+    images, labels = digit_images()
+    real = FeatureStatistics.of(pixel_features(images))
+
+    def distance(others: Tensor) -> float:
+        return frechet_distance(FeatureStatistics.of(pixel_features(others)), real)
+
+    figures = {"class_accuracy_real": class_accuracy_real()}
+    figures["codec_fd"] = distance(codec_images(codec, codec.encode(images)))
+    for evaluations in EVALUATIONS:
+        samples = sample_digits(network, codec, labels, evaluations)
+        figures[f"fd_{evaluations}"] = distance(samples)
+        figures[f"class_accuracy_{evaluations}"] = class_accuracy(samples, labels)
+    return figures
+
+
+# --- the whole ----------------------------------------------------------------------------
+
+
+def make_assets(
+    folder: str | os.PathLike[str],
+    vae_recipe: VAERecipe,
+    teacher_recipe: TeacherRecipe,
+    log: Log = print,
+) -> dict[str, float]:
+    """Trains VAE and teacher, writes `folder`/vae and `folder`/teacher; returns the figures.
+
+    A VAE that is there already is kept: delete it to train it anew.
+    """
+    folder = Path(folder)
+    images, labels = digit_images()
+    if not (folder / "vae" / "config.json").is_file():
+        train_vae(images, vae_recipe, log).save_pretrained(folder / "vae")
+    codec, stored = fit_codec(folder / "vae", images)
+    network = train_teacher(codec, stored, labels, teacher_recipe, log)
+    # The folders lie side by side, wherever they lie.
+    description = codec.describe() | {"vae": os.path.join("..", "vae")}
+    origin = {
+        "what": "class-conditional teacher on scikit-learn's handwritten digits",
+        "iterations": teacher_recipe.iterations,
+        "images_seen": teacher_recipe.iterations * teacher_recipe.batch,
+    }
+    save_network(
+        folder / "teacher",
+        NetworkFolder(network.config, network.state_dict(), description, origin),
+    )
+    return measure_teacher(folder)

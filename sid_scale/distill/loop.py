@@ -1,0 +1,99 @@
+"""The whole run, from top to bottom."""
+
+import torch
+
+from sid_scale.config import RunConfig
+from sid_scale.distill.build import Run, build_run
+from sid_scale.distill.meter import Meter
+from sid_scale.distill.noise import keyed_seed
+from sid_scale.distill.outputs import prepare_folder, show_samples, write_generator
+from sid_scale.distill.resume import resume, save
+from sid_scale.distill.step import update_fake_score, update_generator
+from sid_scale.distill.stop import stop_requests
+from sid_scale.distill.telemetry import Telemetry
+from sid_scale.errors import SidScaleError
+from sid_scale.ranks import Ranks
+from sid_scale.zero.ema import ema_decay
+
+
+class DivergedError(SidScaleError):
+    """Too many updates in a row had to be skipped."""
+
+
+def train(config: RunConfig, ranks: Ranks) -> None:
+    """Distils a teacher as `config` says. Collective.
+
+    Leaves config.yaml, metrics.jsonl, tensorboard/, samples/, checkpoints/ and, at the end,
+    generator/ in the run folder.
+
+    Raises:
+        SidScaleError: something given cannot be used, or updates keep failing.
+    """
+    run = build_run(config, ranks)
+    prepare_folder(run)
+    resume(run)
+    progress, meter = run.progress, Meter(ranks.device)
+    with (
+        run.open_data() as data,
+        run.open_labels() as labels,
+        Telemetry(config, ranks, progress.images_seen) as telemetry,
+        stop_requests(ranks) as stop,
+    ):
+        if progress.images_seen == 0:
+            show_samples(run, telemetry)
+            write_generator(run, run.snapshot_folder())
+
+        while progress.images_seen < config.total_images and not stop.agreed():
+            torch.manual_seed(keyed_seed(config.seed, f"rank {ranks.rank}", progress.images_seen))
+            count(run, update_fake_score(run, data, meter), "fake score", meter)
+            if progress.images_seen >= config.warm_up.generator_images:
+                count(run, update_generator(run, labels, meter), "generator", meter)
+                run.ema.update(decay_now(run))
+            progress.images_seen += config.batch_size
+            telemetry.tick(config.batch_size)
+
+            finished = progress.images_seen >= config.total_images
+            if finished or run.is_due(config.log.every_images):
+                telemetry.report(progress, meter.report(), run.learning_rates)
+            if run.is_due(config.log.samples_every_images):
+                show_samples(run, telemetry)
+            if run.is_due(config.snapshot.every_images):
+                write_generator(run, run.snapshot_folder())
+            if run.is_due(config.checkpoint.every_images):
+                save(run)
+
+        save(run)
+        if progress.images_seen < config.total_images:
+            telemetry.say(f"stopped at {progress.images_seen:,} images; resume: auto goes on")
+            return
+        write_generator(run, run.folder / "generator")
+        telemetry.say(f"done after {progress.images_seen:,} images: {run.folder / 'generator'}")
+
+
+def decay_now(run: Run) -> float:
+    """Share of the average that this iteration's update keeps."""
+    ema, config = run.config.ema, run.config
+    return ema_decay(run.progress.images_seen, config.batch_size, ema.half_life, ema.ramp_up)
+
+
+def count(run: Run, applied: bool, network: str, meter: Meter) -> None:
+    """Counts skipped updates; all ranks have the same count.
+
+    Raises:
+        DivergedError: `max_skipped` were skipped in a row.
+    """
+    progress = run.progress
+    if applied:
+        progress.skipped_in_a_row = 0
+        return
+    progress.skipped_updates += 1
+    progress.skipped_in_a_row += 1
+    if progress.skipped_in_a_row >= run.config.max_skipped:
+        losses = {k: v for k, v in meter.report().items() if k.startswith(("loss/", "grad_norm/"))}
+        told = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+        raise DivergedError(
+            f"{progress.skipped_in_a_row} updates in a row were skipped for non-finite gradients, "
+            f"the last one the {network}'s at {progress.images_seen:,} images seen ({told}). "
+            f"The checkpoints in {run.folder / 'checkpoints'} are from before; lower the "
+            "learning rate, or look at the data, and resume"
+        )

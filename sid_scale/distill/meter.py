@@ -1,0 +1,53 @@
+"""Averages over many micro-batches and all ranks, without waiting for the device.
+
+Values stay on the device until they are reported; then one all-reduce and one copy fetch all.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+# Edges of the noise levels by which the generator's loss is told apart.
+SIGMA_EDGES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+
+
+class Meter:
+    """Running means by name. All ranks must add the same names (the values differ)."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._sums: dict[str, Tensor] = {}  # name -> (sum, count)
+        self._edges = torch.tensor(SIGMA_EDGES, device=device)
+
+    def add(self, name: str, value: Tensor | float, count: Tensor | float = 1.0) -> None:
+        """Adds a value that stands for `count` observations whose sum it is."""
+        pair = torch.stack([torch.as_tensor(x, dtype=torch.float64).to(self._device).reshape(())
+                            for x in (value, count)])  # fmt: skip
+        self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+
+    def add_by_sigma(self, name: str, sigma: Tensor, values: Tensor) -> None:
+        """Adds per-sample values (N,) to the bin of their sigma (N elements)."""
+        bins = torch.bucketize(sigma.flatten(), self._edges)
+        for i, label in enumerate(sigma_bins()):
+            inside = (bins == i).double()
+            self.add(f"{name}_by_sigma/{label}", (values.double() * inside).sum(), inside.sum())
+
+    def report(self) -> dict[str, float]:
+        """Means over all ranks since the last report; empty bins are left out. Collective."""
+        names = list(self._sums)
+        if not names:
+            return {}
+        totals = torch.stack([self._sums[name] for name in names])
+        dist.all_reduce(totals)
+        self._sums.clear()
+        return {
+            name: total / count
+            for name, (total, count) in zip(names, totals.tolist(), strict=True)
+            if count > 0
+        }
+
+
+def sigma_bins() -> list[str]:
+    """Names of the bins that SIGMA_EDGES makes."""
+    edges = ["0", *(f"{edge:g}" for edge in SIGMA_EDGES), "inf"]
+    return [f"{low}-{high}" for low, high in zip(edges, edges[1:])]

@@ -1,0 +1,79 @@
+"""Where randomness comes from, and which noise levels it picks.
+
+Every random number of a run is a function of (seed, purpose, sample): the position of the
+sample in the run's global order decides its noise, not the rank that happens to hold it nor
+how often something was drawn before. A resumed run, or one on another number of ranks, draws
+the same numbers.
+"""
+
+import torch
+from torch import Tensor
+
+SIGMA_MIN = 0.002
+SIGMA_MAX = 80.0
+RHO = 7.0
+
+_MASK = (1 << 64) - 1
+
+
+class KeyedNoise:
+    """One random stream per sample; successive draws continue each stream.
+
+    Args:
+        seed: the run's seed.
+        purpose: what the numbers are for ("generator", "fake_score", ...); another purpose is
+            another set of streams.
+        samples: positions in the run's global order, (N,) integers.
+        device: where the numbers are wanted; they are drawn on the CPU and are the same on all.
+    """
+
+    def __init__(
+        self, seed: int, purpose: str, samples: Tensor, device: torch.device | str = "cpu"
+    ):
+        self._streams = [
+            torch.Generator().manual_seed(keyed_seed(seed, purpose, i)) for i in samples.tolist()
+        ]
+        self._device = device
+
+    def normal(self, *shape: int) -> Tensor:
+        """Unit normal numbers, (N, *shape) float32."""
+        return self._stack([torch.randn(shape, generator=g) for g in self._streams])
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform numbers in [0, 1), (N, *shape) float32."""
+        return self._stack([torch.rand(shape, generator=g) for g in self._streams])
+
+    def _stack(self, draws: list[Tensor]) -> Tensor:
+        return torch.stack(draws).to(self._device, non_blocking=True)
+
+
+def keyed_seed(seed: int, purpose: str, number: int) -> int:
+    """A 64-bit seed that is a function of all three and unrelated to its neighbours."""
+    key = _mix(seed & _MASK)
+    for byte in purpose.encode():
+        key = _mix(key ^ byte)
+    return _mix(key ^ _mix(number & _MASK))
+
+
+def _mix(x: int) -> int:
+    """The splitmix64 finaliser: neighbouring integers become unrelated 64-bit seeds."""
+    x = (x + 0x9E3779B97F4A7C15) & _MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x ^ (x >> 31)
+
+
+def karras_ramp(t: Tensor) -> Tensor:
+    """Noise level at `t`: sigma_min at 0, sigma_max at 1 (arXiv 2206.00364, Eq. 5, rho 7)."""
+    low, high = SIGMA_MIN ** (1 / RHO), SIGMA_MAX ** (1 / RHO)
+    return (low + t * (high - low)) ** RHO
+
+
+def generator_sigma(uniform: Tensor, tmax: float) -> Tensor:
+    """Noise level at which the generator is judged; `tmax` (of 1000) leaves out the largest."""
+    return karras_ramp(uniform * (tmax / 1000))
+
+
+def fake_score_sigma(normal: Tensor, p_mean: float, p_std: float) -> Tensor:
+    """Log-normal noise level at which the fake score learns."""
+    return (normal * p_std + p_mean).exp()

@@ -1,0 +1,74 @@
+"""The losses of SiD and SiDA as pure functions of tensors.
+
+SiD is arXiv 2404.04057, SiDA arXiv 2410.14919. Everywhere: `images` are the generator's clean
+outputs or real data (N, C, H, W); `y_real` and `y_fake` what teacher and fake score make of
+their noised form; `logits` the fake score's encoder map (N, 1, h, w), whose sign says 'real'
+or 'generated'; `sigma`, `weight` and `logvar` are (N, 1, 1, 1). All float32.
+
+A loss with `logvar` is divided by exp(logvar), the fake score's own estimate of how large its
+error is at this noise level (EDM2, arXiv 2312.02696, Eq. 21); pass zeros to switch that off.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+LOGIT_LIMIT = 10.0  # beyond it the discriminator gets, and gives, no gradient
+SMALLEST_WEIGHT = 1e-5
+
+
+def sid_weight(images: Tensor, y_real: Tensor) -> Tensor:
+    """w: how far the teacher is from the image, mean over C, H, W; no gradient (SiD, Eq. 24).
+
+    -> (N, 1, 1, 1), at least 1e-5.
+    """
+    distance = (images - y_real).detach().abs().mean(dim=(1, 2, 3), keepdim=True)
+    return distance.clip(min=SMALLEST_WEIGHT)
+
+
+def sid_loss(
+    images: Tensor, y_real: Tensor, y_fake: Tensor, weight: Tensor, logvar: Tensor, alpha: float
+) -> Tensor:
+    """The generator's score identity loss (SiD, Eqs. 23 and 24), per element (N, C, H, W).
+
+    Gradients are meant to flow through all three: image, teacher and fake score.
+    """
+    gap = y_real - y_fake
+    return gap * ((y_real - images) - alpha * gap) / weight / logvar.exp()
+
+
+def generator_adversarial_loss(logits: Tensor, weight: Tensor, logvar: Tensor) -> Tensor:
+    """SiDA's adversarial loss: the generated should look real, per sample (N, 1, 1, 1).
+
+    The cross-entropy is a mean over the whole batch: `logits` of one micro-batch on one rank.
+    """
+    return _cross_entropy_real(logits) / weight / logvar.exp()
+
+
+def denoising_weight(sigma: Tensor, sigma_data: float) -> Tensor:
+    """EDM's loss weight lambda(sigma) (arXiv 2206.00364, Table 1)."""
+    return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+
+
+def denoising_loss(denoised: Tensor, images: Tensor, weight: Tensor, logvar: Tensor) -> Tensor:
+    """The fake score's denoising loss on generated images (EDM2, Eq. 21), (N, C, H, W)."""
+    return weight * (denoised - images) ** 2 / logvar.exp() + logvar
+
+
+def discriminator_loss(
+    logits_generated: Tensor, logits_real: Tensor, weight: Tensor, logvar: Tensor
+) -> Tensor:
+    """SiDA's discriminator loss at the denoising loss's weight, per sample (N, 1, 1, 1).
+
+    Both maps come from the same sigma and the same noise; the cross-entropies are means over
+    one micro-batch on one rank.
+    """
+    entropy = _cross_entropy_generated(logits_generated) + _cross_entropy_real(logits_real)
+    return 0.5 * weight * entropy / logvar.exp()
+
+
+def _cross_entropy_real(logits: Tensor) -> Tensor:
+    return F.softplus(-logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)).mean()
+
+
+def _cross_entropy_generated(logits: Tensor) -> Tensor:
+    return F.softplus(logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)).mean()

@@ -1,0 +1,90 @@
+"""What a run leaves for people: its settings, pictures, and generators as folders."""
+
+import math
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sid_scale.config import to_yaml
+from sid_scale.distill.build import Run, generator_architecture
+from sid_scale.distill.noise import KeyedNoise
+from sid_scale.distill.step import generate
+from sid_scale.distill.telemetry import Telemetry, image_grid
+from sid_scale.networks.checkpoints import NetworkFolder, save_network
+
+PACKAGES = ("sid-scale", "torch", "deepspeed", "webdataset", "diffusers", "safetensors", "numpy")
+
+
+def prepare_folder(run: Run) -> None:
+    """Makes the run folder and writes the resolved settings and the versions used."""
+    if not run.ranks.is_first:
+        return
+    run.folder.mkdir(parents=True, exist_ok=True)
+    versions = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+    comment = "".join(f"# {name} {number}\n" for name, number in versions.items())
+    comment += f"# {run.ranks.world_size} ranks on {run.ranks.device.type}, "
+    comment += f"ZeRO stage {run.settings.stage}, {run.settings.compute_dtype}\n"
+    (run.folder / "config.yaml").write_text(comment + to_yaml(run.config))
+
+
+@torch.no_grad()
+def sample_latents(run: Run, count: int, micro_batch: int) -> Tensor:
+    """`count` latents of the averaged generator from fixed seeds, classes in turn. Collective.
+
+    Every rank computes the same: a network in shards needs all of them anyway.
+    """
+    label_dim = run.teacher.config.label_dim
+    classes = torch.arange(count) * max(1, label_dim // count) % label_dim
+    latents = []
+    with run.ema.applied():
+        run.generator.module.eval()
+        for samples in torch.arange(count).split(micro_batch):
+            noise = KeyedNoise(run.config.seed, "samples", samples, run.ranks.device)
+            latent = noise.normal(*run.image_shape)
+            between = noise.normal(run.config.steps - 1, *run.image_shape).transpose(0, 1)
+            labels = run.one_hot(classes[samples])
+            init_sigma = run.config.objective.init_sigma
+            latents.append(generate(run.generator.module, latent, between, labels, init_sigma))
+        run.generator.module.train()
+    return torch.cat(latents)
+
+
+def show_samples(run: Run, telemetry: Telemetry) -> None:
+    """Decodes a grid of samples into TensorBoard and samples/. Collective."""
+    if not run.config.log.samples_every_images:
+        return
+    latents = sample_latents(run, run.config.log.samples, run.config.micro_batch)
+    if not run.ranks.is_first:
+        return
+    images = run.codec.decode(latents).cpu()
+    grid = image_grid(images, columns=math.isqrt(len(images) - 1) + 1)
+    telemetry.picture("samples", grid, run.progress.images_seen)
+    folder = run.folder / "samples"
+    folder.mkdir(exist_ok=True)
+    picture = Image.fromarray(grid.permute(1, 2, 0).numpy())
+    picture.save(folder / f"{run.progress.images_seen:012d}.png")
+
+
+def write_generator(run: Run, folder: Path | None) -> None:
+    """Writes the averaged generator as a network folder; None: not wanted. Collective."""
+    if folder is None:
+        return
+    state = run.ema.gather()
+    if state is None:
+        return
+    # Fourier frequencies are no parameters: nobody trains or averages them.
+    state |= {name: buffer.cpu() for name, buffer in run.generator.module.named_buffers()}
+    architecture = generator_architecture(run.teacher.config)
+    origin = {**run.origin, "images_seen": run.progress.images_seen}
+    save_network(folder, NetworkFolder(architecture, state, run.codec.describe(), origin))
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,122 @@
+"""What a run tells: a progress bar, metrics.jsonl, TensorBoard. Rank 0 alone writes."""
+
+import json
+import math
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from sid_scale.config import RunConfig
+from sid_scale.distill.build import Progress
+from sid_scale.ranks import Ranks
+
+# Short names for the line beside the bar.
+BAR_NAMES = {
+    "loss/fake_score": "fake",
+    "loss/discriminator": "disc",
+    "loss/generator_sid": "sid",
+    "loss/generator_gan": "gan",
+}
+
+
+class Telemetry:
+    """Tells of one run. Use as a context manager."""
+
+    def __init__(self, config: RunConfig, ranks: Ranks, images_seen: int):
+        self._ranks = ranks
+        self._folder = Path(config.run_dir)
+        self._clock = time.perf_counter()
+        self._images_then = images_seen
+        if ranks.is_first:
+            self._metrics = open(self._folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115
+            self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=images_seen)
+            self._bar = tqdm(
+                total=config.total_images,
+                initial=images_seen,
+                unit="img",
+                unit_scale=True,
+                desc=config.method,
+                dynamic_ncols=True,
+                mininterval=1.0,
+                file=sys.stderr,
+            )
+
+    def __enter__(self) -> "Telemetry":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._ranks.is_first:
+            self._bar.close()
+            self._board.close()
+            self._metrics.close()
+
+    def tick(self, images: int) -> None:
+        """`images` more have been seen."""
+        if self._ranks.is_first:
+            self._bar.update(images)
+
+    def report(
+        self, progress: Progress, means: dict[str, float], learning_rates: dict[str, float]
+    ) -> None:
+        """Writes one logging interval."""
+        images_seen, skipped_updates = progress.images_seen, progress.skipped_updates
+        now = time.perf_counter()
+        rate = (images_seen - self._images_then) / (now - self._clock)
+        self._clock, self._images_then = now, images_seen
+        if not self._ranks.is_first:
+            return
+        values = dict(means)
+        values["images_per_second"] = rate
+        values["images_per_second_per_device"] = rate / self._ranks.world_size
+        values["memory_gb"] = _memory_gb(self._ranks.device)
+        values["skipped_updates"] = skipped_updates
+        values.update({f"learning_rate/{role}": lr for role, lr in learning_rates.items()})
+        record = {
+            "images_seen": images_seen,
+            **{name: value if math.isfinite(value) else None for name, value in values.items()},
+        }
+        self._metrics.write(json.dumps(record) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(name, value, images_seen)
+        self._board.flush()
+        shown = {short: means[name] for name, short in BAR_NAMES.items() if name in means}
+        losses = " ".join(f"{short} {value:.4g}" for short, value in shown.items())
+        line = (
+            f"{images_seen:>11,} images  {values['images_per_second_per_device']:.1f} img/s/device"
+            f"  {losses}  skipped {skipped_updates}"
+        )
+        self._bar.write(line, file=sys.stdout)
+        sys.stdout.flush()
+
+    def say(self, message: str) -> None:
+        """One line for whoever watches."""
+        if self._ranks.is_first:
+            self._bar.write(message, file=sys.stdout)
+            sys.stdout.flush()
+
+    def picture(self, name: str, image: Tensor, images_seen: int) -> None:
+        """A uint8 picture (3, H, W), for rank 0."""
+        self._board.add_image(name, image, images_seen)
+
+
+def image_grid(images: Tensor, columns: int) -> Tensor:
+    """uint8 (N, 3, H, W) -> one picture (3, rows * H, columns * W); black where N falls short."""
+    count, channels, height, width = images.shape
+    rows = -(-count // columns)
+    grid = images.new_zeros(rows * columns, channels, height, width)
+    grid[:count] = images
+    grid = grid.view(rows, columns, channels, height, width)
+    return grid.permute(2, 0, 3, 1, 4).reshape(channels, rows * height, columns * width)
+
+
+def _memory_gb(device: torch.device) -> float:
+    """High-water mark of the device's memory, or on a CPU of the process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

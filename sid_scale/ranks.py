@@ -1,0 +1,123 @@
+"""This process among the ranks: joining, leaving, and how an error on one ends all.
+
+The launcher (`deepspeed`, `torchrun`) says in the environment who we are. Ranks meet at a
+small key-value store; whoever fails first leaves its name there and prints its traceback, and
+a watching thread on every other rank then ends that rank, even if it waits in a collective
+that will never finish.
+"""
+
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import deepspeed
+import torch
+import torch.distributed as dist
+
+from sid_scale.errors import SidScaleError
+
+POLL_SECONDS = 0.5
+FAILED = "sid_scale/failed"
+STORE_TIMEOUT = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Who we are: rank of world_size, on a device."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+def launched_rank() -> int:
+    """Our rank, as the launcher says, before anything is joined."""
+    return int(os.environ.get("RANK", "0"))
+
+
+@contextmanager
+def joined_ranks() -> Iterator[Ranks]:
+    """Inside, the ranks are joined (nccl on CUDA, gloo elsewhere).
+
+    An exception that leaves this context ends every rank within seconds; its traceback (or,
+    for a `SidScaleError`, its message) is printed once, by the rank where it happened first.
+    """
+    # Without a launcher this is a world of one.
+    rank, world_size = launched_rank(), int(os.environ.get("WORLD_SIZE", "1"))
+    host = os.environ.get("MASTER_ADDR", "127.0.0.1")
+    port = int(os.environ.get("MASTER_PORT", "0"))
+    store = dist.TCPStore(host, port, world_size, rank == 0, timeout=STORE_TIMEOUT)
+    # A client of its own: the other may be busy waiting for a peer.
+    watched = dist.TCPStore(host, store.port, world_size, False, wait_for_workers=False)
+    os.environ.update(
+        RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_RANK=os.environ.get("LOCAL_RANK", "0"),
+        MASTER_ADDR=host,
+        MASTER_PORT=str(store.port),
+    )
+    device = _device()
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    leaving = threading.Event()
+    threading.Thread(target=_watch, args=(watched, rank, leaving), daemon=True).start()
+    try:
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+        deepspeed.init_distributed(dist_backend=backend, verbose=False)
+        yield Ranks(rank, world_size, device)
+        dist.barrier()
+    except BaseException as error:
+        leaving.set()
+        _end_all_ranks(store, rank, error)
+    leaving.set()
+    dist.destroy_process_group()
+
+
+def _device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    torch.cuda.set_device(device)
+    return device
+
+
+def _watch(store: dist.TCPStore, rank: int, leaving: threading.Event) -> None:
+    while not leaving.wait(POLL_SECONDS):
+        try:
+            failed = store.check([FAILED])
+            who = f"rank {store.get(FAILED).decode()} failed" if failed else ""
+        except (RuntimeError, dist.DistError) as error:
+            failed, who = True, f"rank 0 is gone ({type(error).__name__})"
+        if failed and not leaving.wait(2 * POLL_SECONDS):  # time to end in our own way
+            print(f"rank {rank} stops: {who}", file=sys.stderr, flush=True)
+            os._exit(1)
+
+
+def _end_all_ranks(store: dist.TCPStore, rank: int, error: BaseException) -> None:
+    try:
+        first = store.compare_set(FAILED, "", str(rank)).decode() == str(rank)
+    except (RuntimeError, dist.DistError):
+        first = False  # the store went down with rank 0, which has told why
+    if first:
+        if isinstance(error, SidScaleError):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            print(f"rank {rank} failed:", file=sys.stderr)
+            traceback.print_exception(error)
+    else:
+        print(f"rank {rank} stops: another rank failed", file=sys.stderr, flush=True)
+    if rank == 0:
+        time.sleep(4 * POLL_SECONDS)  # the store lives here: let the others read it
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: tearing down a broken process group can hang.
+    os._exit(1)

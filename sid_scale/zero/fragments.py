@@ -1,0 +1,133 @@
+"""Which slice of which parameter this rank owns, the same view at every ZeRO stage.
+
+What DeepSpeed's optimizer steps are not the module's parameters but flat float32 tensors,
+cut into one part a rank. A `Fragment` is one parameter's stretch of such a tensor. Whatever
+must act on the real weights (forced normalisation, EMA, checkpoints) acts on fragments, and
+`publish_masters` then carries the result to the weights that the forward pass reads.
+
+    stage 0     the masters are the parameters; every rank owns all of every one
+    stage 1, 2  one flat tensor; a parameter may straddle two ranks
+    stage 3     every parameter is cut into equal parts; the last is padded
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.engine import DeepSpeedEngine
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """This rank's stretch of one parameter.
+
+    `flat` is the tensor that the base optimizer holds (and keys its state by); the stretch
+    begins there at `offset` and covers elements [start, start + numel) of the parameter.
+    """
+
+    name: str
+    shape: torch.Size  # of the whole parameter
+    start: int
+    numel: int
+    flat: Tensor
+    offset: int
+
+    def of(self, flat: Tensor) -> Tensor:
+        """The stretch of a tensor laid out like `flat`: a view, (numel,)."""
+        return flat.detach().view(-1).narrow(0, self.offset, self.numel)
+
+    @property
+    def master(self) -> Tensor:
+        """The float32 weights that the optimizer steps: a view, (numel,)."""
+        return self.of(self.flat)
+
+
+def stage_of(engine: DeepSpeedEngine) -> int:
+    """ZeRO stage, 0 to 3."""
+    return int(engine.zero_optimization_stage())
+
+
+def is_replicated(engine: DeepSpeedEngine) -> bool:
+    """Whether every rank owns every element (stage 0) rather than a share of its own."""
+    return stage_of(engine) == 0
+
+
+def local_fragments(engine: DeepSpeedEngine) -> list[Fragment]:
+    """This rank's fragments, in the order of the module's parameters.
+
+    At stage 1 and above the ranks' fragments are disjoint and together cover every parameter.
+    """
+    find = {0: _whole, 1: _flat_partition, 2: _flat_partition, 3: _equal_parts}[stage_of(engine)]
+    found = (find(engine, name, p) for name, p in engine.module.named_parameters())
+    return [fragment for fragment in found if fragment is not None]
+
+
+def parameter_shapes(engine: DeepSpeedEngine) -> dict[str, torch.Size]:
+    """Full shape of every parameter, whatever this rank holds of it."""
+    return {
+        name: torch.Size(getattr(p, "ds_shape", p.shape))
+        for name, p in engine.module.named_parameters()
+    }
+
+
+def publish_masters(engine: DeepSpeedEngine) -> None:
+    """Carries changed masters to the weights that the forward pass reads.
+
+    Collective at stages 1 to 3 (one all-gather, or that of stage 3's persistent parameters).
+    """
+    optimizer, stage = engine.optimizer, stage_of(engine)
+    if stage in (1, 2):
+        optimizer.update_lp_params()
+    elif stage == 3:
+        for group in range(len(optimizer.fp32_partitioned_groups_flat)):
+            optimizer._reassign_or_swap_out_partitioned_parameters(group)
+        optimizer._post_step(set())
+
+
+def gather_parameters(
+    engine: DeepSpeedEngine, fragments: Sequence[Fragment], values: Sequence[Tensor]
+) -> dict[str, Tensor] | None:
+    """Puts fragments of all ranks together: full parameters on rank 0 (CPU), None elsewhere.
+
+    `values[i]` (numel,) is laid out like `fragments[i]`. Collective at stage 1 and above: one
+    reduction a parameter, so that no rank ever holds more than one of them on its device.
+    """
+    mine = {fragment.name: (fragment, value) for fragment, value in zip(fragments, values)}
+    rank, full_state = dist.get_rank(), {}
+    for name, shape in parameter_shapes(engine).items():
+        full = torch.zeros(shape.numel(), device=engine.device)
+        if name in mine:
+            fragment, value = mine[name]
+            full.narrow(0, fragment.start, fragment.numel).copy_(value)
+        if not is_replicated(engine):
+            dist.reduce(full, dst=0)  # every element is owned once: the sum is the whole
+        if rank == 0:
+            full_state[name] = full.cpu().view(shape)
+    return full_state if rank == 0 else None
+
+
+def _whole(engine: DeepSpeedEngine, name: str, p: Tensor) -> Fragment:
+    return Fragment(name, p.shape, 0, p.numel(), p, 0)
+
+
+def _flat_partition(engine: DeepSpeedEngine, name: str, p: Tensor) -> Fragment | None:
+    mapping = getattr(p, "_hp_mapping", None)  # None where another rank owns all of it
+    if mapping is None:
+        return None
+    address = mapping.lp_fragment_address
+    flat = engine.optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
+    offset = mapping.hp_fragment_address.start
+    return Fragment(name, p.shape, address.start, address.numel, flat, offset)
+
+
+def _equal_parts(engine: DeepSpeedEngine, name: str, p: Tensor) -> Fragment | None:
+    optimizer = engine.optimizer
+    group, offset, part = optimizer.grad_position[optimizer.get_param_id(p)]
+    start = dist.get_rank() * part
+    numel = min(part, p.ds_numel - start)
+    if numel <= 0:
+        return None
+    flat = optimizer.fp32_partitioned_groups_flat[group]
+    return Fragment(name, torch.Size(p.ds_shape), start, numel, flat, offset)

@@ -1,0 +1,16 @@
+"""Fixtures and helpers that every test may use."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def reference_dir() -> Path:
+    """Folder of the vectors from the published implementations (REFERENCE_DIR)."""
+    folder = Path(os.environ.get("REFERENCE_DIR", ROOT.parent / "shared" / "reference"))
+    assert folder.is_dir(), f"no reference vectors in {folder}: set REFERENCE_DIR"
+    return folder

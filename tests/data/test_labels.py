@@ -1,0 +1,64 @@
+"""Labels drawn from a histogram: a pure function of seed and position."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from sid_scale.data.labels import LabelStream
+
+HISTOGRAM = [5, 0, 3, 2]
+
+
+def labels(batches: int, world_size: int = 1, seed: int = 0, start: int = 0) -> torch.Tensor:
+    """The labels of all ranks in the global order, 16 a global batch."""
+    parts = []
+    for rank in range(world_size):
+        stream = LabelStream(
+            HISTOGRAM,
+            seed=seed,
+            global_batch=16,
+            rank=rank,
+            world_size=world_size,
+            micro_batch=4,
+            start=start,
+        )
+        parts += list(islice(stream, batches * 4 // world_size))
+    index = torch.cat([part.index for part in parts])
+    order = index.argsort()
+    assert index[order].equal(torch.arange(start, start + 16 * batches))
+    return torch.cat([part.labels for part in parts])[order]
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_labels_are_the_same_for_every_number_of_ranks(world_size: int) -> None:
+    assert labels(10, world_size).equal(labels(10))
+
+
+def test_resuming_equals_going_on() -> None:
+    assert labels(3, start=7 * 16).equal(labels(10)[7 * 16 :])
+
+
+def test_micro_batch_size_does_not_change_the_labels() -> None:
+    stream = LabelStream(HISTOGRAM, seed=0, global_batch=16, rank=0, world_size=1, micro_batch=16)
+    assert next(stream).labels.equal(labels(1))
+
+
+def test_seeds_differ() -> None:
+    assert not labels(4, seed=1).equal(labels(4))
+
+
+def test_classes_occur_as_often_as_the_histogram_says() -> None:
+    drawn = labels(1000)
+    assert drawn.dtype == torch.int64
+    frequencies = np.bincount(drawn.numpy(), minlength=4) / len(drawn)
+    np.testing.assert_allclose(frequencies, np.array(HISTOGRAM) / 10, atol=0.015)
+    assert frequencies[1] == 0
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("histogram", [[], [0, 0], [3, -1]])
+def test_what_is_no_histogram_is_refused(histogram: list[int]) -> None:
+    with pytest.raises(ValueError, match="not a class histogram"):
+        LabelStream(histogram, seed=0, global_batch=4, rank=0, world_size=1, micro_batch=4)

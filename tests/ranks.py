@@ -1,0 +1,37 @@
+"""Real ranks for tests: processes that talk over gloo."""
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def run_ranks(world_size: int, work: Callable[..., Any], *arguments: Any) -> None:
+    """Runs `work(rank, *arguments)` on `world_size` ranks; an error on any is raised here."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(_rank, (world_size, port, work, arguments), nprocs=world_size)
+
+
+def _rank(
+    rank: int, world_size: int, port: int, work: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    torch.set_num_threads(1)
+    deepspeed.init_distributed(dist_backend="gloo", verbose=False)
+    try:
+        work(rank, *arguments)
+    finally:
+        dist.destroy_process_group()

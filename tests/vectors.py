@@ -1,0 +1,69 @@
+"""Reading the reference vectors; every shape comes from the files."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sid_scale.networks.checkpoints import from_edm2_shapes
+from sid_scale.networks.edm2 import EDM2, EDM2Config, unit_magnitude
+
+
+class Vectors:
+    """One file of vectors: `v["x"]` is a tensor, `v.network("param.")` a network."""
+
+    def __init__(self, path: Path, config_from: Path | None = None):
+        self._arrays = np.load(path)
+        source = self._arrays if config_from is None else np.load(config_from)
+        self.settings: dict[str, Any] = json.loads(str(source["config"]))
+        names = {f.name for f in dataclasses.fields(EDM2Config)}
+        self.config = EDM2Config(
+            **{
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in self.settings.items()
+                if key in names
+            }
+        )
+
+    def __getitem__(self, key: str) -> Tensor:
+        return torch.from_numpy(self._arrays[key])
+
+    def state(self, prefix: str) -> dict[str, Tensor]:
+        """The weights under a prefix, shaped as in memory."""
+        names = [key for key in self._arrays.files if key.startswith(prefix)]
+        return from_edm2_shapes({key[len(prefix) :]: self[key] for key in names})
+
+    def network(self, prefix: str, *, uncertainty: bool = True) -> EDM2:
+        """The network under a prefix; without `uncertainty` its logvar head is left out."""
+        config, state = self.config, self.state(prefix)
+        if not uncertainty:
+            config = dataclasses.replace(config, logvar_channels=0)
+            state = {k: v for k, v in state.items() if not k.startswith("logvar")}
+        network = EDM2(config)
+        network.load_state_dict(state)
+        return network.eval().requires_grad_(False)
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Largest difference over the largest expected value."""
+    return float((actual - expected).abs().max() / expected.abs().max())
+
+
+def weight_error(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
+    """Per parameter, the relative distance (2-norm) after row normalisation.
+
+    A norm rather than a maximum: Adam's first step is the gradient's sign, and where rounding
+    decides the sign of a vanishing gradient one element differs by twice the learning rate.
+    """
+
+    def rows(w: Tensor) -> Tensor:
+        return unit_magnitude(w, dim=tuple(range(1, w.ndim))) if w.ndim > 1 else w
+
+    return {
+        name: float((rows(actual[name]) - rows(w)).norm() / rows(w).norm())
+        for name, w in expected.items()
+    }
