@@ -123,7 +123,10 @@ class VAECodec:
 
             self.check()
             vae = AutoencoderKL.from_pretrained(
-                self.folder, local_files_only=True, use_safetensors=True
+                self.folder,
+                local_files_only=True,
+                use_safetensors=True,
+                low_cpu_mem_usage=False,  # small, and the other way wants another package
             )
             self._vae = vae.eval().requires_grad_(False)
         return self._vae.to(device)

@@ -66,10 +66,14 @@ class WarmUp:
 
 @dataclass(frozen=True)
 class EMAConfig:
-    """Average of the generator's weights; half-life in images, ramp-up as a share."""
+    """Average of the generator's weights; half-life in images, ramp-up as a share.
+
+    A `relative_width` makes it EDM2's power-function average instead.
+    """
 
     half_life: float = 2_000_000
     ramp_up: float = 0.05
+    relative_width: float | None = None
 
 
 @dataclass(frozen=True)
@@ -219,6 +223,9 @@ def _check(config: RunConfig) -> None:
     for key, positive_value in positive.items():
         if not positive_value > 0:
             raise ConfigError(f"{key}: {positive_value} is not above 0")
+    width = config.ema.relative_width
+    if width is not None and not 0 < width < 12**-0.5:
+        raise ConfigError(f"ema.relative_width: {width} is not in (0, 0.288); try 0.1")
     if not 0 < objective.tmax <= 1000:
         raise ConfigError(f"objective.tmax: {objective.tmax} is not in (0, 1000]")
     if not 0 <= objective.sid_share <= 1:

@@ -72,7 +72,7 @@ def joined_ranks() -> Iterator[Ranks]:
     threading.Thread(target=_watch, args=(watched, rank, leaving), daemon=True).start()
     try:
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
-        deepspeed.init_distributed(dist_backend=backend, verbose=False)
+        tell_deepspeed(backend)
         yield Ranks(rank, world_size, device)
         dist.barrier()
     except BaseException as error:
@@ -80,6 +80,13 @@ def joined_ranks() -> Iterator[Ranks]:
         _end_all_ranks(store, rank, error)
     leaving.set()
     dist.destroy_process_group()
+
+
+def tell_deepspeed(backend: str) -> None:
+    """Lets DeepSpeed use the process group that there is."""
+    # On CPUs it would first compile an all-reduce for inference, which nothing here calls.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
 
 
 def _device() -> torch.device:

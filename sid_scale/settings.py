@@ -84,7 +84,7 @@ def build(cls: type[T], settings: Any, where: str = "") -> T:
     """
     if not isinstance(settings, dict):
         raise ConfigError(f"{where.rstrip('.')}: expected a group of settings, got {settings!r}")
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls))}
     hints = typing.get_type_hints(cls)
     for key in settings:
         if key not in fields:
@@ -101,7 +101,7 @@ def build(cls: type[T], settings: Any, where: str = "") -> T:
 def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint):
-        return build(hint, value, f"{where}.")
+        return build(typing.cast(type, hint), value, f"{where}.")
     if origin is types.UnionType:
         if value is None and type(None) in arguments:
             return None

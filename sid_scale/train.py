@@ -3,6 +3,8 @@
 import argparse
 import logging
 import sys
+import time
+import warnings
 from collections.abc import Sequence
 
 from sid_scale.config import load_config, preset_names
@@ -32,10 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load_config(options.config, options.overrides)
     except SidScaleError as error:
         if launched_rank() == 0:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(3)  # the launcher ends all when the first one ends: let rank 0 speak
         return 2
     # These import torch and DeepSpeed, which take their time: a typo should not.
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     from sid_scale.distill.loop import train
 
     with joined_ranks() as ranks:

@@ -5,18 +5,23 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-import deepspeed
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from sid_scale.ranks import tell_deepspeed
+
 
 def run_ranks(world_size: int, work: Callable[..., Any], *arguments: Any) -> None:
     """Runs `work(rank, *arguments)` on `world_size` ranks; an error on any is raised here."""
+    mp.spawn(_rank, (world_size, free_port(), work, arguments), nprocs=world_size)
+
+
+def free_port() -> int:
+    """A port on which nobody listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(_rank, (world_size, port, work, arguments), nprocs=world_size)
+        return int(probe.getsockname()[1])
 
 
 def _rank(
@@ -30,7 +35,8 @@ def _rank(
         MASTER_PORT=str(port),
     )
     torch.set_num_threads(1)
-    deepspeed.init_distributed(dist_backend="gloo", verbose=False)
+    dist.init_process_group("gloo")
+    tell_deepspeed("gloo")
     try:
         work(rank, *arguments)
     finally:

@@ -13,6 +13,7 @@ from sid_scale.distill.stop import stop_requests
 from sid_scale.distill.telemetry import Telemetry
 from sid_scale.errors import SidScaleError
 from sid_scale.ranks import Ranks
+from sid_scale.zero import power_ema
 from sid_scale.zero.ema import ema_decay
 
 
@@ -72,8 +73,10 @@ def train(config: RunConfig, ranks: Ranks) -> None:
 
 def decay_now(run: Run) -> float:
     """Share of the average that this iteration's update keeps."""
-    ema, config = run.config.ema, run.config
-    return ema_decay(run.progress.images_seen, config.batch_size, ema.half_life, ema.ramp_up)
+    ema, batch, seen = run.config.ema, run.config.batch_size, run.progress.images_seen
+    if ema.relative_width is not None:
+        return power_ema.decay(ema.relative_width, seen + batch, batch)
+    return ema_decay(seen, batch, ema.half_life, ema.ramp_up)
 
 
 def count(run: Run, applied: bool, network: str, meter: Meter) -> None:

@@ -3,6 +3,8 @@
 Values stay on the device until they are reported; then one all-reduce and one copy fetch all.
 """
 
+from itertools import pairwise
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -50,4 +52,4 @@ class Meter:
 def sigma_bins() -> list[str]:
     """Names of the bins that SIGMA_EDGES makes."""
     edges = ["0", *(f"{edge:g}" for edge in SIGMA_EDGES), "inf"]
-    return [f"{low}-{high}" for low, high in zip(edges, edges[1:])]
+    return [f"{low}-{high}" for low, high in pairwise(edges)]

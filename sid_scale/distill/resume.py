@@ -17,8 +17,9 @@ from sid_scale.zero.checkpoint import (
     save_checkpoint,
 )
 
-# Another value of these is another run; everything else may change on resume.
-FIXED = ("method", "steps", "seed", "batch_size", "micro_batch")
+# Another value of these, or of anything in the generator's origin, is another run; all else may
+# change on resume.
+FIXED = ("seed", "batch_size", "micro_batch")
 
 
 def save(run: Run) -> None:
@@ -71,16 +72,10 @@ def find_checkpoint(config: RunConfig) -> Path | None:
 
 
 def _check_same_run(checkpoint: Path, counters: dict[str, Any], run: Run) -> None:
-    ours, theirs = dataclasses.asdict(run.config), counters["config"]
-    differ = [
-        f"{key}: {theirs.get(key)} -> {ours[key]}" for key in FIXED if ours[key] != theirs.get(key)
-    ]
-    if run.origin != counters["origin"]:
-        differ += [
-            f"{key}: {counters['origin'].get(key)} -> {value}"
-            for key, value in run.origin.items()
-            if counters["origin"].get(key) != value
-        ]
+    ours = {**dataclasses.asdict(run.config), **run.origin}
+    theirs = {**counters["config"], **counters["origin"]}
+    fixed = (*FIXED, *run.origin)
+    differ = [f"{k}: {theirs.get(k)} -> {ours[k]}" for k in fixed if ours[k] != theirs.get(k)]
     if differ:
         raise TrainingStateError(
             f"checkpoint {checkpoint} is of another run ({'; '.join(differ)}): "

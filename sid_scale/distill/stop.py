@@ -1,4 +1,8 @@
-"""Stopping when asked: SIGTERM and Ctrl-C end a run after its iteration, on all ranks alike."""
+"""Stopping when asked: SIGTERM and Ctrl-C end a run after its iteration, on all ranks alike.
+
+Asking may also mean ending the `deepspeed` command: on one node it dies of SIGTERM without a
+word to the processes that it started, so each rank looks whether it is still there.
+"""
 
 import os
 import signal
@@ -7,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -21,6 +26,7 @@ class StopRequests:
     def __init__(self, ranks: Ranks):
         self._ranks = ranks
         self._received: set[int] = set()
+        self._command = _launching_command()
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """The signal handler. The same signal a second time ends this process at once."""
@@ -35,9 +41,17 @@ class StopRequests:
 
     def agreed(self) -> bool:
         """Whether any rank was asked to stop. Collective: one number."""
+        if not self._received and _launching_command() != self._command:
+            self.receive(signal.SIGTERM, None)
         asked = torch.tensor(float(bool(self._received)), device=self._ranks.device)
         dist.all_reduce(asked, op=dist.ReduceOp.MAX)
         return bool(asked)
+
+
+def _launching_command() -> int:
+    """Process number of our parent's parent: `deepspeed`, which started the launcher, which
+    started us. It changes when that process ends."""
+    return psutil.Process(os.getppid()).ppid()
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,10 @@ class NetworkFolder:
     origin: dict[str, Any] = field(default_factory=dict)
 
     def build(self, compute_dtype: torch.dtype = torch.float32) -> EDM2:
-        """The network with these weights, on the CPU, in evaluation mode."""
+        """A network with a copy of these weights, on the CPU, in evaluation mode."""
         with torch.device("meta"):
             network = EDM2(self.architecture, compute_dtype)
-        network.load_state_dict(self.state, assign=True)
+        network.load_state_dict({k: v.clone() for k, v in self.state.items()}, assign=True)
         return network.eval()
 
 
@@ -85,10 +86,12 @@ def check_state(architecture: EDM2Config, state: dict[str, Tensor], where: str) 
 
 
 def save_network(folder: str | os.PathLike[str], network: NetworkFolder) -> None:
-    """Writes a network folder; a folder that exists is complete, whatever interrupts us."""
+    """Writes a network folder, replacing one that exists; it is complete or not there."""
     folder = Path(folder)
     check_state(network.architecture, network.state, str(folder))
-    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     tensors = {k: v.detach().cpu().contiguous() for k, v in to_edm2_shapes(network.state).items()}
     config = {
         "format_version": FORMAT_VERSION,
@@ -96,14 +99,12 @@ def save_network(folder: str | os.PathLike[str], network: NetworkFolder) -> None
         "codec": network.codec,
         "origin": network.origin,
     }
-    # The description goes first and the weights last: without weights no folder is read.
-    for name, write in (
-        (CONFIG, lambda path: path.write_text(json.dumps(config, indent=2) + "\n")),
-        (WEIGHTS, lambda path: save_file(tensors, path)),
-    ):
-        partial = folder / f".{name}.partial"
-        write(partial)
-        os.replace(partial, folder / name)
+    (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    save_file(tensors, partial / WEIGHTS)
+    (partial / WEIGHTS).chmod((partial / CONFIG).stat().st_mode)  # safetensors writes 0600
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(partial, folder)
 
 
 def load_network(folder: str | os.PathLike[str]) -> NetworkFolder:
@@ -146,5 +147,8 @@ def load_network(folder: str | os.PathLike[str]) -> NetworkFolder:
 
 def sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file's contents, in hex."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

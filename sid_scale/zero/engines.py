@@ -78,13 +78,13 @@ def read_deepspeed_json(path: str | Path, micro_batch: int, accumulation: int) -
     dtype = _compute_dtype(config)
     if stage not in (0, 1, 2, 3):
         raise DeepSpeedConfigError(f"deepspeed: {path} asks for ZeRO stage {stage!r}; 0 to 3 exist")
-    if config.get("data_types", {}).get("grad_accum_dtype") not in (None, _NAMES[dtype]):
-        if stage < 2:
-            raise DeepSpeedConfigError(
-                f"deepspeed: {path} accumulates gradients in another dtype than it computes in; "
-                "below stage 2 DeepSpeed's optimizer for that does not skip non-finite updates. "
-                "Use stage 2 or 3, or remove data_types.grad_accum_dtype"
-            )
+    accumulates_in = config.get("data_types", {}).get("grad_accum_dtype")
+    if stage < 2 and accumulates_in not in (None, _NAMES[dtype]):
+        raise DeepSpeedConfigError(
+            f"deepspeed: {path} accumulates gradients in another dtype than it computes in; "
+            "below stage 2 DeepSpeed's optimizer for that does not skip non-finite updates. "
+            "Use stage 2 or 3, or remove data_types.grad_accum_dtype"
+        )
     if stage == 0:
         # Everything is replicated anyway: weights stay float32 and only the network's body
         # computes in half precision, which needs no second copy of them.
@@ -130,7 +130,7 @@ class ShardedNetwork:
         self.config = network.config
         self.engine, *_ = deepspeed.initialize(
             model=network,
-            model_parameters=[p for p in network.parameters()],
+            model_parameters=list(network.parameters()),
             optimizer=lambda parameters: _adam(parameters, adam, settings),
             config=settings.config,
             dist_init_required=False,
@@ -189,11 +189,11 @@ class ShardedNetwork:
 
     def _drop_non_finite_gradients(self) -> bool:
         """Stage 0 has no overflow check of its own; its gradients are the same on all ranks."""
-        parameters = [p for p in self.module.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
         self.grad_norm = float(norm)
         if not torch.isfinite(norm):
-            for p in parameters:
+            for p in self.module.parameters():
                 p.grad = None  # Adam leaves weights and state of such parameters alone
         return bool(torch.isfinite(norm))
 

@@ -12,6 +12,7 @@ must act on the real weights (forced normalisation, EMA, checkpoints) acts on fr
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -81,6 +82,7 @@ def publish_masters(engine: DeepSpeedEngine) -> None:
     if stage in (1, 2):
         optimizer.update_lp_params()
     elif stage == 3:
+        optimizer._partition_all_parameters()  # what lies gathered is of yesterday
         for group in range(len(optimizer.fp32_partitioned_groups_flat)):
             optimizer._reassign_or_swap_out_partitioned_parameters(group)
         optimizer._post_step(set())
@@ -112,7 +114,7 @@ def _whole(engine: DeepSpeedEngine, name: str, p: Tensor) -> Fragment:
     return Fragment(name, p.shape, 0, p.numel(), p, 0)
 
 
-def _flat_partition(engine: DeepSpeedEngine, name: str, p: Tensor) -> Fragment | None:
+def _flat_partition(engine: DeepSpeedEngine, name: str, p: Any) -> Fragment | None:
     mapping = getattr(p, "_hp_mapping", None)  # None where another rank owns all of it
     if mapping is None:
         return None
@@ -122,7 +124,7 @@ def _flat_partition(engine: DeepSpeedEngine, name: str, p: Tensor) -> Fragment |
     return Fragment(name, p.shape, address.start, address.numel, flat, offset)
 
 
-def _equal_parts(engine: DeepSpeedEngine, name: str, p: Tensor) -> Fragment | None:
+def _equal_parts(engine: DeepSpeedEngine, name: str, p: Any) -> Fragment | None:
     optimizer = engine.optimizer
     group, offset, part = optimizer.grad_position[optimizer.get_param_id(p)]
     start = dist.get_rank() * part

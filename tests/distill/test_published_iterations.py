@@ -88,9 +88,7 @@ def _two_iterations(rank: int, v: Vectors, ds_json: Path) -> None:
         d = draws("gen", "uniform")
         images = generate(generator, d.latent, d.between, labels, s["init_sigma"])
         with fake_score.frozen() as frozen:
-            loss = generator_loss(
-                teacher, frozen, images, labels, d, objective, adversarial=True
-            )
+            loss = generator_loss(teacher, frozen, images, labels, d, objective, adversarial=True)
             generator.backward(loss.total)
         _close(loss.terms["generator_sid"], recorded("gen.loss_sid"))
         _close(loss.terms["generator_gan"], recorded("gen.loss_gan"))

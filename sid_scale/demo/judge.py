@@ -1,0 +1,169 @@
+"""What became of the digits: distances, accuracy, pictures, one summary."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sid_scale.codecs import Codec, open_codec
+from sid_scale.demo.digits import (
+    NUM_CLASSES,
+    class_accuracy,
+    class_accuracy_real,
+    digit_images,
+    pixel_features,
+)
+from sid_scale.distill.noise import KeyedNoise
+from sid_scale.distill.step import generate
+from sid_scale.evaluate.metrics import FeatureStatistics, frechet_distance
+from sid_scale.evaluate.sampling import denoiser, heun_sample, steps_for
+from sid_scale.networks.checkpoints import load_network
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+TEACHER_EVALUATIONS = (17, 35, 63)
+SEED = 0  # of the noise that teacher and students start from
+BATCH = 128
+COLUMNS = 2 * NUM_CLASSES  # of samples.png
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One set of images, one for each real digit and of its class."""
+
+    images: Tensor  # uint8 (1797, 3, 32, 32)
+    distance: float
+
+
+class Judge:
+    """Holds the real digits, against which all else is compared."""
+
+    def __init__(self, teacher: Path):
+        self.images, self.labels = digit_images()
+        self._real = FeatureStatistics.of(pixel_features(self.images))
+        self._teacher = load_network(teacher)
+        self.codec: Codec = open_codec(self._teacher.codec, beside=teacher)
+
+    def distance(self, images: Tensor) -> float:
+        """Frechet distance of images to the real digits, in 8x8 grey."""
+        return frechet_distance(FeatureStatistics.of(pixel_features(images)), self._real)
+
+    def codec_distance(self) -> float:
+        """Distance of the real digits through the VAE and back: nobody's samples can do better
+        but by chance."""
+        stored = self.codec.encode(self.images)
+        noise = KeyedNoise(SEED, "codec", torch.arange(len(stored)))
+        latents = self.codec.sample(stored, noise.normal(*stored.shape[1:])[:, ::2])
+        return self.distance(self.codec.decode(latents))
+
+    def teacher(self, evaluations: int) -> Judgement:
+        """The teacher's samples at so many network evaluations."""
+        network = self._teacher.build()
+
+        def sample(noise: Tensor, labels: Tensor) -> Tensor:
+            return heun_sample(denoiser(network, labels), noise, steps_for(evaluations))
+
+        return self._judge(sample)
+
+    def student(self, folder: Path) -> Judgement:
+        """The samples of a generator folder."""
+        generator = load_network(folder)
+        network, origin = generator.build(), generator.origin
+
+        def sample(noise: Tensor, labels: Tensor) -> Tensor:
+            between = torch.randn(origin["steps"] - 1, *noise.shape)
+            return generate(network, noise, between, labels, origin["init_sigma"])
+
+        return self._judge(sample)
+
+    @torch.no_grad()
+    def _judge(self, sample: Any) -> Judgement:
+        architecture = self._teacher.architecture
+        size = architecture.img_resolution
+        labels = F.one_hot(self.labels, NUM_CLASSES).float()
+        images = []
+        for numbers in torch.arange(len(labels)).split(BATCH):
+            noise = KeyedNoise(SEED, "evaluation", numbers)
+            latents = sample(noise.normal(architecture.img_channels, size, size), labels[numbers])
+            images.append(self.codec.decode(latents))
+        judged = torch.cat(images)
+        return Judgement(judged, self.distance(judged))
+
+
+def judge_run(run: Path, teacher: Path, facts: dict[str, Any], began: float) -> dict[str, Any]:
+    """Judges a finished run and writes summary.json, samples.png and curve.png beside it.
+
+    `facts` go into the summary as they are, and so do the seconds since `began` (since 1970).
+    """
+    judge = Judge(teacher)
+    teachers = {n: judge.teacher(n) for n in TEACHER_EVALUATIONS}
+    snapshots = sorted(p for p in (run / "snapshots").iterdir() if p.name.isdigit())
+    students = {int(p.name): judge.student(p) for p in snapshots}
+    final = judge.student(run / "generator")
+    images_seen = int(load_network(run / "generator").origin["images_seen"])
+    curve = {seen: student.distance for seen, student in students.items()}
+    curve[images_seen] = final.distance
+    summary = {
+        **{f"teacher_fd_{n}": judged.distance for n, judged in teachers.items()},
+        "student_fd": final.distance,
+        "student_fd_start": students[0].distance,
+        "codec_fd": judge.codec_distance(),
+        "class_accuracy_student": class_accuracy(final.images, judge.labels),
+        "class_accuracy_teacher_35": class_accuracy(teachers[35].images, judge.labels),
+        "class_accuracy_real": class_accuracy_real(),
+        "images_seen": images_seen,
+        **facts,
+    }
+    middle = min((s for s in students if s > 0), default=0)
+    rows = {
+        "real": judge.images,
+        "teacher, 35 evaluations": teachers[35].images,
+        "one step, before": students[0].images,
+        f"one step, {middle:,} images": students[middle].images,
+        f"one step, {images_seen:,} images": final.images,
+    }
+    summary["seconds"] = round(time.time() - began, 1)
+    draw_samples(run / "samples.png", rows, judge.labels)
+    draw_curve(run / "curve.png", curve, {n: t.distance for n, t in teachers.items()}, summary)
+    (run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def draw_samples(path: Path, rows: dict[str, Tensor], labels: Tensor) -> None:
+    """A picture with a row for each set of images, the same digits in the same columns."""
+    chosen = [int(i) for c in range(NUM_CLASSES) for i in (labels == c).nonzero()[:2]]
+    figure, axes = plt.subplots(len(rows), 1, figsize=(COLUMNS * 0.62, len(rows) * 0.92))
+    for axis, (title, images) in zip(axes, rows.items(), strict=True):
+        strip = images[chosen].permute(2, 0, 3, 1).reshape(images.shape[2], -1, 3)
+        axis.imshow(strip.numpy(), interpolation="nearest")
+        axis.set_title(title, loc="left", fontsize=9, pad=2)
+        axis.axis("off")
+    figure.tight_layout(pad=0.4)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def draw_curve(
+    path: Path, curve: dict[int, float], teachers: dict[int, float], summary: dict[str, Any]
+) -> None:
+    """Frechet distance of the one-step generator over images seen, and the teacher's lines."""
+    figure, axis = plt.subplots(figsize=(7, 4.5))
+    seen: Sequence[int] = sorted(curve)
+    axis.plot(seen, [curve[s] for s in seen], "o-", color="black", label="one step (average)")
+    for (n, distance), colour in zip(teachers.items(), ("C3", "C1", "C0"), strict=True):
+        axis.axhline(distance, color=colour, ls="--", label=f"teacher, {n} evaluations")
+    axis.axhline(summary["codec_fd"], color="grey", ls=":", label="real digits through the VAE")
+    axis.set(yscale="log", xlabel="images seen", ylabel="Frechet distance (8x8 grey)")
+    axis.legend(fontsize=8)
+    axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

@@ -1,0 +1,302 @@
+"""Whole runs, started as users start them or through `train` on real ranks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from sid_scale.config import load_config
+from sid_scale.distill.loop import DivergedError, train
+from sid_scale.networks.checkpoints import load_network, save_network
+from sid_scale.ranks import Ranks
+from sid_scale.zero.checkpoint import TrainingStateError
+from tests.ranks import free_port, run_ranks
+from tests.tiny import config, prepare, settings
+
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture
+def launch():
+    """`deepspeed --module sid_scale.train` on two ranks; what is left of it is killed."""
+    started = []
+
+    def launch(folder: Path, *arguments: str) -> subprocess.Popen:
+        launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2"]
+        command = [*launcher, "--master_port", str(free_port()), "--module", "sid_scale.train"]
+        started.append(start([*command, "--config", str(folder / "run.yaml"), *arguments]))
+        return started[-1]
+
+    yield launch
+    for process in started:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def start(command: list[str], **environment: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen, seconds: float = 180) -> str:
+    output, _ = process.communicate(timeout=seconds)
+    return output
+
+
+def records(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def ranks() -> Ranks:
+    return Ranks(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    left, right = load_network(a).state, load_network(b).state
+    return all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_a_launched_run_leaves_what_scripts_rely_on(tmp_path: Path, launch):
+    prepare(tmp_path)
+    process = launch(tmp_path, *settings(tmp_path))
+    output = finish(process)
+    assert process.returncode == 0, output
+    run = tmp_path / "run"
+    assert load_config(run / "config.yaml") == config(tmp_path)
+    assert "# deepspeed" in (run / "config.yaml").read_text()
+
+    told = records(run)
+    assert [r["images_seen"] for r in told] == [8, 16, 24, 32]
+    for record in told:
+        for name in ("loss/fake_score", "loss/discriminator", "loss/generator_sid",
+                     "loss/generator_gan", "grad_norm/generator", "grad_norm/fake_score",
+                     "logits/real", "logits/generated", "images_per_second",
+                     "learning_rate/generator", "memory_gb"):  # fmt: skip
+            assert isinstance(record[name], float), name
+        assert record["skipped_updates"] == 0
+        assert any(name.startswith("sid_loss_by_sigma/") for name in record)
+    assert list((run / "tensorboard").iterdir())
+    assert [p.name for p in sorted((run / "samples").iterdir())] == [
+        f"{n:012d}.png" for n in (0, 16, 32)
+    ]
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == [
+        f"{n:012d}" for n in (16, 32)
+    ]
+    generator = load_network(run / "generator")
+    assert generator.origin["images_seen"] == 32
+    assert generator.origin["method"] == "sida"
+    assert generator.architecture.logvar_channels == 0
+    generator.build()(torch.randn(1, 3, 8, 8), torch.tensor(2.5))
+    assert "img/s/device" in output
+
+
+def kill_command(process: subprocess.Popen) -> None:
+    process.send_signal(signal.SIGTERM)  # `deepspeed` itself, which does not pass it on
+
+
+def press_ctrl_c(process: subprocess.Popen) -> None:
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: everyone in the foreground
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("ask", [kill_command, press_ctrl_c])
+def test_asked_to_stop_it_writes_a_checkpoint_and_resume_goes_on(tmp_path: Path, launch, ask):
+    prepare(tmp_path)
+    long = settings(tmp_path, total_images=10**9, log__samples_every_images=0)
+    process = launch(tmp_path, *long)
+    wait_for(
+        lambda: (
+            (tmp_path / "run" / "metrics.jsonl").exists() and len(records(tmp_path / "run")) > 1
+        ),
+        process,
+    )
+    ask(process)
+    output = finish(process, 60)
+    assert "stopped at" in output, output
+    assert "Traceback" not in output
+    [*_, newest] = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    seen = int(newest.name)
+    process = launch(tmp_path, *settings(tmp_path, total_images=seen + 8))
+    output = finish(process)
+    assert process.returncode == 0, output
+    assert records(tmp_path / "run")[-1]["images_seen"] == seen + 8
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end, "nothing happened in time"
+        time.sleep(0.1)
+
+
+@pytest.mark.faults
+def test_a_typo_is_told_once_without_a_traceback(tmp_path: Path, launch):
+    prepare(tmp_path)
+    process = launch(tmp_path, "method=sidaa")
+    output = finish(process, 60)
+    assert process.returncode != 0
+    assert output.count("did you mean 'sida'?") == 1
+    assert "Traceback" not in output
+
+
+@pytest.mark.faults
+def test_an_unusable_file_is_told_once_without_a_traceback(tmp_path: Path, launch):
+    prepare(tmp_path)
+    (tmp_path / "teacher" / "model.safetensors").write_bytes(b"broken")
+    process = launch(tmp_path, *settings(tmp_path))
+    output = finish(process, 60)
+    assert process.returncode != 0
+    assert output.count("model.safetensors: damaged") == 1
+    assert "Traceback" not in output
+
+
+def test_every_method_stage_and_number_of_steps(tmp_path: Path):
+    prepare(tmp_path)
+    run_ranks(2, _every_method, tmp_path)
+
+
+def _every_method(rank: int, folder: Path) -> None:
+    cases = [
+        {"method": "sid", "data": "null", "deepspeed": folder / "stage0.json"},
+        {"method": "sid", "data": "null", "steps": 2, "deepspeed": folder / "stage3.json"},
+        {"steps": 4, "deepspeed": folder / "stage1.json", "micro_batch": 2},
+        {
+            "method": "sid2a",
+            "generator_init": folder / "run0" / "generator",
+            "deepspeed": folder / "stage3.json",
+            "objective.logvar_weighting": False,
+            "dropout": 0.1,
+            "ema.relative_width": 0.1,
+        },
+    ]
+    for number, case in enumerate(cases):
+        run = folder / f"run{number}"
+        train(config(folder, run_dir=run, total_images=16, **case), ranks())
+        dist.barrier()  # rank 0 writes
+        generator = load_network(run / "generator")
+        start = load_network(folder / "teacher")
+        assert generator.origin["steps"] == case.get("steps", 1)
+        assert not torch.equal(
+            generator.state["unet.out_conv.weight"], start.state["unet.out_conv.weight"]
+        )
+        if rank == 0:
+            adversarial = case.get("method") != "sid"
+            for record in records(run):
+                assert ("loss/generator_gan" in record) == adversarial
+                assert ("logits/real" in record) == adversarial
+
+
+def test_a_resumed_run_is_the_same_run(tmp_path: Path):
+    prepare(tmp_path)
+    run_ranks(2, _resumed, tmp_path)
+    run_ranks(1, _resumed_alone, tmp_path)
+
+
+def _resumed(rank: int, folder: Path) -> None:
+    for stage in (0, 1, 2, 3):
+        ds = folder / f"stage{stage}.json"
+        whole, parts = folder / f"whole{stage}", folder / f"parts{stage}"
+        train(config(folder, run_dir=whole, deepspeed=ds, dropout=0.1), ranks())
+        train(config(folder, run_dir=parts, deepspeed=ds, dropout=0.1, total_images=16), ranks())
+        train(config(folder, run_dir=parts, deepspeed=ds, dropout=0.1), ranks())
+        dist.barrier()  # rank 0 writes
+        assert same_weights(whole / "generator", parts / "generator"), stage
+    with pytest.raises(TrainingStateError, match="seed: 0 -> 1"):
+        train(config(folder, run_dir=folder / "parts2", seed=1), ranks())
+    with pytest.raises(TrainingStateError, match="resume is never"):
+        train(config(folder, run_dir=folder / "parts2", resume="never"), ranks())
+    train(config(folder, run_dir=folder / "undisturbed"), ranks())
+    train(config(folder, run_dir=folder / "moved", total_images=16), ranks())
+
+
+def _resumed_alone(rank: int, folder: Path) -> None:
+    """Half the ranks, twice the accumulation, another stage: same samples, noise and losses."""
+    train(config(folder, run_dir=folder / "moved", deepspeed=folder / "stage3.json"), ranks())
+    expected = {r["images_seen"]: r for r in records(folder / "undisturbed")}
+    moved = [r for r in records(folder / "moved") if r["images_seen"] > 16]
+    assert len(moved) == 2
+    for record in moved:
+        for name in (n for n in record if n.startswith(("loss/", "logits/", "sid_loss"))):
+            wanted = expected[record["images_seen"]][name]
+            assert record[name] == pytest.approx(wanted, rel=1e-4), name
+
+
+def test_the_generator_waits_for_its_warm_up(tmp_path: Path):
+    prepare(tmp_path)
+    run_ranks(2, _warm_up, tmp_path)
+
+
+def _warm_up(rank: int, folder: Path) -> None:
+    warm = {"warm_up.generator_images": 16, "warm_up.adversarial_images": 24}
+    train(config(folder, **warm), ranks())
+    if rank == 0:
+        told = {r["images_seen"]: r for r in records(folder / "run")}
+        assert all("loss/discriminator" in r for r in told.values())
+        assert ["loss/generator_sid" in told[n] for n in (8, 16, 24, 32)] == [
+            False,
+            False,
+            True,
+            True,
+        ]
+        assert ["loss/generator_gan" in told[n] for n in (8, 16, 24, 32)] == [
+            False,
+            False,
+            False,
+            True,
+        ]
+
+
+@pytest.mark.faults
+def test_a_run_that_only_skips_ends_with_an_error_that_says_where(tmp_path: Path):
+    prepare(tmp_path)
+    run_ranks(2, _diverges, tmp_path)
+
+
+def _diverges(rank: int, folder: Path) -> None:
+    teacher = load_network(folder / "teacher")
+    teacher.state["unet.enc.4x4_block0.conv_res0.weight"][0, 0, 0, 0] = float("nan")
+    if rank == 0:
+        save_network(folder / "broken", teacher)
+    dist.barrier()
+    broken = {"teacher": folder / "broken", "max_skipped": 3, "log.samples_every_images": 0}
+    with pytest.raises(DivergedError, match=r"3 updates in a row .* fake score's at 8 images seen"):
+        train(config(folder, **broken), ranks())
+
+
+CRASHES = """
+import sys, torch.distributed as dist, torch
+from sid_scale.ranks import joined_ranks
+with joined_ranks() as ranks:
+    if ranks.rank == int(sys.argv[1]):
+        raise RuntimeError("the disk of rank " + sys.argv[1] + " is on fire")
+    dist.all_reduce(torch.ones(1))
+    dist.all_reduce(torch.ones(1))
+"""
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_exception_on_one_rank_ends_all_and_is_printed_once(tmp_path: Path, failing: int):
+    (tmp_path / "crash.py").write_text(CRASHES)
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    command = [sys.executable, str(tmp_path / "crash.py"), str(failing)]
+    processes = [start(command, RANK=str(rank), LOCAL_RANK=str(rank), **place) for rank in (0, 1)]
+    output = "".join(finish(process, 60) for process in processes)
+    assert all(process.returncode == 1 for process in processes)
+    assert output.count("is on fire") == 2, output  # the raising line and the message
+    assert output.count("Traceback") == 1

@@ -1,0 +1,99 @@
+"""The smallest networks and shards on which everything still happens."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sid_scale.codecs import IdentityCodec
+from sid_scale.config import RunConfig, load_config
+from sid_scale.data.shards import write_shards
+from sid_scale.networks.checkpoints import NetworkFolder, save_network
+from sid_scale.networks.edm2 import EDM2, EDM2Config
+
+ARCHITECTURE = EDM2Config(
+    img_resolution=8,
+    img_channels=3,
+    label_dim=4,
+    model_channels=16,
+    channel_mult=(1, 2),
+    num_blocks=1,
+    attn_resolutions=(4,),
+    channels_per_head=16,
+    logvar_channels=16,
+)
+
+
+def tiny_network(seed: int = 0) -> EDM2:
+    """A network whose every part matters: no gain is zero."""
+    torch.manual_seed(seed)
+    network = EDM2(ARCHITECTURE)
+    with torch.no_grad():
+        for name, p in network.named_parameters():
+            if name.endswith("_gain"):
+                p.fill_(0.7)
+    return network
+
+
+def write_teacher(folder: Path, seed: int = 0) -> Path:
+    state = tiny_network(seed).state_dict()
+    save_network(folder, NetworkFolder(ARCHITECTURE, state))
+    return folder
+
+
+def write_data(folder: Path, samples: int = 40) -> Path:
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.integers(0, 256, (samples, 3, 8, 8), dtype=np.uint8))
+    codec = IdentityCodec()
+    stored = codec.encode(images).numpy()
+    write_shards(
+        folder,
+        ((f"{i:03d}", stored[i], i % ARCHITECTURE.label_dim) for i in range(samples)),
+        codec=codec.describe(),
+        num_classes=ARCHITECTURE.label_dim,
+        shard_samples=16,
+    )
+    return folder
+
+
+def write_deepspeed_json(folder: Path, stage: int, **settings: Any) -> Path:
+    path = folder / f"stage{stage}.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": stage}, **settings}))
+    return path
+
+
+def settings(folder: Path, **overrides: Any) -> list[str]:
+    """`key=value` settings of a run of four iterations in `folder` (made by `prepare`)."""
+    values = {
+        "run_dir": folder / "run",
+        "teacher": folder / "teacher",
+        "data": folder / "data",
+        "deepspeed": folder / "stage2.json",
+        "batch_size": 8,
+        "micro_batch": 4,
+        "total_images": 32,
+        "log.every_images": 8,
+        "log.samples_every_images": 16,
+        "log.samples": 4,
+        "checkpoint.every_images": 16,
+        "warm_up.generator_images": 0,
+        "warm_up.adversarial_images": 0,
+        **{key.replace("__", "."): value for key, value in overrides.items()},
+    }
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+def prepare(folder: Path) -> Path:
+    """Teacher, shards, DeepSpeed JSONs of all stages and an empty YAML in `folder`."""
+    write_teacher(folder / "teacher")
+    write_data(folder / "data")
+    for stage in (0, 1, 2, 3):
+        write_deepspeed_json(folder, stage)
+    (folder / "run.yaml").write_text("")
+    return folder
+
+
+def config(folder: Path, **overrides: Any) -> RunConfig:
+    return load_config(folder / "run.yaml", settings(folder, **overrides))

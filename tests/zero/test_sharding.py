@@ -1,0 +1,234 @@
+"""What the optimizer steps is normalised, averaged, skipped and saved right at every stage.
+
+The reference is one dense network on one process that sees both ranks' data.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sid_scale.networks.edm2 import EDM2, normalise_weights_, normalised_parameters
+from sid_scale.zero.checkpoint import (
+    TrainingState,
+    TrainingStateError,
+    load_checkpoint,
+    save_checkpoint,
+)
+from sid_scale.zero.ema import ShardedEMA
+from sid_scale.zero.engines import AdamConfig, ShardedNetwork, read_deepspeed_json
+from sid_scale.zero.fragments import gather_parameters, local_fragments
+from tests.ranks import run_ranks
+from tests.tiny import tiny_network, write_deepspeed_json
+
+pytestmark = pytest.mark.distributed
+
+STAGES = (0, 1, 2, 3)
+ADAM = AdamConfig(learning_rate=1e-2)
+DECAY = 0.8
+UPDATES = 3
+
+
+def data(update: int, rank: int, count: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    g = torch.Generator().manual_seed(100 * update + rank)
+    x = torch.randn(count, 3, 8, 8, generator=g)
+    return x, torch.rand(count, generator=g) + 0.5, torch.eye(4)[torch.arange(count) % 4]
+
+
+def loss_of(network, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    denoised, logits, logvar = network(*batch)
+    return denoised.square().mean() + logits.mean() + logvar.mean()
+
+
+def build(stage: int, folder: Path, accumulation: int = 1, **settings) -> ShardedNetwork:
+    folder = folder / str(dist.get_rank())
+    folder.mkdir(exist_ok=True)
+    ds = read_deepspeed_json(write_deepspeed_json(folder, stage, **settings), 4, accumulation)
+    return ShardedNetwork(tiny_network(), ds, ADAM, forced_norm=True)
+
+
+def masters(network: ShardedNetwork) -> dict[str, Tensor]:
+    """The full masters, on every rank."""
+    fragments = local_fragments(network.engine)
+    state = gather_parameters(network.engine, fragments, [f.master for f in fragments])
+    shared = [state]
+    dist.broadcast_object_list(shared)
+    assert shared[0] is not None
+    return shared[0]
+
+
+class Dense:
+    """The same training without DeepSpeed: both ranks' batches, Adam, normalisation, average."""
+
+    def __init__(self) -> None:
+        self.network = tiny_network()
+        normalise_weights_(self.network)
+        self.adam = torch.optim.Adam(
+            self.network.parameters(), lr=ADAM.learning_rate, betas=ADAM.betas, eps=1e-8
+        )
+        self.average = {k: v.clone() for k, v in self.network.named_parameters()}
+
+    def update(self, number: int) -> None:
+        self.adam.zero_grad()
+        sum(loss_of(self.network, data(number, rank)) for rank in (0, 1)).div(2).backward()
+        self.adam.step()
+        normalise_weights_(self.network)
+        with torch.no_grad():
+            for name, p in self.network.named_parameters():
+                self.average[name].lerp_(p, 1 - DECAY)
+
+
+def assert_same(actual: dict[str, Tensor], expected, tolerance: float = 2e-5) -> None:
+    for name, value in dict(expected).items():
+        difference = (actual[name] - value.detach()).abs().max()
+        assert difference <= tolerance * (1 + value.abs().max()), name
+
+
+def test_sharded_training_is_dense_training(tmp_path: Path):
+    run_ranks(2, _training, tmp_path)
+
+
+def _training(rank: int, folder: Path) -> None:
+    dense = Dense()
+    for number in range(UPDATES):
+        dense.update(number)
+    averaged = EDM2(dense.network.config)
+    averaged.load_state_dict({**dense.network.state_dict(), **dense.average})
+    for stage in STAGES:
+        network = build(stage, folder)
+        ema = ShardedEMA(network.engine)
+        for number in range(UPDATES):
+            network.backward(loss_of(network, data(number, rank)))
+            assert network.step()
+            ema.update(DECAY)
+        state = masters(network)
+        assert_same(state, dense.network.named_parameters())
+        _rows_are_normalised(network, state)
+        _average_is_sharded_and_swaps_in_and_out(stage, network, ema, averaged)
+
+
+def _rows_are_normalised(network: ShardedNetwork, state: dict[str, Tensor]) -> None:
+    for name, _ in normalised_parameters(network.module):
+        rms = state[name].flatten(1).square().mean(dim=1).sqrt()
+        torch.testing.assert_close(rms, torch.ones_like(rms), rtol=3e-4, atol=0)
+
+
+def _average_is_sharded_and_swaps_in_and_out(
+    stage: int, network: ShardedNetwork, ema: ShardedEMA, averaged: EDM2
+) -> None:
+    total = sum(p.numel() for p in averaged.parameters())
+    held = torch.tensor(sum(v.numel() for v in ema.values))
+    assert all(v.dtype == torch.float32 for v in ema.values)
+    if stage == 0:
+        assert held == total
+    else:
+        assert held < 0.8 * total  # never a full copy on a rank
+        dist.all_reduce(held)
+        assert held == total
+    batch, before = data(99, 0), masters(network)
+    with torch.no_grad(), ema.applied():
+        inside = network.module(*batch).denoised
+    torch.testing.assert_close(inside, averaged(*batch).denoised, rtol=1e-3, atol=1e-4)
+    with torch.no_grad():
+        outside = network.module(*batch).denoised
+    assert not torch.allclose(inside, outside)
+    assert all(torch.equal(before[name], after) for name, after in masters(network).items())
+
+
+def test_accumulated_micro_batches_are_one_batch(tmp_path: Path):
+    run_ranks(2, _accumulation, tmp_path)
+
+
+def _accumulation(rank: int, folder: Path) -> None:
+    for stage in STAGES:
+        whole, parts = build(stage, folder), build(stage, folder, accumulation=2)
+        x, sigma, labels = data(0, rank, count=4)
+        whole.backward(loss_of(whole, (x, sigma, labels)))
+        assert whole.step()
+        for half in (slice(0, 2), slice(2, 4)):
+            parts.backward(loss_of(parts, (x[half], sigma[half], labels[half])))
+            assert parts.step()
+        assert parts.grad_norm == pytest.approx(whole.grad_norm, rel=1e-4)
+        assert_same(masters(parts), masters(whole), tolerance=1e-4)
+
+
+@pytest.mark.faults
+def test_a_bad_gradient_on_one_rank_skips_the_update_on_all(tmp_path: Path):
+    run_ranks(2, _bad_gradients, tmp_path)
+
+
+def _bad_gradients(rank: int, folder: Path) -> None:
+    for stage in STAGES:
+        network = build(stage, folder)
+        network.backward(loss_of(network, data(0, rank)))
+        assert network.step()
+        before = masters(network)
+        for bad in (float("nan"), float("inf")):
+            loss = loss_of(network, data(1, rank))
+            network.backward(loss * bad if rank == 1 else loss)
+            assert not network.step()
+        assert_same(masters(network), before, tolerance=1e-6)
+        network.backward(loss_of(network, data(1, rank)))
+        assert network.step()
+        assert any(not torch.equal(before[n], after) for n, after in masters(network).items())
+
+
+def test_clipping_is_the_jsons_choice(tmp_path: Path):
+    run_ranks(2, _clipping, tmp_path)
+
+
+def _clipping(rank: int, folder: Path) -> None:
+    for stage in STAGES:
+        free, clipped = build(stage, folder), build(stage, folder, gradient_clipping=1e-9)
+        start = masters(free)
+        for network in (free, clipped):
+            network.backward(loss_of(network, data(0, rank)))
+            assert network.step()
+        assert clipped.grad_norm == pytest.approx(free.grad_norm, rel=1e-4)
+        name = "unet.out_conv.weight"
+        moved = [(masters(n)[name] - start[name]).abs().max() for n in (free, clipped)]
+        # Adam's first step has the learning rate's size whatever the gradient's, unless the
+        # gradient is clipped to where eps rules.
+        assert moved[0] > 5e-3
+        assert moved[1] < moved[0] / 5
+
+
+def test_checkpoint_of_one_stage_is_read_at_any_other(tmp_path: Path):
+    run_ranks(2, _checkpoints, tmp_path)
+    run_ranks(1, _resumed_on_fewer_ranks, tmp_path)
+
+
+def _state(network: ShardedNetwork, ema: ShardedEMA) -> TrainingState:
+    return TrainingState({"generator": network.engine}, {"generator": ema})
+
+
+def _checkpoints(rank: int, folder: Path) -> None:
+    for stage, other in ((0, 3), (1, 2), (2, 1), (3, 0)):
+        network = build(stage, folder)
+        ema = ShardedEMA(network.engine)
+        network.backward(loss_of(network, data(0, rank)))
+        assert network.step()
+        ema.update(DECAY)
+        save_checkpoint(folder / f"{stage:03d}", _state(network, ema), {"images": 5})
+
+        again = build(other, folder)
+        again_ema = ShardedEMA(again.engine)
+        counters = load_checkpoint(folder / f"{stage:03d}", _state(again, again_ema))
+        assert counters["images"] == 5
+        saved, loaded = masters(network), masters(again)
+        assert all(torch.equal(saved[name], value) for name, value in loaded.items())
+        for trained in (network, again):  # Adam's moments came along: the next step is the same
+            trained.backward(loss_of(trained, data(1, rank)))
+            assert trained.step()
+        assert_same(masters(again), masters(network))
+
+
+def _resumed_on_fewer_ranks(rank: int, folder: Path) -> None:
+    network = build(2, folder)
+    ema = ShardedEMA(network.engine)
+    load_checkpoint(folder / "003", _state(network, ema))
+    (folder / "003" / "rank-00001-of-00002.safetensors").unlink()
+    with pytest.raises(TrainingStateError, match="rank-00001"):
+        load_checkpoint(folder / "003", _state(network, ema))

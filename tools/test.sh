@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Sets up a fresh machine and passes the tests. Arguments go to pytest (-k, -m, a path ...).
+#
+# REFERENCE_DIR names the folder of the published implementations' vectors
+# (default ../shared/reference).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source tools/install.sh
+install_everything dev
+export OMP_NUM_THREADS=1 # ranks share the cores
+exec python -m pytest "$@"
