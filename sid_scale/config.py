@@ -58,7 +58,10 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class WarmUp:
-    """Images seen before the generator moves, and before its adversarial term counts."""
+    """Images seen before the generator moves, and before its adversarial term counts.
+
+    SiD has no such gates: its generator moves from the start.
+    """
 
     generator_images: int = 100_000
     adversarial_images: int = 200_000
@@ -141,6 +144,14 @@ class RunConfig:
         """Whether real data and a discriminator take part."""
         return self.method in ("sida", "sid2a")
 
+    def moves_generator(self, images_seen: int) -> bool:
+        """Whether the generator is trained by now."""
+        return self.method == "sid" or images_seen >= self.warm_up.generator_images
+
+    def is_adversarial(self, images_seen: int) -> bool:
+        """Whether the generator's adversarial term counts by now."""
+        return self.adversarial and images_seen >= self.warm_up.adversarial_images
+
     def accumulation(self, world_size: int) -> int:
         """Micro-batches that each of `world_size` devices puts into one update.
 
@@ -180,7 +191,7 @@ def to_yaml(config: RunConfig) -> str:
 
 def preset_names() -> list[str]:
     """Names that `load_config` takes in place of a path."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    return sorted(path.stem for path in PRESETS.glob("[!_]*.yaml"))
 
 
 def _find(source: str | Path) -> Path:

@@ -47,7 +47,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
         while progress.images_seen < config.total_images and not stop.agreed():
             torch.manual_seed(keyed_seed(config.seed, f"rank {ranks.rank}", progress.images_seen))
             count(run, update_fake_score(run, data, meter), "fake score", meter)
-            if progress.images_seen >= config.warm_up.generator_images:
+            if config.moves_generator(progress.images_seen):
                 count(run, update_generator(run, labels, meter), "generator", meter)
                 run.ema.update(decay_now(run))
             progress.images_seen += config.batch_size

@@ -211,9 +211,7 @@ def update_generator(run: Run, labels_stream: Iterator[LabelBatch], meter: Meter
     -> False if the update was skipped for a non-finite gradient.
     """
     finite = True
-    adversarial = (
-        run.config.adversarial and run.progress.images_seen >= run.config.warm_up.adversarial_images
-    )
+    adversarial = run.config.is_adversarial(run.progress.images_seen)
     for micro in range(run.accumulation):
         batch = next(labels_stream)
         noise = KeyedNoise(run.config.seed, "generator", batch.index, run.ranks.device)

@@ -1,0 +1,42 @@
+"""Means by name over micro-batches and ranks."""
+
+import pytest
+import torch
+
+from sid_scale.distill.meter import Meter, sigma_bins
+from sid_scale.distill.telemetry import image_grid
+from tests.ranks import run_ranks
+
+
+@pytest.mark.distributed
+def test_means_are_over_all_ranks():
+    run_ranks(2, _report)
+
+
+def _report(rank: int) -> None:
+    meter = Meter(torch.device("cpu"))
+    for value in (1.0, 2.0):
+        meter.add("loss", torch.tensor(value + 10 * rank))
+    # rank 0 sees sigma 0.05 and 0.2, rank 1 sees 0.2 twice
+    sigma = torch.tensor([0.05, 0.2] if rank == 0 else [0.2, 0.2])
+    meter.add_by_sigma("sid", sigma.view(2, 1, 1, 1), torch.tensor([4.0, 1.0 + rank]))
+    report = meter.report()
+    assert report["loss"] == pytest.approx(6.5)
+    told = {name: value for name, value in report.items() if name.startswith("sid")}
+    assert told == {
+        "sid_by_sigma/0-0.1": pytest.approx(4.0),
+        "sid_by_sigma/0.1-0.3": pytest.approx((1 + 4 + 2) / 3),
+    }
+    assert meter.report() == {}
+
+
+def test_bins_cover_all_noise_levels():
+    assert sigma_bins()[0].startswith("0-")
+    assert sigma_bins()[-1].endswith("-inf")
+
+
+def test_grid_puts_images_row_by_row():
+    images = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 3, 2, 2)
+    grid = image_grid(images, columns=3)
+    assert grid.shape == (3, 4, 6)
+    assert grid[0, ::2, ::2].tolist() == [[0, 1, 2], [3, 4, 0]]

@@ -1,0 +1,95 @@
+"""Codecs: pixels to network latents and back, and what is told when a file is missing."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sid_scale.codecs import (
+    STABILITY_MEAN,
+    STABILITY_STD,
+    CodecError,
+    IdentityCodec,
+    VAECodec,
+    normalisation,
+    open_codec,
+    stability_vae,
+)
+from sid_scale.demo.digits import digit_images
+from sid_scale.demo.prepare import TEACHER
+from sid_scale.networks.checkpoints import load_network
+
+
+def shipped_codec() -> VAECodec:
+    codec = open_codec(load_network(TEACHER).codec, beside=TEACHER)
+    assert isinstance(codec, VAECodec)
+    return codec
+
+
+def test_identity_is_exact():
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    codec = IdentityCodec()
+    latents = codec.sample(codec.encode(images), torch.randn(4, 3, 8, 8))
+    assert latents.abs().max() <= 1
+    assert torch.equal(codec.decode(latents), images)
+
+
+def test_vae_brings_digits_there_and_back():
+    codec, (images, _) = shipped_codec(), digit_images()
+    stored = codec.encode(images[:200])
+    latents = codec.sample(stored, torch.randn(200, *stored[0, ::2].shape))
+    decoded = codec.decode(latents)
+    assert decoded.dtype == torch.uint8
+    assert decoded.shape == images[:200].shape
+    assert (decoded.float() - images[:200].float()).abs().mean() < 8
+
+
+def test_network_latents_have_the_teachers_scale():
+    codec, (images, _) = shipped_codec(), digit_images()
+    stored = codec.encode(images)
+    latents = codec.sample(stored, torch.randn(len(stored), *stored[0, ::2].shape))
+    assert latents.mean(dim=(0, 2, 3)).abs().max() < 0.02
+    torch.testing.assert_close(latents.std(dim=(0, 2, 3)), torch.full((4,), 0.5), rtol=0.02, atol=0)
+
+
+def test_sampling_needs_no_vae_and_follows_edm2s_normalisation(tmp_path: Path):
+    codec = stability_vae(tmp_path / "not there")
+    mean = torch.tensor(STABILITY_MEAN)[None, :, None, None].expand(2, 4, 3, 3)
+    std = torch.tensor(STABILITY_STD)[None, :, None, None].expand(2, 4, 3, 3)
+    noise = torch.randn(2, 4, 3, 3)
+    latents = codec.sample(torch.cat([mean, std], dim=1), noise)
+    torch.testing.assert_close(latents, 0.5 * noise, rtol=1e-4, atol=1e-5)
+
+
+def test_description_makes_the_codec_again():
+    codec = shipped_codec()
+    again = open_codec(codec.describe())
+    assert again.describe() == codec.describe()
+    again.check()
+
+
+def test_normalisation_brings_any_latents_to_sigma_data():
+    scale, bias = normalisation([2.0, -1.0], [4.0, 0.25])
+    assert [m * k + b for m, k, b in zip([2.0, -1.0], scale, bias)] == [0, 0]
+    assert [s * k for s, k in zip([4.0, 0.25], scale)] == [0.5, 0.5]
+
+
+@pytest.mark.faults
+def test_a_missing_vae_says_what_is_wanted(tmp_path: Path):
+    codec = stability_vae(tmp_path)
+    for use in (codec.check, lambda: codec.decode(torch.zeros(1, 4, 2, 2))):
+        with pytest.raises(CodecError, match=r"no config\.json there.*sd-vae-ft-mse"):
+            use()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [
+        ({"kind": "jpeg"}, "unknown codec 'jpeg'"),
+        ({"kind": "vae", "vae": "x"}, "lacks scale, bias"),
+    ],
+)
+def test_a_bad_description_is_named(description, message):
+    with pytest.raises(CodecError, match=message):
+        open_codec(description)
