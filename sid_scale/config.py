@@ -26,10 +26,15 @@ PRESETS = Path(__file__).parent / "presets"
 
 @dataclass(frozen=True)
 class LearningRates:
-    """Adam's learning rates."""
+    """Adam's learning rates: constant, as published, or falling to zero at the end.
+
+    Over the last `ramp_down_images` of the run they fall linearly: a short run has no time to
+    average its noise away.
+    """
 
     generator: float = 5e-5
     fake_score: float = 5e-5
+    ramp_down_images: int = 0
 
 
 @dataclass(frozen=True)
@@ -124,9 +129,10 @@ class RunConfig:
     method: Literal["sid", "sida", "sid2a"] = "sida"
     seed: int = 0
     data: str | None = None  # shard folder; sid needs none
-    generator_init: str | None = None  # network folder; null: the teacher's weights
+    generator_init: str | None = None  # network folder that sid2a, and it alone, starts from
     steps: Literal[1, 2, 4] = 1
     dropout: float = 0.0
+    teacher_activations: Literal["keep", "recompute", "offload"] = "keep"  # activations.py
     resume: str = "auto"  # auto, never, or a checkpoint folder
     max_skipped: int = 20  # updates in a row that may be skipped for non-finite gradients
     learning_rate: LearningRates = field(default_factory=LearningRates)
@@ -143,6 +149,11 @@ class RunConfig:
     def adversarial(self) -> bool:
         """Whether real data and a discriminator take part."""
         return self.method in ("sida", "sid2a")
+
+    def learning_rate_scale(self, images_seen: int) -> float:
+        """Share of the learning rates that holds by now."""
+        ramp = self.learning_rate.ramp_down_images
+        return min(1.0, (self.total_images - images_seen) / ramp) if ramp else 1.0
 
     def moves_generator(self, images_seen: int) -> bool:
         """Whether the generator is trained by now."""
@@ -216,6 +227,7 @@ def _check(config: RunConfig) -> None:
         "checkpoint.every_images": (config.checkpoint.every_images, 1),
         "checkpoint.keep": (config.checkpoint.keep, 1),
         "snapshot.every_images": (config.snapshot.every_images, 0),
+        "learning_rate.ramp_down_images": (config.learning_rate.ramp_down_images, 0),
         "log.every_images": (config.log.every_images, 1),
         "log.samples_every_images": (config.log.samples_every_images, 0),
         "log.samples": (config.log.samples, 1),

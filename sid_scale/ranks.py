@@ -23,7 +23,8 @@ import torch.distributed as dist
 from sid_scale.errors import SidScaleError
 
 POLL_SECONDS = 0.5
-FAILED = "sid_scale/failed"
+# torchrun's store outlives a restart of the ranks: each start has a key of its own.
+FAILED = f"sid_scale/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 STORE_TIMEOUT = timedelta(minutes=10)
 
 
@@ -56,7 +57,9 @@ def joined_ranks() -> Iterator[Ranks]:
     rank, world_size = launched_rank(), int(os.environ.get("WORLD_SIZE", "1"))
     host = os.environ.get("MASTER_ADDR", "127.0.0.1")
     port = int(os.environ.get("MASTER_PORT", "0"))
-    store = dist.TCPStore(host, port, world_size, rank == 0, timeout=STORE_TIMEOUT)
+    # torchrun's agent already serves a store at that address.
+    serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    store = dist.TCPStore(host, port, world_size, serves, timeout=STORE_TIMEOUT)
     # A client of its own: the other may be busy waiting for a peer.
     watched = dist.TCPStore(host, store.port, world_size, False, wait_for_workers=False)
     os.environ.update(

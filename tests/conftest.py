@@ -12,5 +12,7 @@ ROOT = Path(__file__).parents[1]
 def reference_dir() -> Path:
     """Folder of the vectors from the published implementations (REFERENCE_DIR)."""
     folder = Path(os.environ.get("REFERENCE_DIR", ROOT.parent / "shared" / "reference"))
+    if not folder.is_dir() and not {"REFERENCE_DIR", "CI"} & os.environ.keys():
+        pytest.skip("the published implementations' vectors are not here: set REFERENCE_DIR")
     assert folder.is_dir(), f"no reference vectors in {folder}: set REFERENCE_DIR"
     return folder

@@ -14,12 +14,13 @@ import torch
 import torch.distributed as dist
 
 from sid_scale.config import load_config
+from sid_scale.distill import step
 from sid_scale.distill.loop import DivergedError, train
 from sid_scale.networks.checkpoints import load_network, save_network
 from sid_scale.ranks import Ranks
 from sid_scale.zero.checkpoint import TrainingStateError
 from tests.ranks import free_port, run_ranks
-from tests.tiny import config, prepare, settings
+from tests.tiny import config, prepare, settings, write_deepspeed_json
 
 pytestmark = pytest.mark.distributed
 
@@ -77,7 +78,9 @@ def test_a_launched_run_leaves_what_scripts_rely_on(tmp_path: Path, launch):
     assert process.returncode == 0, output
     run = tmp_path / "run"
     assert load_config(run / "config.yaml") == config(tmp_path)
-    assert "# deepspeed" in (run / "config.yaml").read_text()
+    environment = json.loads((run / "environment.json").read_text())
+    assert (environment["ranks"], environment["zero_stage"]) == (2, 2)
+    assert environment["torch"] == torch.__version__
 
     told = records(run)
     assert [r["images_seen"] for r in told] == [8, 16, 24, 32]
@@ -181,6 +184,7 @@ def _every_method(rank: int, folder: Path) -> None:
             "deepspeed": folder / "stage3.json",
             "objective.logvar_weighting": False,
             "dropout": 0.1,
+            "teacher_activations": "offload",
             "ema.relative_width": 0.1,
         },
     ]
@@ -199,6 +203,27 @@ def _every_method(rank: int, folder: Path) -> None:
             for record in records(run):
                 assert ("loss/generator_gan" in record) == adversarial
                 assert ("logits/real" in record) == adversarial
+
+
+def test_half_precision_trains_at_every_stage(tmp_path: Path):
+    """On the CPU: weights, gradients and their reduction in bfloat16, masters in float32."""
+    prepare(tmp_path)
+    run_ranks(2, _half_precision, tmp_path)
+
+
+def _half_precision(rank: int, folder: Path) -> None:
+    quiet = {"log.samples_every_images": 0}
+    train(config(folder, run_dir=folder / "float32", **quiet), ranks())
+    for stage in (0, 1, 2, 3):
+        ds = write_deepspeed_json(folder / str(rank), stage, bf16={"enabled": True})
+        train(config(folder, run_dir=folder / f"bf16-{stage}", deepspeed=ds, **quiet), ranks())
+        if rank == 0:
+            for half, whole in zip(
+                records(folder / f"bf16-{stage}"), records(folder / "float32"), strict=True
+            ):
+                assert half["skipped_updates"] == 0
+                for name in ("loss/fake_score", "loss/discriminator", "grad_norm/fake_score"):
+                    assert half[name] == pytest.approx(whole[name], rel=0.15), (stage, name)
 
 
 def test_a_resumed_run_is_the_same_run(tmp_path: Path):
@@ -220,6 +245,14 @@ def _resumed(rank: int, folder: Path) -> None:
         train(config(folder, run_dir=folder / "parts2", seed=1), ranks())
     with pytest.raises(TrainingStateError, match="resume is never"):
         train(config(folder, run_dir=folder / "parts2", resume="never"), ranks())
+    assert load_config(folder / "parts2" / "config.yaml").seed == 0  # refused: nothing changed
+    older = folder / "parts2" / "checkpoints" / "000000000016"
+    with pytest.raises(TrainingStateError, match="000000000032 is newer"):
+        train(config(folder, run_dir=folder / "parts2", resume=older), ranks())
+    branch = {"run_dir": folder / "branch", "resume": older, "dropout": 0.1}
+    train(config(folder, **branch), ranks())
+    dist.barrier()
+    assert same_weights(folder / "branch" / "generator", folder / "whole2" / "generator")
     train(config(folder, run_dir=folder / "undisturbed"), ranks())
     train(config(folder, run_dir=folder / "moved", total_images=16), ranks())
 
@@ -274,18 +307,36 @@ def _diverges(rank: int, folder: Path) -> None:
         save_network(folder / "broken", teacher)
     dist.barrier()
     broken = {"teacher": folder / "broken", "max_skipped": 3, "log.samples_every_images": 0}
-    with pytest.raises(DivergedError, match=r"3 updates in a row .* fake score's at 8 images seen"):
+    where = r"3 updates of the fake score in a row .* the last one at 16 images seen .*nan"
+    with pytest.raises(DivergedError, match=where):
         train(config(folder, **broken), ranks())
 
 
+@pytest.mark.faults
+def test_a_generator_that_alone_diverges_is_not_hidden_by_a_sound_fake_score(tmp_path: Path):
+    prepare(tmp_path)
+    run_ranks(2, _generator_diverges, tmp_path)
+
+
+def _generator_diverges(rank: int, folder: Path) -> None:
+    generator_loss = step.generator_loss
+
+    def broken(*arguments, **options):
+        loss = generator_loss(*arguments, **options)
+        return loss._replace(total=loss.total * float("nan")) if rank == 1 else loss
+
+    step.generator_loss = broken
+    with pytest.raises(DivergedError, match="3 updates of the generator in a row"):
+        train(config(folder, max_skipped=3, total_images=160), ranks())
+
+
 CRASHES = """
-import sys, torch.distributed as dist, torch
+import sys, time
 from sid_scale.ranks import joined_ranks
 with joined_ranks() as ranks:
     if ranks.rank == int(sys.argv[1]):
         raise RuntimeError("the disk of rank " + sys.argv[1] + " is on fire")
-    dist.all_reduce(torch.ones(1))
-    dist.all_reduce(torch.ones(1))
+    time.sleep(600)  # as in a collective that nobody will finish
 """
 
 
@@ -296,7 +347,7 @@ def test_an_exception_on_one_rank_ends_all_and_is_printed_once(tmp_path: Path, f
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     command = [sys.executable, str(tmp_path / "crash.py"), str(failing)]
     processes = [start(command, RANK=str(rank), LOCAL_RANK=str(rank), **place) for rank in (0, 1)]
-    output = "".join(finish(process, 60) for process in processes)
+    output = "".join(finish(process, 60) for process in processes)  # not 600
     assert all(process.returncode == 1 for process in processes)
     assert output.count("is on fire") == 2, output  # the raising line and the message
     assert output.count("Traceback") == 1

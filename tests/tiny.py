@@ -59,6 +59,7 @@ def write_data(folder: Path, samples: int = 40) -> Path:
 
 
 def write_deepspeed_json(folder: Path, stage: int, **settings: Any) -> Path:
+    folder.mkdir(exist_ok=True)
     path = folder / f"stage{stage}.json"
     path.write_text(json.dumps({"zero_optimization": {"stage": stage}, **settings}))
     return path

@@ -24,6 +24,10 @@ run=${RUN_DIR:-runs/demo}
 install_everything dev
 
 began=$(date +%s)
+if [ -e "$run" ] && [ ! -d "$run/shards" ] && [ -n "$(ls -A "$run")" ]; then
+    echo "$run holds something else than a demo: set RUN_DIR to another folder" >&2
+    exit 2
+fi
 rm -rf "$run"
 if gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l) && [ "$gpus" -gt 0 ]; then
     ranks=$((gpus < 2 ? gpus : 2)) deepspeed=ds_configs/zero2.json
@@ -36,6 +40,5 @@ python -m sid_scale.demo prepare "$run"
 deepspeed --num_gpus "$ranks" --module sid_scale.train --config digits \
     run_dir="$run" data="$run/shards" deepspeed="$deepspeed" micro_batch=$((64 / ranks)) \
     total_images="$images" snapshot.every_images="$snapshots"
-OMP_NUM_THREADS=$(nproc) python -m sid_scale.demo judge "$run" \
-    --ranks "$ranks" --zero-stage 2 --began "$began"
+OMP_NUM_THREADS=$(nproc) python -m sid_scale.demo judge "$run" --began "$began"
 echo "look at $run/samples.png and $run/curve.png"

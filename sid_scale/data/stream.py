@@ -140,7 +140,7 @@ class LatentStream:
     def close(self) -> None:
         """Stop reading and wait for the thread; a closed stream raises `ValueError`."""
         self._stop.set()
-        self._thread.join()
+        self._thread.join(timeout=5)  # a read that hangs must not keep the run from ending
         self._failure = self._failure or ValueError("this LatentStream is closed")
 
     def __enter__(self) -> "LatentStream":

@@ -18,8 +18,6 @@ def main() -> int:
     judge = commands.add_parser("judge", help="write summary.json, samples.png and curve.png")
     for command in (prepare, judge):
         command.add_argument("run_dir", type=Path)
-    judge.add_argument("--ranks", type=int, required=True, help="how many trained")
-    judge.add_argument("--zero-stage", type=int, required=True, help="how they were sharded")
     judge.add_argument("--began", type=float, required=True, help="when: seconds since 1970")
     options = parser.parse_args()
 
@@ -27,8 +25,7 @@ def main() -> int:
         codec = open_codec(load_network(TEACHER).codec, beside=TEACHER)
         write_digit_shards(options.run_dir / "shards", codec)
         return 0
-    facts = {"ranks": options.ranks, "zero_stage": options.zero_stage}
-    summary = judge_run(options.run_dir, TEACHER, facts, began=options.began)
+    summary = judge_run(options.run_dir, TEACHER, options.began)
     print(json.dumps(summary, indent=2))
     return 0
 

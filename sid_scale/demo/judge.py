@@ -61,7 +61,8 @@ class Judge:
         but by chance."""
         stored = self.codec.encode(self.images)
         noise = KeyedNoise(SEED, "codec", torch.arange(len(stored)))
-        latents = self.codec.sample(stored, noise.normal(*stored.shape[1:])[:, ::2])
+        channels, height, width = stored.shape[1:]
+        latents = self.codec.sample(stored, noise.normal(channels // 2, height, width))
         return self.distance(self.codec.decode(latents))
 
     def teacher(self, evaluations: int) -> Judgement:
@@ -79,7 +80,8 @@ class Judge:
         network, origin = generator.build(), generator.origin
 
         def sample(noise: Tensor, labels: Tensor) -> Tensor:
-            between = torch.randn(origin["steps"] - 1, *noise.shape)
+            seeded = torch.Generator().manual_seed(SEED)
+            between = torch.randn(origin["steps"] - 1, *noise.shape, generator=seeded)
             return generate(network, noise, between, labels, origin["init_sigma"])
 
         return self._judge(sample)
@@ -98,10 +100,10 @@ class Judge:
         return Judgement(judged, self.distance(judged))
 
 
-def judge_run(run: Path, teacher: Path, facts: dict[str, Any], began: float) -> dict[str, Any]:
+def judge_run(run: Path, teacher: Path, began: float) -> dict[str, Any]:
     """Judges a finished run and writes summary.json, samples.png and curve.png beside it.
 
-    `facts` go into the summary as they are, and so do the seconds since `began` (since 1970).
+    `began` is when the demo began, in seconds since 1970.
     """
     judge = Judge(teacher)
     teachers = {n: judge.teacher(n) for n in TEACHER_EVALUATIONS}
@@ -109,6 +111,7 @@ def judge_run(run: Path, teacher: Path, facts: dict[str, Any], began: float) -> 
     students = {int(p.name): judge.student(p) for p in snapshots}
     final = judge.student(run / "generator")
     images_seen = int(load_network(run / "generator").origin["images_seen"])
+    environment = json.loads((run / "environment.json").read_text())
     curve = {seen: student.distance for seen, student in students.items()}
     curve[images_seen] = final.distance
     summary = {
@@ -120,7 +123,7 @@ def judge_run(run: Path, teacher: Path, facts: dict[str, Any], began: float) -> 
         "class_accuracy_teacher_35": class_accuracy(teachers[35].images, judge.labels),
         "class_accuracy_real": class_accuracy_real(),
         "images_seen": images_seen,
-        **facts,
+        **{key: environment[key] for key in ("ranks", "zero_stage", "device", "compute_dtype")},
     }
     middle = min((s for s in students if s > 0), default=0)
     rows = {

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from sid_scale.data.labels import LabelStream
 from sid_scale.data.shards import read_index
 from sid_scale.data.stream import LatentStream
 from sid_scale.distill.noise import keyed_seed
+from sid_scale.networks.activations import spare_activations
 from sid_scale.networks.checkpoints import (
     WEIGHTS,
     CheckpointError,
@@ -21,7 +23,7 @@ from sid_scale.networks.checkpoints import (
     load_network,
     sha256,
 )
-from sid_scale.networks.edm2 import EDM2, EDM2Config
+from sid_scale.networks.edm2 import EDM2, EDM2Config, store_weights_in
 from sid_scale.ranks import Ranks
 from sid_scale.zero.checkpoint import TrainingState
 from sid_scale.zero.ema import ShardedEMA
@@ -39,7 +41,8 @@ class Progress:
 
     images_seen: int = 0
     skipped_updates: int = 0
-    skipped_in_a_row: int = 0
+    # network -> its updates skipped since the last that was not; starts anew on resume
+    skipped_in_a_row: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -58,6 +61,7 @@ class Run:
     origin: dict[str, Any]  # what a generator folder says of where it comes from
     histogram: list[int]  # images per class; what generated labels are drawn from
     progress: Progress = field(default_factory=Progress)
+    saved_at: int | None = None  # images seen in the last checkpoint written or read
 
     @property
     def folder(self) -> Path:
@@ -73,6 +77,12 @@ class Run:
         """Whether the last batch completed another `every_images` images; 0 is never."""
         seen = self.progress.images_seen
         return bool(every_images) and seen % every_images < self.config.batch_size
+
+    def set_learning_rates(self) -> None:
+        """Puts the optimizers' learning rates to what holds by now."""
+        scale = self.config.learning_rate_scale(self.progress.images_seen)
+        self.generator.learning_rate = scale * self.config.learning_rate.generator
+        self.fake_score.learning_rate = scale * self.config.learning_rate.fake_score
 
     @property
     def learning_rates(self) -> dict[str, float]:
@@ -136,7 +146,10 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     accumulation = config.accumulation(ranks.world_size)
     settings = read_deepspeed_json(config.deepspeed, config.micro_batch, accumulation)
     source = load_network(config.teacher)
-    start = source if config.generator_init is None else load_network(config.generator_init)
+    start = source
+    if config.method == "sid2a":
+        assert config.generator_init is not None  # config.py has checked
+        start = load_network(config.generator_init)
     _check_networks(config, source, start)
     codec = open_codec(source.codec, beside=config.teacher)
     if config.log.samples_every_images:
@@ -157,8 +170,8 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
         forced_norm=config.forced_weight_norm.fake_score,
     )
     teacher = source.build(settings.compute_dtype).requires_grad_(False)
-    if settings.stage > 0:
-        teacher = teacher.to(settings.compute_dtype)
+    store_weights_in(settings.compute_dtype, teacher)
+    spare_activations(teacher, config.teacher_activations)
     return Run(
         config,
         ranks,
@@ -169,7 +182,7 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
         teacher.to(ranks.device),
         ShardedEMA(generator.engine),
         codec,
-        _origin(config),
+        _origin(config, ranks),
         histogram,
     )
 
@@ -195,6 +208,13 @@ def _check_networks(config: RunConfig, teacher: NetworkFolder, start: NetworkFol
             f"generator_init {config.generator_init} has another architecture than teacher "
             f"{config.teacher}: {body(start.architecture)} and {body(teacher.architecture)}"
         )
+    objective = {"init_sigma": config.objective.init_sigma, "steps": config.steps}
+    for key, value in objective.items():
+        if start is not teacher and start.origin.get(key, value) != value:
+            raise CheckpointError(
+                f"generator_init {config.generator_init} was made with {key} "
+                f"{start.origin[key]}, this run has {value}: make them the same"
+            )
     if config.objective.logvar_weighting and not teacher.architecture.logvar_channels:
         raise CheckpointError(
             f"teacher {config.teacher} has no uncertainty head: set "
@@ -229,12 +249,14 @@ def _adam(config: RunConfig, learning_rate: float) -> AdamConfig:
     return AdamConfig(learning_rate, config.adam.betas, config.adam.eps)
 
 
-def _origin(config: RunConfig) -> dict[str, Any]:
+def _origin(config: RunConfig, ranks: Ranks) -> dict[str, Any]:
+    digest = [sha256(Path(config.teacher) / WEIGHTS) if ranks.is_first else ""]
+    dist.broadcast_object_list(digest)  # gigabytes: one reader is enough
     return {
         "kind": "generator",
         "method": config.method,
         "init_sigma": config.objective.init_sigma,
         "steps": config.steps,
         "teacher": Path(config.teacher).name,
-        "teacher_sha256": sha256(Path(config.teacher) / WEIGHTS),
+        "teacher_sha256": digest[0],
     }

@@ -31,8 +31,8 @@ def train(config: RunConfig, ranks: Ranks) -> None:
         SidScaleError: something given cannot be used, or updates keep failing.
     """
     run = build_run(config, ranks)
-    prepare_folder(run)
     resume(run)
+    prepare_folder(run)
     progress, meter = run.progress, Meter(ranks.device)
     with (
         run.open_data() as data,
@@ -44,8 +44,10 @@ def train(config: RunConfig, ranks: Ranks) -> None:
             show_samples(run, telemetry)
             write_generator(run, run.snapshot_folder())
 
+        telemetry.start_clock(progress.images_seen)
         while progress.images_seen < config.total_images and not stop.agreed():
             torch.manual_seed(keyed_seed(config.seed, f"rank {ranks.rank}", progress.images_seen))
+            run.set_learning_rates()
             count(run, update_fake_score(run, data, meter), "fake score", meter)
             if config.moves_generator(progress.images_seen):
                 count(run, update_generator(run, labels, meter), "generator", meter)
@@ -83,20 +85,18 @@ def count(run: Run, applied: bool, network: str, meter: Meter) -> None:
     """Counts skipped updates; all ranks have the same count.
 
     Raises:
-        DivergedError: `max_skipped` were skipped in a row.
+        DivergedError: `max_skipped` updates of this network were skipped in a row.
     """
     progress = run.progress
-    if applied:
-        progress.skipped_in_a_row = 0
-        return
-    progress.skipped_updates += 1
-    progress.skipped_in_a_row += 1
-    if progress.skipped_in_a_row >= run.config.max_skipped:
-        losses = {k: v for k, v in meter.report().items() if k.startswith(("loss/", "grad_norm/"))}
-        told = ", ".join(f"{name} {value:.4g}" for name, value in losses.items())
+    in_a_row = 0 if applied else progress.skipped_in_a_row.get(network, 0) + 1
+    progress.skipped_in_a_row[network] = in_a_row
+    progress.skipped_updates += not applied
+    if in_a_row >= run.config.max_skipped:
+        means = meter.report()
+        told = ", ".join(f"{k} {v:.4g}" for k, v in means.items() if k.startswith(("loss", "grad")))
         raise DivergedError(
-            f"{progress.skipped_in_a_row} updates in a row were skipped for non-finite gradients, "
-            f"the last one the {network}'s at {progress.images_seen:,} images seen ({told}). "
-            f"The checkpoints in {run.folder / 'checkpoints'} are from before; lower the "
-            "learning rate, or look at the data, and resume"
+            f"{in_a_row} updates of the {network} in a row were skipped for non-finite gradients, "
+            f"the last one at {progress.images_seen:,} images seen ({told}). Skipped updates "
+            f"change nothing, so the checkpoints in {run.folder / 'checkpoints'} are sound: "
+            "lower the learning rate, or look at the data, and resume"
         )

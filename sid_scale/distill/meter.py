@@ -14,7 +14,10 @@ SIGMA_EDGES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 
 class Meter:
-    """Running means by name. All ranks must add the same names (the values differ)."""
+    """Running means by name. All ranks must add the same names (the values differ).
+
+    Only bins of sigma may stay empty; they are then left out.
+    """
 
     def __init__(self, device: torch.device):
         self._device = device
@@ -22,9 +25,12 @@ class Meter:
         self._edges = torch.tensor(SIGMA_EDGES, device=device)
 
     def add(self, name: str, value: Tensor | float, count: Tensor | float = 1.0) -> None:
-        """Adds a value that stands for `count` observations whose sum it is."""
-        pair = torch.stack([torch.as_tensor(x, dtype=torch.float64).to(self._device).reshape(())
-                            for x in (value, count)])  # fmt: skip
+        """Adds a value that stands for `count` observations whose sum it is.
+
+        A value that is not finite counts for nothing, unless there are no others.
+        """
+        pair = torch.stack([self._number(value), self._number(count)])
+        pair = torch.where(pair[0].isfinite(), pair, 0.0)
         self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def add_by_sigma(self, name: str, sigma: Tensor, values: Tensor) -> None:
@@ -35,7 +41,7 @@ class Meter:
             self.add(f"{name}_by_sigma/{label}", (values.double() * inside).sum(), inside.sum())
 
     def report(self) -> dict[str, float]:
-        """Means over all ranks since the last report; empty bins are left out. Collective."""
+        """Means over all ranks since the last report. Collective."""
         names = list(self._sums)
         if not names:
             return {}
@@ -43,10 +49,13 @@ class Meter:
         dist.all_reduce(totals)
         self._sums.clear()
         return {
-            name: total / count
+            name: total / count if count > 0 else float("nan")
             for name, (total, count) in zip(names, totals.tolist(), strict=True)
-            if count > 0
+            if count > 0 or "_by_sigma/" not in name
         }
+
+    def _number(self, value: Tensor | float) -> Tensor:
+        return torch.as_tensor(value, dtype=torch.float64).detach().to(self._device).reshape(())
 
 
 def sigma_bins() -> list[str]:

@@ -1,9 +1,9 @@
 """Where randomness comes from, and which noise levels it picks.
 
-Every random number of a run is a function of (seed, purpose, sample): the position of the
-sample in the run's global order decides its noise, not the rank that happens to hold it nor
-how often something was drawn before. A resumed run, or one on another number of ranks, draws
-the same numbers.
+The noise of a sample is a function of (seed, purpose, sample): its position in the run's global
+order decides, not the rank that happens to hold it nor how often something was drawn before. A
+resumed run, or one on another number of ranks, draws the same numbers. Dropout alone is drawn
+rank by rank: the same on resume, another on another number of ranks.
 """
 
 import torch

@@ -1,5 +1,6 @@
 """What a run leaves for people: its settings, pictures, and generators as folders."""
 
+import json
 import math
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -20,15 +21,20 @@ PACKAGES = ("sid-scale", "torch", "deepspeed", "webdataset", "diffusers", "safet
 
 
 def prepare_folder(run: Run) -> None:
-    """Makes the run folder and writes the resolved settings and the versions used."""
+    """Makes the run folder; writes the resolved settings, and on what they run."""
     if not run.ranks.is_first:
         return
     run.folder.mkdir(parents=True, exist_ok=True)
-    versions = {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
-    comment = "".join(f"# {name} {number}\n" for name, number in versions.items())
-    comment += f"# {run.ranks.world_size} ranks on {run.ranks.device.type}, "
-    comment += f"ZeRO stage {run.settings.stage}, {run.settings.compute_dtype}\n"
-    (run.folder / "config.yaml").write_text(comment + to_yaml(run.config))
+    (run.folder / "config.yaml").write_text(to_yaml(run.config))
+    environment = {
+        "ranks": run.ranks.world_size,
+        "device": run.ranks.device.type,
+        "zero_stage": run.settings.stage,
+        "compute_dtype": str(run.settings.compute_dtype).removeprefix("torch."),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in PACKAGES},
+    }
+    (run.folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
 
 
 @torch.no_grad()

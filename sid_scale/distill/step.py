@@ -178,7 +178,7 @@ def update_fake_score(run: Run, data: Iterator[Batch | LabelBatch], meter: Meter
     -> False if the update was skipped for a non-finite gradient.
     """
     finite = True
-    for micro in range(run.accumulation):
+    for _ in range(run.accumulation):
         batch = next(data)
         noise = KeyedNoise(run.config.seed, "fake_score", batch.index, run.ranks.device)
         draws = Draws.for_fake_score(noise, run.image_shape, run.config.steps)
@@ -188,7 +188,7 @@ def update_fake_score(run: Run, data: Iterator[Batch | LabelBatch], meter: Meter
             real = run.codec.sample(stored, noise.normal(*run.image_shape))
         labels = run.one_hot(batch.labels)
         with torch.no_grad():
-            images = _images(run, run.generator.module, draws, labels, micro)
+            images = _images(run, run.generator.module, draws, labels)
         loss = fake_score_loss(
             run.fake_score,
             images,
@@ -212,12 +212,12 @@ def update_generator(run: Run, labels_stream: Iterator[LabelBatch], meter: Meter
     """
     finite = True
     adversarial = run.config.is_adversarial(run.progress.images_seen)
-    for micro in range(run.accumulation):
+    for _ in range(run.accumulation):
         batch = next(labels_stream)
         noise = KeyedNoise(run.config.seed, "generator", batch.index, run.ranks.device)
         draws = Draws.for_generator(noise, run.image_shape, run.config.steps)
         labels = run.one_hot(batch.labels)
-        images = _images(run, run.generator, draws, labels, micro)
+        images = _images(run, run.generator, draws, labels)
         with run.fake_score.frozen() as fake_score:
             loss = generator_loss(
                 run.teacher,
@@ -236,12 +236,13 @@ def update_generator(run: Run, labels_stream: Iterator[LabelBatch], meter: Meter
     return finite
 
 
-def _images(run: Run, generator: Denoiser, draws: Draws, labels: Tensor, micro: int) -> Tensor:
-    """Generated images after a step that all ranks agree on (each forward is collective)."""
-    last_step = 0
-    if run.config.steps > 1:
-        seed = keyed_seed(run.config.seed, f"step {micro}", run.progress.images_seen)
-        last_step = seed % run.config.steps
+def _images(run: Run, generator: Denoiser, draws: Draws, labels: Tensor) -> Tensor:
+    """Generated images, of a few-step generator after a step drawn anew for each update.
+
+    All ranks and micro-batches take the same one: each forward is collective.
+    """
+    seed = keyed_seed(run.config.seed, "last step", run.progress.images_seen)
+    last_step = seed % run.config.steps
     return generate(
         generator,
         draws.latent,

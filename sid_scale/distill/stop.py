@@ -26,7 +26,8 @@ class StopRequests:
     def __init__(self, ranks: Ranks):
         self._ranks = ranks
         self._received: set[int] = set()
-        self._command = _launching_command()
+        self._launcher = _deepspeed_launcher()
+        self._command = None if self._launcher is None else self._launcher.ppid()
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """The signal handler. The same signal a second time ends this process at once."""
@@ -41,17 +42,28 @@ class StopRequests:
 
     def agreed(self) -> bool:
         """Whether any rank was asked to stop. Collective: one number."""
-        if not self._received and _launching_command() != self._command:
+        if not self._received and self._command_is_gone():
             self.receive(signal.SIGTERM, None)
         asked = torch.tensor(float(bool(self._received)), device=self._ranks.device)
         dist.all_reduce(asked, op=dist.ReduceOp.MAX)
         return bool(asked)
 
+    def _command_is_gone(self) -> bool:
+        if self._launcher is None:
+            return False
+        try:
+            return self._launcher.ppid() != self._command
+        except psutil.Error:
+            return True  # even the launcher is
 
-def _launching_command() -> int:
-    """Process number of our parent's parent: `deepspeed`, which started the launcher, which
-    started us. It changes when that process ends."""
-    return psutil.Process(os.getppid()).ppid()
+
+def _deepspeed_launcher() -> psutil.Process | None:
+    """DeepSpeed's launcher if it is our parent; its own parent is the `deepspeed` command."""
+    try:
+        parent = psutil.Process(os.getppid())
+        return parent if "deepspeed.launcher.launch" in parent.cmdline() else None
+    except psutil.Error:
+        return None
 
 
 @contextmanager

@@ -31,8 +31,7 @@ class Telemetry:
     def __init__(self, config: RunConfig, ranks: Ranks, images_seen: int):
         self._ranks = ranks
         self._folder = Path(config.run_dir)
-        self._clock = time.perf_counter()
-        self._images_then = images_seen
+        self.start_clock(images_seen)
         if ranks.is_first:
             self._metrics = open(self._folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115
             self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=images_seen)
@@ -46,6 +45,10 @@ class Telemetry:
                 mininterval=1.0,
                 file=sys.stderr,
             )
+
+    def start_clock(self, images_seen: int) -> None:
+        """The first iteration begins now."""
+        self._clock, self._images_then = time.perf_counter(), images_seen
 
     def __enter__(self) -> "Telemetry":
         return self

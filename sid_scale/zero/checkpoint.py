@@ -6,7 +6,8 @@ manifest with sizes and checksums. The folder then gets its name by one rename: 
 is complete or absent. Reading looks up, for each fragment of the reader, the stretches that
 cover it, so the number of ranks and the ZeRO stage may have changed.
 
-Nothing here can carry code: safetensors and JSON.
+Reading checks names and sizes; the checksums are for whoever doubts a disk. Nothing here can
+carry code: safetensors and JSON.
 """
 
 import json
@@ -70,21 +71,22 @@ class TrainingState:
 def save_checkpoint(folder: Path, state: TrainingState, counters: dict[str, Any]) -> None:
     """Writes a checkpoint under `folder` (which must not exist). Collective.
 
-    `counters` is JSON: images seen, configuration, versions.
+    `counters` is JSON: images seen, configuration.
     """
     rank = dist.get_rank()
     partial = folder.with_name(f".{folder.name}.partial")
     if rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left_over in folder.parent.glob(".*.partial"):
+            shutil.rmtree(left_over)
         partial.mkdir(parents=True)
     dist.barrier()
     _write_rank(partial / _rank_file(rank), state)
-    dist.barrier()
+    written: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(written, _describe(partial / _rank_file(rank)))
     if rank == 0:
         steps = {role: _adam_step(engine) for role, engine in state.engines.items()}
         (partial / STATE).write_text(json.dumps({"adam_steps": steps, **counters}, indent=2))
-        files = sorted(partial.iterdir())
-        manifest = {f.name: {"bytes": f.stat().st_size, "sha256": sha256(f)} for f in files}
+        manifest = dict([*written, _describe(partial / STATE)])
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2))
         os.replace(partial, folder)
     dist.barrier()
@@ -92,14 +94,12 @@ def save_checkpoint(folder: Path, state: TrainingState, counters: dict[str, Any]
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """The newest complete checkpoint in a folder of them, or None."""
-    found = [p for p in folder.glob("[0-9]*") if (p / MANIFEST).is_file()]
-    return max(found, key=lambda p: int(p.name), default=None)
+    return max(_complete(folder), key=lambda p: int(p.name), default=None)
 
 
 def keep_newest(folder: Path, keep: int) -> None:
     """Removes all but the `keep` newest checkpoints. For one rank to call."""
-    found = sorted((p for p in folder.glob("[0-9]*") if p.is_dir()), key=lambda p: int(p.name))
-    for old in found[:-keep]:
+    for old in sorted(_complete(folder), key=lambda p: int(p.name))[:-keep]:
         shutil.rmtree(old)
 
 
@@ -179,6 +179,15 @@ class _Saved:
                 f"checkpoint {self._folder}: {name} lacks {len(values) - filled} elements; "
                 "it was written for another network, or a rank's file is missing"
             )
+
+
+def _complete(folder: Path) -> list[Path]:
+    return [p for p in folder.glob("*") if p.name.isdigit() and (p / MANIFEST).is_file()]
+
+
+def _describe(file: Path) -> tuple[str, dict[str, Any]]:
+    """A file's entry in the manifest."""
+    return file.name, {"bytes": file.stat().st_size, "sha256": sha256(file)}
 
 
 def _check_shapes(folder: Path, saved: _Saved, role: str, engine: DeepSpeedEngine) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sid_scale.errors import SidScaleError
 from sid_scale.networks.edm2 import EDM2, Prediction, normalise_weights_, normalised_parameters
 from sid_scale.zero.forced_norm import ForcedNorm
-from sid_scale.zero.fragments import is_replicated
+from sid_scale.zero.fragments import is_replicated, set_masters
 
 # Keys of the JSON that the run's config decides; both saying something is a contradiction.
 BATCH_KEYS = (
@@ -52,8 +52,8 @@ class DeepSpeedSettings:
 
     @property
     def offloads_optimizer(self) -> bool:
-        zero = self.config.get("zero_optimization", {})
-        return zero.get("offload_optimizer", {}).get("device", "none") != "none"
+        offload = self.config.get("zero_optimization", {}).get("offload_optimizer") or {}
+        return offload.get("device", "none") != "none"
 
 
 def read_deepspeed_json(path: str | Path, micro_batch: int, accumulation: int) -> DeepSpeedSettings:
@@ -66,30 +66,16 @@ def read_deepspeed_json(path: str | Path, micro_batch: int, accumulation: int) -
         config = json.loads(Path(path).read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DeepSpeedConfigError(f"deepspeed: cannot read {path}: {error}") from error
-    if not isinstance(config, dict):
-        raise DeepSpeedConfigError(f"deepspeed: {path} holds no JSON object")
-    for key in (*BATCH_KEYS, "optimizer", "scheduler"):
-        if key in config:
-            raise DeepSpeedConfigError(
-                f"deepspeed: {path} sets {key!r}, which the run's YAML decides "
-                "(batch_size, micro_batch, learning_rate); remove it from the JSON"
-            )
-    stage = config.get("zero_optimization", {}).get("stage", 0)
-    dtype = _compute_dtype(config)
-    if stage not in (0, 1, 2, 3):
-        raise DeepSpeedConfigError(f"deepspeed: {path} asks for ZeRO stage {stage!r}; 0 to 3 exist")
-    accumulates_in = config.get("data_types", {}).get("grad_accum_dtype")
-    if stage < 2 and accumulates_in not in (None, _NAMES[dtype]):
-        raise DeepSpeedConfigError(
-            f"deepspeed: {path} accumulates gradients in another dtype than it computes in; "
-            "below stage 2 DeepSpeed's optimizer for that does not skip non-finite updates. "
-            "Use stage 2 or 3, or remove data_types.grad_accum_dtype"
-        )
+    if not isinstance(config, dict) or not isinstance(config.get("zero_optimization", {}), dict):
+        raise DeepSpeedConfigError(f"deepspeed: {path} is not an object of objects")
+    fault = _fault(config)
+    if fault:
+        raise DeepSpeedConfigError(f"deepspeed: {path}: {fault}")
+    stage, dtype = config.get("zero_optimization", {}).get("stage", 0), _compute_dtype(config)
     if stage == 0:
         # Everything is replicated anyway: weights stay float32 and only the network's body
-        # computes in half precision, which needs no second copy of them.
-        for key in ("bf16", "fp16"):
-            config.pop(key, None)
+        # computes in bfloat16, which needs no second copy of them.
+        config.pop("bf16", None)
     if "bf16" in config:
         config["bf16"]["check_grad_overflow"] = True  # non-finite gradients skip the update
     config.setdefault("gradient_clipping", 0.0)  # DeepSpeed's own default is 1.0
@@ -97,6 +83,38 @@ def read_deepspeed_json(path: str | Path, micro_batch: int, accumulation: int) -
     config["gradient_accumulation_steps"] = accumulation
     config.setdefault("steps_per_print", 1_000_000_000)
     return DeepSpeedSettings(config, stage, dtype)
+
+
+def _fault(config: dict[str, Any]) -> str | None:
+    """What in a DeepSpeed JSON cannot work here, and what to do about it."""
+    for key in (*BATCH_KEYS, "optimizer", "scheduler"):
+        if key in config:
+            return (
+                f"sets {key!r}, which the run's YAML decides "
+                "(batch_size, micro_batch, learning_rate); remove it"
+            )
+    zero, dtype = config.get("zero_optimization", {}), _compute_dtype(config)
+    stage = zero.get("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        return f"asks for ZeRO stage {stage!r}; 0 to 3 exist"
+    if stage == 0 and dtype == torch.float16:
+        return "float16 needs loss scaling, which stage 0 lacks; use stage 1 to 3, or bf16"
+    if stage < 2 and config.get("data_types", {}).get("grad_accum_dtype") not in (
+        None,
+        _NAMES[dtype],
+    ):
+        return (
+            "accumulates gradients in another dtype than it computes in; below stage 2 "
+            "DeepSpeed's optimizer for that does not skip non-finite updates. Use stage 2 or 3, "
+            "or remove data_types.grad_accum_dtype"
+        )
+    if zero.get("compute_grad_norm") is False:
+        return "non-finite gradients are found by their norm; remove compute_grad_norm"
+    for offload in ("offload_optimizer", "offload_param"):
+        target = zero.get(offload) or {}
+        if target.get("device", "none") not in ("none", "cpu") or target.get("ratio", 1) != 1:
+            return f"{offload} can go to the CPU, and wholly: device 'cpu', no ratio"
+    return None
 
 
 def _compute_dtype(deepspeed_config: dict[str, Any]) -> torch.dtype:
@@ -128,6 +146,7 @@ class ShardedNetwork:
         if forced_norm:
             normalise_weights_(network)
         self.config = network.config
+        exact = {name: p.detach().clone() for name, p in network.named_parameters()}
         self.engine, *_ = deepspeed.initialize(
             model=network,
             model_parameters=list(network.parameters()),
@@ -135,6 +154,7 @@ class ShardedNetwork:
             config=settings.config,
             dist_init_required=False,
         )
+        set_masters(self.engine, exact)
         if forced_norm:
             ForcedNorm(self.engine, names)
         self.grad_norm = float("nan")  # of the last update, before clipping
@@ -186,6 +206,11 @@ class ShardedNetwork:
     @property
     def learning_rate(self) -> float:
         return float(self.engine.basic_optimizer.param_groups[0]["lr"])
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        for group in self.engine.basic_optimizer.param_groups:
+            group["lr"] = value
 
     def _drop_non_finite_gradients(self) -> bool:
         """Stage 0 has no overflow check of its own; its gradients are the same on all ranks."""

@@ -10,7 +10,7 @@ must act on the real weights (forced normalisation, EMA, checkpoints) acts on fr
     stage 3     every parameter is cut into equal parts; the last is padded
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,17 @@ def parameter_shapes(engine: DeepSpeedEngine) -> dict[str, torch.Size]:
         name: torch.Size(getattr(p, "ds_shape", p.shape))
         for name, p in engine.module.named_parameters()
     }
+
+
+@torch.no_grad()
+def set_masters(engine: DeepSpeedEngine, parameters: Mapping[str, Tensor]) -> None:
+    """Gives the masters the values of full parameters. Collective.
+
+    DeepSpeed makes its float32 masters from weights that it has rounded to half precision.
+    """
+    for f in local_fragments(engine):
+        f.master.copy_(parameters[f.name].flatten()[f.start : f.start + f.numel])
+    publish_masters(engine)
 
 
 def publish_masters(engine: DeepSpeedEngine) -> None:

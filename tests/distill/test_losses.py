@@ -17,6 +17,7 @@ from sid_scale.distill.objectives import (
     sid_weight,
 )
 from sid_scale.distill.step import Draws, fake_score_loss, generate, generator_loss
+from sid_scale.networks.activations import spare_activations
 from tests.vectors import Vectors, relative_error
 
 TMAX, P_MEAN, P_STD = 800.0, -0.4, 1.0
@@ -132,6 +133,23 @@ def test_gradients_reach_the_image_through_teacher_and_fake_score(v: Vectors):
     )
     (gradient,) = torch.autograd.grad(loss.total, images)
     assert gradient.abs().amax(dim=(1, 2, 3)).min() > 0
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("how", ["recompute", "offload"])
+def test_sparing_the_teachers_activations_changes_no_gradient(v: Vectors, how: str):
+    def gradient(teacher) -> torch.Tensor:
+        _, fake_score, draws = networks(v)
+        images = v["images"].clone().requires_grad_(True)
+        loss = generator_loss(
+            teacher, fake_score, images, v["class_labels"], draws, ObjectiveConfig(),
+            adversarial=True,
+        )  # fmt: skip
+        return torch.autograd.grad(loss.total, images)[0]
+
+    kept, spared = v.network("teacher."), v.network("teacher.")
+    spare_activations(spared, how)
+    assert torch.equal(gradient(kept), gradient(spared))
 
 
 def test_weight_has_a_floor_and_no_gradient():

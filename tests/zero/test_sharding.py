@@ -43,9 +43,8 @@ def loss_of(network, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
 
 
 def build(stage: int, folder: Path, accumulation: int = 1, **settings) -> ShardedNetwork:
-    folder = folder / str(dist.get_rank())
-    folder.mkdir(exist_ok=True)
-    ds = read_deepspeed_json(write_deepspeed_json(folder, stage, **settings), 4, accumulation)
+    own = folder / str(dist.get_rank())
+    ds = read_deepspeed_json(write_deepspeed_json(own, stage, **settings), 4, accumulation)
     return ShardedNetwork(tiny_network(), ds, ADAM, forced_norm=True)
 
 

@@ -1,0 +1,34 @@
+"""On a GPU: the digits in bfloat16, as the demo trains them there."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sid_scale.codecs import open_codec
+from sid_scale.demo.prepare import TEACHER, write_digit_shards
+from sid_scale.networks.checkpoints import load_network
+from tests.conftest import ROOT
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here"),
+]
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3"])
+def test_digits_train_in_bfloat16(tmp_path: Path, name: str):
+    codec = open_codec(load_network(TEACHER).codec, beside=TEACHER)
+    write_digit_shards(tmp_path / "shards", codec)
+    command = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "1"]
+    command += ["--module", "sid_scale.train", "--config", "digits", "micro_batch=64"]
+    command += [f"run_dir={tmp_path}", f"data={tmp_path / 'shards'}"]
+    command += [f"deepspeed=ds_configs/{name}.json", "total_images=3200"]
+    subprocess.run(command, cwd=ROOT, check=True)
+    records = [json.loads(r) for r in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert records[-1]["images_seen"] == 3200
+    assert records[-1]["skipped_updates"] == 0
+    assert records[-1]["loss/fake_score"] < records[0]["loss/fake_score"] + 100
