@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sid_scale.networks.checkpoints import from_edm2_shapes
-from sid_scale.networks.edm2 import EDM2, EDM2Config, unit_magnitude
+from sid_scale.networks.edm2 import EDM2, EDM2Config
+from sid_scale.networks.magnitude import unit_magnitude
 
 
 class Vectors:

@@ -33,7 +33,8 @@ from sid_scale.demo.digits import (
 from sid_scale.evaluate.metrics import FeatureStatistics, frechet_distance
 from sid_scale.evaluate.sampling import denoiser, heun_sample, steps_for
 from sid_scale.networks.checkpoints import NetworkFolder, load_network, save_network
-from sid_scale.networks.edm2 import EDM2, EDM2Config, normalise_weights_
+from sid_scale.networks.edm2 import EDM2, EDM2Config
+from sid_scale.networks.magnitude import normalise_weights_
 
 LATENT_CHANNELS = 4
 EVALUATIONS = (17, 35, 63)
@@ -48,8 +49,8 @@ class VAERecipe:
 
     widths: tuple[int, ...] = (8, 16, 32)  # channels per level: 32x32 -> 8x8
     norm_groups: int = 4
-    kl_weight: float = 1e-4
-    iterations: int = 2000
+    kl_weight: float = 1e-6  # the Stability VAE's
+    iterations: int = 1500
     batch: int = 64
     lr: float = 3e-3
     seed: int = 0
@@ -65,7 +66,7 @@ class TeacherRecipe:
     attn_resolutions: tuple[int, ...] = (4,)
     channels_per_head: int = 32
     logvar_channels: int = 64
-    iterations: int = 4000
+    iterations: int = 3000
     batch: int = 128
     lr: float = 1e-2
     warmup: int = 100  # iterations of linear increase

@@ -23,7 +23,8 @@ from sid_scale.networks.checkpoints import (
     load_network,
     sha256,
 )
-from sid_scale.networks.edm2 import EDM2, EDM2Config, store_weights_in
+from sid_scale.networks.edm2 import EDM2, EDM2Config
+from sid_scale.networks.magnitude import store_weights_in
 from sid_scale.ranks import Ranks
 from sid_scale.zero.checkpoint import TrainingState
 from sid_scale.zero.ema import ShardedEMA

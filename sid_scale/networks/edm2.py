@@ -10,7 +10,6 @@ U-Net runs in `compute_dtype`, preconditioning and the uncertainty head in float
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,8 +18,15 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-EPSILON = 1e-4  # the paper's eps wherever a magnitude divides
-SILU_MAGNITUDE = 0.596  # RMS of silu(x) for x ~ N(0, 1), Eq. 81
+from sid_scale.networks.magnitude import (
+    MPConv,
+    MPFourier,
+    mp_cat,
+    mp_silu,
+    mp_sum,
+    unit_magnitude,
+)
+
 RESIDUAL_BALANCE = 0.3
 LABEL_BALANCE = 0.5
 CLIP_ACTIVATION = 256.0
@@ -49,73 +55,6 @@ class Prediction(NamedTuple):
     denoised: Tensor | None  # (N, C, H, W) float32; None if only the encoder ran
     encoder_logits: Tensor  # (N, 1, h, w) float32, SiDA's discriminator
     logvar: Tensor | None  # (N, 1, 1, 1) float32; None without an uncertainty head
-
-
-# --- magnitude-preserving pieces ----------------------------------------------------------
-
-
-def unit_magnitude(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
-    """Scales `x` to a root-mean-square of one along `dim` (pixel norm, Eq. 30; Eq. 47)."""
-    norm = torch.linalg.vector_norm(x, dim=dim, keepdim=True, dtype=torch.float32)
-    rms = torch.add(EPSILON, norm, alpha=math.sqrt(norm.numel() / x.numel()))
-    return x / rms.to(x.dtype)
-
-
-def mp_silu(x: Tensor) -> Tensor:
-    """SiLU that keeps unit variance (Eq. 81)."""
-    return F.silu(x) / SILU_MAGNITUDE
-
-
-def mp_sum(a: Tensor, b: Tensor, balance: float) -> Tensor:
-    """Blend of `a` and `b` that keeps unit variance (Eq. 88)."""
-    return a.lerp(b, balance) / math.hypot(1 - balance, balance)
-
-
-def mp_cat(a: Tensor, b: Tensor) -> Tensor:
-    """Channel concatenation in which both inputs contribute equally (Eq. 103, t = 1/2)."""
-    channels_a, channels_b = a.shape[1], b.shape[1]
-    half = math.sqrt((channels_a + channels_b) / 2)
-    return torch.cat([a * (half / math.sqrt(channels_a)), b * (half / math.sqrt(channels_b))], 1)
-
-
-class MPFourier(nn.Module):
-    """Random Fourier features of a scalar, unit variance (Eq. 75). (N,) -> (N, channels)."""
-
-    freqs: Tensor
-    phases: Tensor
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.register_buffer("freqs", 2 * math.pi * torch.randn(channels))
-        self.register_buffer("phases", 2 * math.pi * torch.rand(channels))
-
-    def _apply(self, fn, recurse=True):
-        # A phase rounded to bfloat16 is another feature: these buffers stay float32 when the
-        # network around them is cast.
-        exact = self.freqs, self.phases
-        super()._apply(fn, recurse)
-        if self.freqs.dtype != torch.float32:
-            self.freqs, self.phases = (b.to(self.freqs.device) for b in exact)
-        return self
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cos(torch.outer(x.float(), self.freqs) + self.phases) * math.sqrt(2)
-
-
-class MPConv(nn.Module):
-    """Convolution (or linear layer, `kernel=()`) with weights of unit magnitude (Eq. 47)."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel: tuple[int, ...]):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, *kernel))
-
-    def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
-        fan_in = self.weight[0].numel()
-        weight = unit_magnitude(self.weight.float(), dim=tuple(range(1, self.weight.ndim)))
-        weight = (weight * (gain / math.sqrt(fan_in))).to(x.dtype)
-        if weight.ndim == 2:
-            return x @ weight.t()
-        return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
 
 
 # --- blocks -------------------------------------------------------------------------------
@@ -247,6 +186,14 @@ class UNet(nn.Module):
                 c = block(f"{res}x{res}_block{i}", c + skips.pop(), channels, attention=attention)
         self.out_conv = MPConv(c, config.img_channels, (3, 3))
 
+    def forward(
+        self, x: Tensor, c_noise: Tensor, class_labels: Tensor | None, encoder_only: bool
+    ) -> tuple[Tensor | None, Tensor]:
+        """-> the raw output (N, C, H, W), or None, and the deepest encoder activation."""
+        emb = self.embed(c_noise, class_labels)
+        skips = self.encode(x, emb)
+        return None if encoder_only else self.decode(skips, emb), skips[-1]
+
     def embed(self, c_noise: Tensor, class_labels: Tensor | None) -> Tensor:
         """Noise level (N,) and one-hot labels (N, label_dim) -> embedding (N, E), float32."""
         emb = self.emb_noise(self.emb_fourier(c_noise))
@@ -311,45 +258,17 @@ class EDM2(nn.Module):
         sigma_data = self.config.sigma_data
         c_in = 1 / (s**2 + sigma_data**2).sqrt()
 
-        emb = self.unet.embed(c_noise, class_labels)
-        skips = self.unet.encode((c_in * x).to(self.compute_dtype), emb)
-        logits = skips[-1].float().mean(dim=1, keepdim=True)
+        scaled = (c_in * x).to(self.compute_dtype)
+        raw, deepest = self.unet(scaled, c_noise, class_labels, encoder_only)
+        logits = deepest.float().mean(dim=1, keepdim=True)
         denoised = None
-        if not encoder_only:
-            raw = self.unet.decode(skips, emb).float()
+        if raw is not None:
             c_skip = sigma_data**2 / (s**2 + sigma_data**2)
             c_out = s * sigma_data * c_in
-            denoised = c_skip * x + c_out * raw
+            denoised = c_skip * x + c_out * raw.float()
         return Prediction(denoised, logits, self._logvar(c_noise))
 
     def _logvar(self, c_noise: Tensor) -> Tensor | None:
         if not self.config.logvar_channels:
             return None
         return self.logvar_linear(self.logvar_fourier(c_noise))[:, :, None, None]
-
-
-# --- forced weight normalisation ----------------------------------------------------------
-
-
-def normalised_parameters(network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Names and parameters that forced weight normalisation acts on: every `MPConv` weight."""
-    for prefix, module in network.named_modules():
-        if isinstance(module, MPConv):
-            yield f"{prefix}.weight", module.weight
-
-
-@torch.no_grad()
-def store_weights_in(dtype: torch.dtype, network: nn.Module) -> None:
-    """Stores every `MPConv` weight in `dtype`, for a network that is not trained.
-
-    Gains stay as they are: rounding a weight is noise, rounding a gain scales the output.
-    """
-    for _, weight in normalised_parameters(network):
-        weight.data = weight.to(dtype)
-
-
-@torch.no_grad()
-def normalise_weights_(network: nn.Module) -> None:
-    """Forced weight normalisation of a dense network, in place (Sec. 2.3, Eq. 66)."""
-    for _, weight in normalised_parameters(network):
-        weight.copy_(unit_magnitude(weight.float(), dim=tuple(range(1, weight.ndim))))

@@ -14,12 +14,12 @@ from sid_scale.networks.checkpoints import (
     load_network,
     save_network,
 )
-from tests.networks.test_edm2 import tiny
+from tests.tiny import tiny_network
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    network = tiny()
+    network = tiny_network()
     origin = {"method": "sida", "images_seen": 5}
     save_network(
         tmp_path / "net",
@@ -46,8 +46,8 @@ def test_disk_bears_edm2_shapes_and_memory_deepspeeds(folder: Path):
 
 def test_built_network_computes(folder: Path):
     network = load_network(folder).build()
-    denoised = network(torch.randn(2, 4, 8, 8), torch.tensor(1.0)).denoised
-    assert denoised.shape == (2, 4, 8, 8)
+    denoised = network(torch.randn(2, 3, 8, 8), torch.tensor(1.0)).denoised
+    assert denoised.shape == (2, 3, 8, 8)
     assert not network.training
 
 

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sid_scale.networks.edm2 import (
-    EDM2,
-    EDM2Config,
+from sid_scale.networks.edm2 import EDM2
+from sid_scale.networks.magnitude import (
     mp_cat,
     mp_silu,
     mp_sum,
@@ -15,6 +14,7 @@ from sid_scale.networks.edm2 import (
     normalised_parameters,
 )
 from sid_scale.networks.sizes import SIZES, imagenet512
+from tests.tiny import tiny_network
 from tests.vectors import Vectors, relative_error
 
 
@@ -67,7 +67,7 @@ def test_half_precision_stays_near_float32(vectors, inputs, dtype, tolerance, ca
 
 
 def test_fourier_features_keep_their_precision_when_the_network_is_cast():
-    network = tiny().to(torch.bfloat16)
+    network = tiny_network().to(torch.bfloat16)
     assert network.unet.out_conv.weight.dtype == torch.bfloat16
     assert network.unet.emb_fourier.freqs.dtype == torch.float32
     assert network.logvar_fourier.phases.dtype == torch.float32
@@ -97,10 +97,8 @@ def test_pieces_preserve_magnitude():
 def test_output_ignores_the_magnitude_of_weights():
     """What makes forced normalisation a matter of the optimizer alone."""
     torch.manual_seed(0)
-    network = tiny().eval()
-    with torch.no_grad():
-        network.unet.out_gain.fill_(1.0)
-    x, sigma = torch.randn(2, 4, 8, 8), torch.tensor([0.5, 5.0])
+    network = tiny_network().eval()
+    x, sigma = torch.randn(2, 3, 8, 8), torch.tensor([0.5, 5.0])
     before = network(x, sigma).denoised
     with torch.no_grad():
         for _, weight in normalised_parameters(network):
@@ -110,19 +108,3 @@ def test_output_ignores_the_magnitude_of_weights():
     normalised = network(x, sigma).denoised
     torch.testing.assert_close(scaled, before, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(normalised, before, rtol=1e-3, atol=1e-3)
-
-
-def tiny() -> EDM2:
-    return EDM2(
-        EDM2Config(
-            img_resolution=8,
-            img_channels=4,
-            label_dim=10,
-            model_channels=16,
-            channel_mult=(1, 2),
-            num_blocks=1,
-            attn_resolutions=(4,),
-            channels_per_head=16,
-            logvar_channels=16,
-        )
-    )

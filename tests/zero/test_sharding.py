@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sid_scale.networks.edm2 import EDM2, normalise_weights_, normalised_parameters
+from sid_scale.networks.edm2 import EDM2
+from sid_scale.networks.magnitude import normalise_weights_, normalised_parameters
 from sid_scale.zero.checkpoint import (
     TrainingState,
     TrainingStateError,
@@ -159,8 +160,9 @@ def test_a_bad_gradient_on_one_rank_skips_the_update_on_all(tmp_path: Path):
 
 
 def _bad_gradients(rank: int, folder: Path) -> None:
-    for stage in STAGES:
-        network = build(stage, folder)
+    nothing_persists = {"stage": 3, "stage3_param_persistence_threshold": 0}
+    for stage, settings in (*((s, {}) for s in STAGES), (3, nothing_persists)):
+        network = build(stage, folder, zero_optimization={"stage": stage, **settings})
         network.backward(loss_of(network, data(0, rank)))
         assert network.step()
         before = masters(network)
