@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 source tools/install.sh
 
 case "${1:-}" in
-    "") images=24000 snapshots=2400 ;;
+    "") images=40000 snapshots=4000 ;;
     --full) images=192000 snapshots=9600 ;;
     --short) images=1920 snapshots=960 ;;
     *)
@@ -39,6 +39,7 @@ fi
 python -m sid_scale.demo prepare "$run"
 deepspeed --num_gpus "$ranks" --module sid_scale.train --config digits \
     run_dir="$run" data="$run/shards" deepspeed="$deepspeed" micro_batch=$((64 / ranks)) \
-    total_images="$images" snapshot.every_images="$snapshots"
+    total_images="$images" learning_rate.ramp_down_images=$((images * 7 / 10)) \
+    snapshot.every_images="$snapshots"
 OMP_NUM_THREADS=$(nproc) python -m sid_scale.demo judge "$run" --began "$began"
 echo "look at $run/samples.png and $run/curve.png"
