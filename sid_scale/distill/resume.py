@@ -45,10 +45,7 @@ def resume(run: Run) -> None:
     Raises:
         TrainingStateError: the checkpoint is missing, damaged or another run's, or see there.
     """
-    # One rank looks: on a network file system the others may see another moment.
-    found = [find_checkpoint(run.config) if run.ranks.is_first else None]
-    dist.broadcast_object_list(found)
-    checkpoint = found[0]
+    checkpoint = _agreed_checkpoint(run)
     if checkpoint is None:
         return
     counters = read_counters(checkpoint)
@@ -59,6 +56,23 @@ def resume(run: Run) -> None:
     run.saved_at = run.progress.images_seen
     if run.ranks.is_first:
         _forget_metrics_after(run.folder / "metrics.jsonl", run.progress.images_seen)
+
+
+def _agreed_checkpoint(run: Run) -> Path | None:
+    """`find_checkpoint`, found or failed alike on all ranks.
+
+    One rank looks: on a network file system the others may see another moment.
+    """
+    found: list[Path | TrainingStateError | None] = [None]
+    if run.ranks.is_first:
+        try:
+            found = [find_checkpoint(run.config)]
+        except TrainingStateError as error:
+            found = [error]
+    dist.broadcast_object_list(found)
+    if isinstance(found[0], TrainingStateError):
+        raise found[0]
+    return found[0]
 
 
 def find_checkpoint(config: RunConfig) -> Path | None:
