@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 source tools/install.sh
 
 case "${1:-}" in
-    "") images=40000 snapshots=4000 ;;
+    "") images=48000 snapshots=4000 ;;
     --full) images=192000 snapshots=9600 ;;
     --short) images=1920 snapshots=960 ;;
     *)
@@ -36,10 +36,11 @@ else
     export OMP_NUM_THREADS=$((($(nproc) + 1) / 2))
 fi
 
+port=$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
 python -m sid_scale.demo prepare "$run"
-deepspeed --num_gpus "$ranks" --module sid_scale.train --config digits \
+deepspeed --num_gpus "$ranks" --master_port "$port" --module sid_scale.train --config digits \
     run_dir="$run" data="$run/shards" deepspeed="$deepspeed" micro_batch=$((64 / ranks)) \
-    total_images="$images" learning_rate.ramp_down_images=$((images * 7 / 10)) \
+    total_images="$images" learning_rate.ramp_down_images=$((images * 3 / 4)) \
     snapshot.every_images="$snapshots"
 OMP_NUM_THREADS=$(nproc) python -m sid_scale.demo judge "$run" --began "$began"
 echo "look at $run/samples.png and $run/curve.png"
