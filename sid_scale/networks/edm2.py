@@ -61,10 +61,12 @@ class Prediction(NamedTuple):
 
 
 def downsample(x: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, C, H/2, W/2), averages of 2x2."""
     return F.avg_pool2d(x, 2)
 
 
 def upsample(x: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, C, 2H, 2W), each value four times."""
     return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
