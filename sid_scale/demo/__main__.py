@@ -12,6 +12,7 @@ from sid_scale.networks.checkpoints import load_network
 
 
 def main() -> int:
+    """Runs one of the two commands; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m sid_scale.demo", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     prepare = commands.add_parser("prepare", help="write the digits' latent shards")
