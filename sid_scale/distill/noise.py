@@ -63,10 +63,12 @@ def _mix(x: int) -> int:
     return x ^ (x >> 31)
 
 
-def karras_ramp(t: Tensor) -> Tensor:
-    """Noise level at `t`: sigma_min at 0, sigma_max at 1 (arXiv 2206.00364, Eq. 5, rho 7)."""
-    low, high = SIGMA_MIN ** (1 / RHO), SIGMA_MAX ** (1 / RHO)
-    return (low + t * (high - low)) ** RHO
+def karras_ramp(
+    t: Tensor, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = RHO
+) -> Tensor:
+    """Noise level at `t`: sigma_min at 0, sigma_max at 1 (arXiv 2206.00364, Eq. 5)."""
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return (low + t * (high - low)) ** rho
 
 
 def generator_sigma(uniform: Tensor, tmax: float) -> Tensor:
