@@ -2,8 +2,8 @@
 
 The noise of a sample is a function of (seed, purpose, sample): its position in the run's global
 order decides, not the rank that happens to hold it nor how often something was drawn before. A
-resumed run, or one on another number of ranks, draws the same numbers. Dropout alone is drawn
-rank by rank: the same on resume, another on another number of ranks.
+resumed run, or one on another number of ranks, draws the same numbers. Dropout is a function of
+the micro-batch, which holds the same samples on any number of ranks.
 """
 
 import torch
