@@ -8,6 +8,7 @@ and back (`summary.json` of the demo).
 """
 
 import copy
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,24 +19,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sid_scale.codecs import VAECodec, normalisation, open_codec
+from sid_scale.codecs import VAECodec, normalisation
 from sid_scale.demo.digits import (
     NUM_CLASSES,
     RESOLUTION,
     class_accuracy,
     class_accuracy_real,
     digit_images,
-    pixel_features,
 )
-from sid_scale.evaluate.metrics import FeatureStatistics, frechet_distance
-from sid_scale.evaluate.sampling import denoiser, heun_sample, steps_for
-from sid_scale.networks.checkpoints import NetworkFolder, load_network, save_network
+from sid_scale.demo.judge import TEACHER_EVALUATIONS, Judge
+from sid_scale.distill.noise import fake_score_sigma
+from sid_scale.distill.objectives import denoising_loss, denoising_weight
+from sid_scale.networks.checkpoints import NetworkFolder, save_network
 from sid_scale.networks.edm2 import EDM2, EDM2Config
 from sid_scale.networks.magnitude import normalise_weights_
-
-LATENT_CHANNELS = 4
-EVALUATIONS = (17, 35, 63)
-SAMPLING_BATCH = 256
+from sid_scale.zero import power_ema
 
 Log = Callable[[str], None]
 
@@ -45,6 +43,7 @@ class VAERecipe:
     """How the autoencoder is built and trained."""
 
     widths: tuple[int, ...] = (8, 16, 32)  # channels per level: 32x32 -> 8x8
+    latent_channels: int = 1
     norm_groups: int = 4
     kl_weight: float = 1e-6  # the Stability VAE's
     iterations: int = 1500
@@ -70,7 +69,7 @@ class TeacherRecipe:
     decay_from: int = 1000  # iterations after which lr falls with the inverse square root
     p_mean: float = -0.4
     p_std: float = 1.0
-    ema_exponent: float = 6.94  # relative width 0.10
+    relative_width: float = 0.10  # of the average of the weights
     seed: int = 1
 
 
@@ -88,7 +87,7 @@ def train_vae(images: Tensor, recipe: VAERecipe, log: Log = print) -> Any:
         up_block_types=("UpDecoderBlock2D",) * levels,
         block_out_channels=recipe.widths,
         layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
+        latent_channels=recipe.latent_channels,
         norm_num_groups=recipe.norm_groups,
         sample_size=RESOLUTION,
         mid_block_add_attention=False,
@@ -118,7 +117,8 @@ def train_vae(images: Tensor, recipe: VAERecipe, log: Log = print) -> Any:
 def fit_codec(folder: Path, images: Tensor) -> tuple[VAECodec, Tensor]:
     """Codec around the VAE in `folder` whose latents of `images` have mean 0 and standard
     deviation sigma_data in each channel, and the stored latents (N, 2C, h, w)."""
-    stored = VAECodec(folder, (1.0,) * LATENT_CHANNELS, (0.0,) * LATENT_CHANNELS).encode(images)
+    channels = json.loads((folder / "config.json").read_text())["latent_channels"]
+    stored = VAECodec(folder, (1.0,) * channels, (0.0,) * channels).encode(images)
     mean, std = stored.double().chunk(2, dim=1)
     pixels = (0, 2, 3)
     variance = mean.var(dim=pixels) + std.square().mean(dim=pixels)
@@ -129,14 +129,12 @@ def fit_codec(folder: Path, images: Tensor) -> tuple[VAECodec, Tensor]:
 # --- the teacher --------------------------------------------------------------------------
 
 
-def denoising_loss(network: EDM2, latents: Tensor, labels: Tensor, recipe: TeacherRecipe) -> Tensor:
+def teacher_loss(network: EDM2, latents: Tensor, labels: Tensor, recipe: TeacherRecipe) -> Tensor:
     """EDM2's loss with learned uncertainty (Eqs. 14 to 16 and 21), a scalar."""
-    sigma = (torch.randn(len(latents), 1, 1, 1) * recipe.p_std + recipe.p_mean).exp()
-    sigma_data = network.config.sigma_data
-    weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+    sigma = fake_score_sigma(torch.randn(len(latents), 1, 1, 1), recipe.p_mean, recipe.p_std)
     prediction = network(latents + torch.randn_like(latents) * sigma, sigma, labels)
-    error = weight * (prediction.denoised - latents).square()
-    return (error / prediction.logvar.exp() + prediction.logvar).mean()
+    weight = denoising_weight(sigma, network.config.sigma_data)
+    return denoising_loss(prediction.denoised, latents, weight, prediction.logvar).mean()
 
 
 def learning_rate(iteration: int, recipe: TeacherRecipe) -> float:
@@ -146,11 +144,10 @@ def learning_rate(iteration: int, recipe: TeacherRecipe) -> float:
 
 
 @torch.no_grad()
-def update_ema_(average: EDM2, network: EDM2, iteration: int, exponent: float) -> None:
-    """Power-function average after update number `iteration` >= 1 (Sec. 3.1)."""
-    beta = (1 - 1 / iteration) ** (exponent + 1)
+def update_average_(average: EDM2, network: EDM2, decay: float) -> None:
+    """Moves the average towards the network."""
     for mean, value in zip(average.parameters(), network.parameters(), strict=True):
-        mean.lerp_(value, 1 - beta)
+        mean.lerp_(value, 1 - decay)
 
 
 def train_teacher(
@@ -182,63 +179,29 @@ def train_teacher(
         rows = torch.randint(len(stored), (recipe.batch,))
         mean, _ = stored[rows].chunk(2, dim=1)
         latents = codec.sample(stored[rows], torch.randn_like(mean))
-        loss = denoising_loss(network, latents, one_hot[rows], recipe)
+        loss = teacher_loss(network, latents, one_hot[rows], recipe)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(iteration, recipe)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        update_ema_(average, network, iteration + 1, recipe.ema_exponent)
+        decay = power_ema.decay(recipe.relative_width, iteration + 1, 1)
+        update_average_(average, network, decay)
         if (iteration + 1) % 500 == 0:
             log(f"teacher {iteration + 1}: loss {loss:.4f}")
     normalise_weights_(average)
     return average.eval()
 
 
-# --- figures ------------------------------------------------------------------------------
-
-
-def sample_digits(
-    network: EDM2, codec: Any, labels: Tensor, evaluations: int, seed: int = 0
-) -> Tensor:
-    """Images uint8 (N, 3, 32, 32) that the teacher makes of the classes `labels` (N,)."""
-    config = network.config
-    shape = (config.img_channels, config.img_resolution, config.img_resolution)
-    noise = torch.randn(len(labels), *shape, generator=torch.Generator().manual_seed(seed))
-    one_hot = F.one_hot(labels, NUM_CLASSES).float()
-    parts = [
-        codec.decode(heun_sample(denoiser(network, hot), part, steps_for(evaluations)))
-        for part, hot in zip(
-            noise.split(SAMPLING_BATCH), one_hot.split(SAMPLING_BATCH), strict=True
-        )
-    ]
-    return torch.cat(parts)
-
-
-def codec_images(codec: Any, stored: Tensor) -> Tensor:
-    """Real images through the VAE and back: uint8 (N, 3, 32, 32)."""
-    noise = torch.randn(
-        stored[:, : stored.shape[1] // 2].shape, generator=torch.Generator().manual_seed(0)
-    )
-    return codec.decode(codec.sample(stored, noise))
-
-
-def measure_teacher(folder: Path) -> dict[str, float]:
+def measure_assets(folder: Path) -> dict[str, float]:
     """Frechet distances and class accuracies of the assets in `folder` (`vae/`, `teacher/`)."""
-    saved = load_network(folder / "teacher")
-    network, codec = saved.build(), open_codec(saved.codec, beside=folder / "teacher")
-    images, labels = digit_images()
-    real = FeatureStatistics.of(pixel_features(images))
-
-    def distance(others: Tensor) -> float:
-        return frechet_distance(FeatureStatistics.of(pixel_features(others)), real)
-
+    judge = Judge(folder / "teacher")
     figures = {"class_accuracy_real": class_accuracy_real()}
-    figures["codec_fd"] = distance(codec_images(codec, codec.encode(images)))
-    for evaluations in EVALUATIONS:
-        samples = sample_digits(network, codec, labels, evaluations)
-        figures[f"fd_{evaluations}"] = distance(samples)
-        figures[f"class_accuracy_{evaluations}"] = class_accuracy(samples, labels)
+    figures["codec_fd"] = judge.codec_distance()
+    for evaluations in TEACHER_EVALUATIONS:
+        judged = judge.teacher(evaluations)
+        figures[f"fd_{evaluations}"] = judged.distance
+        figures[f"class_accuracy_{evaluations}"] = class_accuracy(judged.images, judge.labels)
     return figures
 
 
@@ -272,4 +235,4 @@ def make_assets(
         folder / "teacher",
         NetworkFolder(network.config, network.state_dict(), description, origin),
     )
-    return measure_teacher(folder)
+    return measure_assets(folder)
