@@ -12,8 +12,8 @@ cd "$(dirname "$0")/.."
 source tools/install.sh
 
 case "${1:-}" in
-    "") images=48000 snapshots=4000 ;;
-    --full) images=192000 snapshots=9600 ;;
+    "") images=56000 snapshots=8000 ;;
+    --full) images=224000 snapshots=16000 ;;
     --short) images=1920 snapshots=960 ;;
     *)
         echo "usage: bash tools/demo.sh [--full | --short]" >&2

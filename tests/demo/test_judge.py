@@ -48,5 +48,7 @@ def test_digit_shards_are_what_the_stream_expects(judge: Judge, tmp_path: Path):
     write_digit_shards(tmp_path / "shards", judge.codec)
     index = verify_shards(tmp_path / "shards")
     assert index.samples == 1797
-    assert index.sample_shape == (8, 8, 8)
+    teacher = load_network(TEACHER).architecture
+    size = teacher.img_resolution
+    assert index.sample_shape == (2 * teacher.img_channels, size, size)
     assert index.class_histogram == tuple(torch.bincount(judge.labels).tolist())
