@@ -239,7 +239,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 def go_on(folder: Path, **overrides: object) -> tuple[int, str]:
     """Starts the run again, on one rank; returns exit status and output."""
-    arguments = settings(folder, run_dir=folder / "run", **overrides)
+    arguments = settings(folder, **overrides)
     command = [sys.executable, "-m", "sid_scale.train", "--config", str(folder / "run.yaml")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -319,7 +319,7 @@ def test_a_split_that_cannot_keep_the_micro_batch_names_those_that_can(run: Path
 
 
 def test_what_a_checkpoint_cost_is_logged(finished: Path):
-    told = [r for r in records(finished / "run") if "checkpoint/pause_seconds" in r]
-    assert [r["images_seen"] for r in told] == [24]
-    assert 0 < told[0]["checkpoint/pause_seconds"] <= told[0]["checkpoint/write_seconds"]
-    assert told[0]["checkpoint/gigabytes"] > 0
+    [told] = [r for r in records(finished / "run") if "checkpoint/pause_seconds" in r]
+    assert told["images_seen"] > 16
+    assert 0 < told["checkpoint/pause_seconds"] <= told["checkpoint/write_seconds"]
+    assert told["checkpoint/gigabytes"] > 0

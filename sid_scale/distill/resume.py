@@ -84,6 +84,7 @@ def resume(run: Run) -> list[str]:
     """
     checkpoint, told = _sound_checkpoint(run)
     if checkpoint is None:
+        on_first_rank(lambda: forget_metrics_after(run, 0))
         return told
     counters = on_first_rank(lambda: read_state(checkpoint))
     told += _compare(checkpoint, counters, run)
