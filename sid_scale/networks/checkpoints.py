@@ -115,10 +115,30 @@ def load_network(folder: str | os.PathLike[str]) -> NetworkFolder:
             not those of the architecture.
     """
     folder = Path(folder)
+    description = read_description(folder)
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{folder / WEIGHTS}: damaged ({error}); fetch or write it again."
+        ) from error
+    state = from_edm2_shapes({k: v.float() for k, v in tensors.items()})
+    check_state(description.architecture, state, str(folder / WEIGHTS))
+    return dataclasses.replace(description, state=state)
+
+
+def read_description(folder: str | os.PathLike[str]) -> NetworkFolder:
+    """A network folder without its weights: what `config.json` says.
+
+    Raises:
+        CheckpointError: a file is missing, or `config.json` is damaged or not of this format.
+    """
+    folder = Path(folder)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise CheckpointError(
-                f"{folder}: no {name} there. A network folder holds {CONFIG} and {WEIGHTS}."
+                f"{folder}: no {name} there. A network folder holds {CONFIG} and {WEIGHTS}; "
+                "tools/import_edm2.py makes one of a published pickle."
             )
     try:
         config = json.loads((folder / CONFIG).read_text())
@@ -127,22 +147,14 @@ def load_network(folder: str | os.PathLike[str]) -> NetworkFolder:
         for key in ("channel_mult", "attn_resolutions"):
             raw[key] = tuple(raw[key])
         architecture = EDM2Config(**raw)
-        codec, origin = config["codec"], config["origin"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        codec, origin = dict(config["codec"]), dict(config["origin"])
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / CONFIG}: not a network description: {error}") from error
     if version != FORMAT_VERSION:
         raise CheckpointError(
             f"{folder / CONFIG}: format version {version}; this program reads {FORMAT_VERSION}."
         )
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"{folder / WEIGHTS}: damaged ({error}); fetch or write it again."
-        ) from error
-    state = from_edm2_shapes({k: v.float() for k, v in tensors.items()})
-    check_state(architecture, state, str(folder / WEIGHTS))
-    return NetworkFolder(architecture, state, codec, origin)
+    return NetworkFolder(architecture, {}, codec, origin)
 
 
 def sha256(path: str | os.PathLike[str]) -> str:
