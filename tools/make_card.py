@@ -1,4 +1,4 @@
-"""Completes a generator folder for publication: model card, and the sample grid if it lacks one.
+"""Completes a generator folder for publication: model card, sample grid if it lacks one, VAE.
 
     python tools/make_card.py runs/xs/generator --metrics metrics.json
 
@@ -16,7 +16,14 @@ from typing import Any
 from sid_scale.card import CardError, write_card
 from sid_scale.errors import SidScaleError
 from sid_scale.generator import OneStepGenerator
-from sid_scale.generator_folder import SAMPLES, classes_in_turn, write_samples
+from sid_scale.generator_folder import (
+    SAMPLES,
+    adopt_vae,
+    classes_in_turn,
+    codec_of,
+    write_samples,
+)
+from sid_scale.networks.checkpoints import read_description
 
 
 def read_metrics(path: Path | None) -> dict[str, Any]:
@@ -36,13 +43,26 @@ def read_metrics(path: Path | None) -> dict[str, Any]:
     return metrics
 
 
-def draw_samples(folder: Path, vae: Path | None, count: int) -> None:
+def copy_vae(folder: Path, vae: Path) -> None:
+    """Makes a folder's VAE a part of it.
+
+    Raises:
+        SidScaleError: there is no VAE, or it cannot be copied.
+    """
+    codec = codec_of(read_description(folder), folder, vae)
+    try:
+        adopt_vae(folder, codec)
+    except OSError as error:
+        raise CardError(f"{folder}: the VAE cannot be copied there: {error}") from error
+
+
+def draw_samples(folder: Path, count: int) -> None:
     """Writes the grid.
 
     Raises:
         SidScaleError: the generator cannot be used, or the grid not be written.
     """
-    generator = OneStepGenerator.from_pretrained(folder, vae=vae)
+    generator = OneStepGenerator.from_pretrained(folder)
     classes = classes_in_turn(count, generator.network.config.label_dim)
     try:
         print(write_samples(folder, generator.generate(classes, range(count))))
@@ -57,7 +77,7 @@ def main() -> int:
     parser.add_argument("generator", type=Path, metavar="GENERATOR_DIR", help="its folder")
     parser.add_argument("--metrics", type=Path, metavar="FILE", help="JSON of what was measured")
     parser.add_argument("--base-model", metavar="ID", help="the teacher's id on the hub")
-    parser.add_argument("--vae", type=Path, metavar="DIR", help="the VAE's folder, for the grid")
+    parser.add_argument("--vae", type=Path, metavar="DIR", help="a VAE to copy there as vae/")
     parser.add_argument(
         "--samples", type=int, default=36, metavar="N", help="images in the grid (default 36)"
     )
@@ -67,8 +87,10 @@ def main() -> int:
         parser.error(f"--samples {options.samples} is below 1")
     try:
         metrics = read_metrics(options.metrics)
+        if options.vae is not None:
+            copy_vae(options.generator, options.vae)
         if options.redraw or not (options.generator / SAMPLES).is_file():
-            draw_samples(options.generator, options.vae, options.samples)
+            draw_samples(options.generator, options.samples)
         print(write_card(options.generator, metrics, options.base_model))
     except SidScaleError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 from sid_scale.presets import Preset, presets
 
@@ -32,10 +33,10 @@ def line(preset: Preset) -> tuple[str, ...]:
     )
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the list; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m sid_scale.presets", description=__doc__)
-    parser.parse_args()
+    parser.parse_args(arguments)
     lines = [HEAD, *(line(preset) for preset in presets())]
     widths = [max(len(cells[i]) for cells in lines) for i in range(len(HEAD))]
     for cells in lines:
