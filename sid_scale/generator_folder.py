@@ -51,17 +51,18 @@ def codec_of(
         if description.get("kind") != "vae":
             raise CodecError(f"{folder}: makes images without a VAE, so {vae} is of no use")
         description["vae"] = os.path.abspath(vae)
+        open_codec(description).check()
     elif (Path(folder) / VAE).is_dir():
         description["vae"] = VAE
     codec = open_codec(description, beside=Path(folder))
+    if isinstance(codec, VAECodec) and not codec.folder.is_dir():
+        codec.folder = Path(folder) / VAE  # where it is missed, and where to put it
     channels = saved.architecture.img_channels
     if isinstance(codec, VAECodec) and not len(codec.scale) == len(codec.bias) == channels:
         raise CodecError(
             f"{folder}: its latents have {channels} channels, its codec {len(codec.scale)} values "
             f"of scale and {len(codec.bias)} of bias"
         )
-    if vae is not None:
-        codec.check()
     return codec
 
 

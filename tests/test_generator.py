@@ -185,7 +185,9 @@ def test_a_missing_vae_is_needed_for_images_alone_and_may_be_named(tmp_path: Pat
     shutil.move(folder / "vae", tmp_path / "elsewhere")
     generator = OneStepGenerator.from_pretrained(folder)
     latents = generator.sample_latents([1], [1])
-    with pytest.raises(CodecError, match=r"no config\.json there.*own folder as vae/.*--vae"):
+    with pytest.raises(
+        CodecError, match=r"/g/vae: no config\.json there.*own folder as vae/.*--vae"
+    ):
         generator.generate([1], [1])
     named = OneStepGenerator.from_pretrained(folder, vae=tmp_path / "elsewhere")
     assert torch.equal(named.codec.decode(latents), named.generate([1], [1]))
