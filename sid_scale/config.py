@@ -94,10 +94,16 @@ class ForcedNormConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When the whole training state is written, and how many are kept."""
+    """When the whole training state is written, and which stay.
+
+    The newest `keep` do, and of every `keep_every` images the first (0: none). Written behind,
+    training waits only for a copy to host memory, where that has room for one.
+    """
 
     every_images: int = 1_000_000
     keep: int = 2
+    keep_every: int = 0
+    write_behind: bool = True
 
 
 @dataclass(frozen=True)
@@ -172,13 +178,26 @@ class RunConfig:
         share = self.micro_batch * world_size
         if self.batch_size % share:
             below = self.batch_size // share * share
-            nearest = [str(n) for n in (below, below + share) if n > 0]
+            batches = [n for n in (below, below + share) if n > 0]
             raise ConfigError(
                 f"batch_size {self.batch_size} is no multiple of micro_batch "
-                f"{self.micro_batch} x {world_size} devices = {share}; "
-                f"the nearest that are: {', '.join(nearest)}"
+                f"{self.micro_batch} x {world_size} devices = {share}; the nearest that are: "
+                f"{_told(batches)}{self._nearest_worlds(world_size)}"
             )
         return self.batch_size // share
+
+    def _nearest_worlds(self, world_size: int) -> str:
+        """Numbers of devices that batch_size and micro_batch, left as they are, allow."""
+        if self.batch_size % self.micro_batch:
+            return ""
+        micro_batches = self.batch_size // self.micro_batch
+        fitting = [n for n in range(1, micro_batches + 1) if micro_batches % n == 0]
+        nearest_two = sorted(sorted(fitting, key=lambda n: abs(n - world_size))[:2])
+        return f". With these two, the nearest numbers of devices: {_told(nearest_two)}"
+
+
+def _told(numbers: Sequence[int]) -> str:
+    return ", ".join(str(n) for n in numbers)
 
 
 def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -226,6 +245,7 @@ def _check(config: RunConfig) -> None:
         "warm_up.adversarial_images": (warm_up.adversarial_images, 0),
         "checkpoint.every_images": (config.checkpoint.every_images, 1),
         "checkpoint.keep": (config.checkpoint.keep, 1),
+        "checkpoint.keep_every": (config.checkpoint.keep_every, 0),
         "snapshot.every_images": (config.snapshot.every_images, 0),
         "learning_rate.ramp_down_images": (config.learning_rate.ramp_down_images, 0),
         "log.every_images": (config.log.every_images, 1),

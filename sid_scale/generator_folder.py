@@ -73,6 +73,9 @@ def trained_for(saved: NetworkFolder, folder: str | os.PathLike[str]) -> tuple[f
         GeneratorError: it says nothing of the kind, as a teacher's folder.
     """
     where = f"{Path(folder) / CONFIG}"
+    kind = saved.origin.get("kind", "generator")
+    if kind != "generator":
+        raise GeneratorError(f"{where}: a {kind}, not a generator")
     if "init_sigma" not in saved.origin:
         raise GeneratorError(
             f"{where}: no generator: origin names no init_sigma, the noise level that it starts "

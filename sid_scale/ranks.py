@@ -11,16 +11,19 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar, cast
 
 import deepspeed
 import torch
 import torch.distributed as dist
 
 from sid_scale.errors import SidScaleError
+
+T = TypeVar("T")
 
 POLL_SECONDS = 0.5
 # torchrun's store outlives a restart of the ranks: each start has a key of its own.
@@ -91,6 +94,24 @@ def joined_ranks() -> Iterator[Ranks]:
         _end_all_ranks(store, rank, error)
     leaving.set()
     dist.destroy_process_group()
+
+
+def on_first_rank(action: Callable[[], T]) -> T:
+    """What `action` returns on rank 0, returned or raised on every rank. Collective.
+
+    For what one rank must do or look at alone, on a file system that all share. Only a
+    `SidScaleError` is raised everywhere; any other exception ends rank 0, and so all.
+    """
+    outcome: list[T | SidScaleError | None] = [None]
+    if dist.get_rank() == 0:
+        try:
+            outcome = [action()]
+        except SidScaleError as error:
+            outcome = [error]
+    dist.broadcast_object_list(outcome)
+    if isinstance(outcome[0], SidScaleError):
+        raise outcome[0]
+    return cast(T, outcome[0])
 
 
 def tell_deepspeed(backend: str) -> None:

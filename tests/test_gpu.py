@@ -21,15 +21,19 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3"])
-def test_digits_train_in_bfloat16(tmp_path: Path, name: str):
-    codec = open_codec(load_network(TEACHER).codec, beside=TEACHER)
-    write_digit_shards(tmp_path / "shards", codec)
+def train(run: Path, deepspeed: str | Path, *overrides: str) -> None:
+    if not (run / "shards").exists():
+        codec = open_codec(load_network(TEACHER).codec, beside=TEACHER)
+        write_digit_shards(run / "shards", codec)
     command = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "1"]
     command += ["--module", "sid_scale.train", "--config", "digits", "micro_batch=64"]
-    command += [f"run_dir={tmp_path}", f"data={tmp_path / 'shards'}"]
-    command += [f"deepspeed=ds_configs/{name}.json", "total_images=3200"]
+    command += [f"run_dir={run}", f"data={run / 'shards'}", f"deepspeed={deepspeed}", *overrides]
     subprocess.run(command, cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3"])
+def test_digits_train_in_bfloat16(tmp_path: Path, name: str):
+    train(tmp_path, f"ds_configs/{name}.json", "total_images=3200")
     records = [json.loads(r) for r in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert records[-1]["images_seen"] == 3200
     assert records[-1]["skipped_updates"] == 0
@@ -46,3 +50,14 @@ def test_a_seed_gives_the_same_image_in_any_company_up_to_rounding(tmp_path: Pat
     alone = torch.cat([generator.generate([c], [s]) for c, s in zip(classes, seeds)])
     for others in (alone.cpu(), on_cpu):
         assert (images.cpu().float() - others.float()).abs().mean() < 1
+
+
+def test_the_loss_scale_of_float16_is_resumed(tmp_path: Path):
+    """DeepSpeed has no float16 on CPUs."""
+    half = {"fp16": {"enabled": True}, "zero_optimization": {"stage": 2}}
+    (tmp_path / "fp16.json").write_text(json.dumps(half))
+    for total in (640, 1280):
+        train(tmp_path, tmp_path / "fp16.json", f"total_images={total}")
+    state = json.loads((tmp_path / "checkpoints" / "latest" / "state.json").read_text())
+    for role in ("generator", "fake_score"):
+        assert state["optimizers"][role]["loss_scale"]["cur_iter"] == 20

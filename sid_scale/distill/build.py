@@ -12,7 +12,7 @@ from torch import Tensor
 from sid_scale.codecs import Codec, CodecError, open_codec
 from sid_scale.config import RunConfig
 from sid_scale.data.labels import LabelStream
-from sid_scale.data.shards import read_index
+from sid_scale.data.shards import ShardIndex, read_index
 from sid_scale.data.stream import LatentStream
 from sid_scale.distill.noise import keyed_seed
 from sid_scale.networks.activations import spare_activations
@@ -75,6 +75,7 @@ class Run:
     ema: ShardedEMA
     codec: Codec
     origin: dict[str, Any]  # what a generator folder says of where it comes from
+    identity: dict[str, Any]  # what a resumed run must have in common with the one before
     histogram: list[int]  # images per class; what generated labels are drawn from
     progress: Progress = field(default_factory=Progress)
     saved_at: int | None = None  # images seen in the last checkpoint written or read
@@ -170,7 +171,8 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     codec = open_codec(source.codec, beside=config.teacher)
     if config.log.samples_every_images:
         codec.check()
-    histogram = _check_data(config, source, codec)
+    index = _check_data(config, source, codec)
+    origin = _origin(config, source, start, ranks)
 
     trained = dataclasses.replace(source.architecture, dropout=config.dropout)
     generator = ShardedNetwork(
@@ -198,8 +200,9 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
         teacher.to(ranks.device),
         ShardedEMA(generator.engine),
         codec,
-        _origin(config, source, start, ranks),
-        histogram,
+        origin,
+        _identity(source.architecture, index, origin),
+        [1] * source.architecture.label_dim if index is None else list(index.class_histogram),
     )
 
 
@@ -238,11 +241,11 @@ def _check_networks(config: RunConfig, teacher: NetworkFolder, start: NetworkFol
         )
 
 
-def _check_data(config: RunConfig, teacher: NetworkFolder, codec: Codec) -> list[int]:
-    """Compares the shards with the teacher; returns the class histogram."""
+def _check_data(config: RunConfig, teacher: NetworkFolder, codec: Codec) -> ShardIndex | None:
+    """Compares the shards, if there are any, with the teacher."""
     architecture = teacher.architecture
     if config.data is None:
-        return [1] * architecture.label_dim
+        return None
     index = read_index(config.data)
     size = architecture.img_resolution
     expected = (2 * architecture.img_channels, size, size)
@@ -258,7 +261,7 @@ def _check_data(config: RunConfig, teacher: NetworkFolder, codec: Codec) -> list
                 f"data {config.data} was encoded with codec {key} {theirs.get(key)}; teacher "
                 f"{config.teacher} expects {ours.get(key)}: encode the data again for it"
             )
-    return list(index.class_histogram)
+    return index
 
 
 def _adam(config: RunConfig, learning_rate: float) -> AdamConfig:
@@ -282,4 +285,23 @@ def _origin(
         "teacher_origin": {k: v for k, v in teacher.origin.items() if k in TEACHER_FACTS},
         **({"generator_init": beginning} if start is not teacher else {}),
         "settings": {key: settings[key] for key in METHOD_SETTINGS},
+    }
+
+
+def _identity(
+    architecture: EDM2Config, index: ShardIndex | None, origin: dict[str, Any]
+) -> dict[str, Any]:
+    body = dataclasses.asdict(dataclasses.replace(architecture, dropout=0.0))
+    shape = None
+    if index is not None:
+        shape = {
+            "sample": index.sample_shape,
+            "classes": index.num_classes,
+            "samples": index.samples,
+            "shards": len(index.shards),
+        }
+    return {
+        "architecture": body,
+        "data_shape": shape,
+        "teacher_sha256": origin["teacher_sha256"],
     }

@@ -1,18 +1,15 @@
 """The whole run, from top to bottom."""
 
-import torch
-
 from sid_scale.config import RunConfig
 from sid_scale.distill.build import Run, build_run
 from sid_scale.distill.meter import Meter
-from sid_scale.distill.noise import keyed_seed
 from sid_scale.distill.outputs import (
     prepare_folder,
     show_samples,
     write_final_generator,
     write_generator,
 )
-from sid_scale.distill.resume import resume, save
+from sid_scale.distill.resume import checkpoint_writer, resume, save, tell_completed
 from sid_scale.distill.step import update_fake_score, update_generator
 from sid_scale.distill.stop import stop_requests
 from sid_scale.distill.telemetry import Telemetry
@@ -36,8 +33,9 @@ def train(config: RunConfig, ranks: Ranks) -> None:
         SidScaleError: something given cannot be used, or updates keep failing.
     """
     run = build_run(config, ranks)
-    resume(run)
+    told = resume(run)
     prepare_folder(run)
+    writer = checkpoint_writer(config)
     progress, meter = run.progress, Meter(ranks.device)
     with (
         run.open_data() as data,
@@ -45,13 +43,14 @@ def train(config: RunConfig, ranks: Ranks) -> None:
         Telemetry(config, ranks, progress.images_seen) as telemetry,
         stop_requests(ranks) as stop,
     ):
+        for line in told:
+            telemetry.say(line)
         if progress.images_seen == 0:
             show_samples(run, telemetry)
             write_generator(run, run.snapshot_folder())
 
         telemetry.start_clock(progress.images_seen)
         while progress.images_seen < config.total_images and not stop.agreed():
-            torch.manual_seed(keyed_seed(config.seed, f"rank {ranks.rank}", progress.images_seen))
             run.set_learning_rates()
             count(run, update_fake_score(run, data, meter), "fake score", meter)
             if config.moves_generator(progress.images_seen):
@@ -68,9 +67,11 @@ def train(config: RunConfig, ranks: Ranks) -> None:
             if run.is_due(config.snapshot.every_images):
                 write_generator(run, run.snapshot_folder())
             if run.is_due(config.checkpoint.every_images):
-                save(run)
+                tell_completed(save(run, writer), run, telemetry)
+            tell_completed(writer.poll(), run, telemetry)
 
-        save(run)
+        tell_completed(save(run, writer), run, telemetry)
+        tell_completed(writer.finish(), run, telemetry)
         if progress.images_seen < config.total_images:
             telemetry.say(f"stopped at {progress.images_seen:,} images; resume: auto goes on")
             return

@@ -2,8 +2,8 @@
 
 The noise of a sample is a function of (seed, purpose, sample): its position in the run's global
 order decides, not the rank that happens to hold it nor how often something was drawn before. A
-resumed run, or one on another number of ranks, draws the same numbers. Dropout alone is drawn
-rank by rank: the same on resume, another on another number of ranks.
+resumed run, or one on another number of ranks, draws the same numbers. Dropout is a function of
+the micro-batch, which holds the same samples on any number of ranks.
 """
 
 import torch
@@ -63,10 +63,12 @@ def _mix(x: int) -> int:
     return x ^ (x >> 31)
 
 
-def karras_ramp(t: Tensor) -> Tensor:
-    """Noise level at `t`: sigma_min at 0, sigma_max at 1 (arXiv 2206.00364, Eq. 5, rho 7)."""
-    low, high = SIGMA_MIN ** (1 / RHO), SIGMA_MAX ** (1 / RHO)
-    return (low + t * (high - low)) ** RHO
+def karras_ramp(
+    t: Tensor, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = RHO
+) -> Tensor:
+    """Noise level at `t`: sigma_min at 0, sigma_max at 1 (arXiv 2206.00364, Eq. 5)."""
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return (low + t * (high - low)) ** rho
 
 
 def generator_sigma(uniform: Tensor, tmax: float) -> Tensor:

@@ -5,6 +5,7 @@ import platform
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from sid_scale.generator_folder import (
     classes_in_turn,
     write_samples,
 )
-from sid_scale.networks.checkpoints import NetworkFolder, save_network
+from sid_scale.networks.checkpoints import describe, stream_network
 from sid_scale.pictures import image_grid, write_png
 
 PACKAGES = ("sid-scale", "torch", "deepspeed", "webdataset", "diffusers", "safetensors", "numpy")
@@ -39,8 +40,7 @@ def prepare_folder(run: Run) -> None:
         "device": run.ranks.device.type,
         "zero_stage": run.settings.stage,
         "compute_dtype": str(run.settings.compute_dtype).removeprefix("torch."),
-        "python": platform.python_version(),
-        **{name: _version(name) for name in PACKAGES},
+        **versions(),
     }
     (run.folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
 
@@ -91,9 +91,7 @@ def write_generator(run: Run, folder: Path | None) -> None:
         return
     # Fourier frequencies are no parameters: nobody trains or averages them.
     state |= {name: buffer.cpu() for name, buffer in run.generator.module.named_buffers()}
-    architecture = generator_architecture(run.teacher.config)
-    origin = {**run.origin, "images_seen": run.progress.images_seen}
-    save_network(folder, NetworkFolder(architecture, state, run.codec.describe(), origin))
+    stream_network(folder, descriptions(run)["generator"], state.__getitem__)
 
 
 def write_final_generator(run: Run, telemetry: Telemetry) -> None:
@@ -119,6 +117,41 @@ def write_final_generator(run: Run, telemetry: Telemetry) -> None:
             add()
         except Exception as error:  # a full disk or memory must not undo days of training
             telemetry.say(f"{folder}: no {what}: {error}. tools/make_card.py completes it")
+
+
+def descriptions(run: Run) -> dict[str, dict[str, Any]]:
+    """What `config.json` says of each trained network as a folder, by role."""
+    architectures = {
+        "generator": generator_architecture(run.teacher.config),
+        "fake_score": run.teacher.config,
+    }
+    origin = {**run.origin, "images_seen": run.progress.images_seen}
+    return {
+        role: describe(architecture, run.codec.describe(), {**origin, "kind": role})
+        for role, architecture in architectures.items()
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that results depend on."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+
+
+def forget_metrics_after(run: Run, images_seen: int) -> None:
+    """Drops records of iterations that are about to happen again."""
+    metrics = run.folder / "metrics.jsonl"
+    if not metrics.is_file():
+        return
+    kept = [r for r in _records(metrics) if r["images_seen"] <= images_seen]
+    partial = metrics.with_name(".metrics.partial")
+    partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    partial.replace(metrics)
+
+
+def _records(metrics: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl; a last line that a kill has cut off is left out."""
+    lines = metrics.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def _version(package: str) -> str:

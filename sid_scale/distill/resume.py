@@ -1,7 +1,6 @@
 """Writing a run's checkpoints and finding the one to go on from."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,70 +8,93 @@ import torch.distributed as dist
 
 from sid_scale.config import RunConfig
 from sid_scale.distill.build import Progress, Run
-from sid_scale.zero.checkpoint import (
+from sid_scale.distill.outputs import descriptions, forget_metrics_after, versions
+from sid_scale.distill.telemetry import Telemetry
+from sid_scale.ranks import on_first_rank
+from sid_scale.zero import keeping
+from sid_scale.zero.checkpoint import load_checkpoint
+from sid_scale.zero.saved import (
     TrainingStateError,
-    keep_newest,
-    latest_checkpoint,
-    load_checkpoint,
-    read_counters,
-    save_checkpoint,
+    read_manifest,
+    read_state,
 )
+from sid_scale.zero.writer import CheckpointWriter, Completed
 
-# Another value of these, or of what the generator's origin says, is another run; all else may
-# change on resume.
-FIXED = ("seed", "batch_size", "micro_batch", "method", "init_sigma", "steps", "teacher_sha256")
+# Another value of these is another run. All else may change on resume, and is told.
+FIXED = (
+    "seed",
+    "batch_size",
+    "micro_batch",
+    "method",
+    "steps",
+    "objective.init_sigma",
+    "forced_weight_norm.generator",
+    "forced_weight_norm.fake_score",
+    "teacher_sha256",
+    "architecture.",
+    "data_shape.",
+)
+# The path of the same teacher or data may be another today.
+UNTOLD = ("run_dir", "resume", "teacher", "data", "generator_init")
 
 
-def save(run: Run) -> None:
-    """Writes a checkpoint of where the run stands, unless there is one. Collective."""
-    if run.saved_at == run.progress.images_seen:
-        return
-    folder = run.folder / "checkpoints"
+def checkpoint_writer(config: RunConfig) -> CheckpointWriter:
+    """What writes the checkpoints of this run."""
+    checkpoint = config.checkpoint
+    return CheckpointWriter(
+        Path(config.run_dir) / "checkpoints",
+        keep=checkpoint.keep,
+        keep_every=checkpoint.keep_every,
+        write_behind=checkpoint.write_behind,
+    )
+
+
+def save(run: Run, writer: CheckpointWriter) -> Completed | None:
+    """Begins a checkpoint of where the run stands, unless there is one. Collective.
+
+    -> the one before, if it has only now become complete.
+
+    Raises:
+        TrainingStateError: this one cannot be begun, or the one before could not be written.
+    """
+    seen = run.progress.images_seen
+    if run.saved_at == seen:
+        return None
+    run.saved_at = seen
+    progress = {"images_seen": seen, "skipped_updates": run.progress.skipped_updates}
     counters = {
-        "progress": dataclasses.asdict(run.progress),
+        "progress": progress,
+        "identity": run.identity,
         "config": dataclasses.asdict(run.config),
-        "origin": run.origin,
+        "networks": descriptions(run),
+        "ranks": run.ranks.world_size,
+        "zero_stage": run.settings.stage,
+        "versions": versions(),
     }
-    save_checkpoint(folder / f"{run.progress.images_seen:012d}", run.state, counters)
-    run.saved_at = run.progress.images_seen
-    if run.ranks.is_first:
-        keep_newest(folder, run.config.checkpoint.keep)
+    return writer.save(seen, run.state, counters)
 
 
-def resume(run: Run) -> None:
+def resume(run: Run) -> list[str]:
     """Goes on from the checkpoint that `find_checkpoint` names, or starts. Collective.
+
+    -> what whoever watches should know.
 
     Raises:
         TrainingStateError: the checkpoint is missing, damaged or another run's, or see there.
     """
-    checkpoint = _agreed_checkpoint(run)
+    checkpoint, told = _sound_checkpoint(run)
     if checkpoint is None:
-        return
-    counters = read_counters(checkpoint)
-    _check_same_run(checkpoint, counters, run)
+        return told
+    counters = on_first_rank(lambda: read_state(checkpoint))
+    told += _compare(checkpoint, counters, run)
     load_checkpoint(checkpoint, run.state)
-    skipped = counters["progress"]["skipped_updates"]
-    run.progress = Progress(counters["progress"]["images_seen"], skipped)
-    run.saved_at = run.progress.images_seen
-    if run.ranks.is_first:
-        _forget_metrics_after(run.folder / "metrics.jsonl", run.progress.images_seen)
-
-
-def _agreed_checkpoint(run: Run) -> Path | None:
-    """`find_checkpoint`, found or failed alike on all ranks.
-
-    One rank looks: on a network file system the others may see another moment.
-    """
-    found: list[Path | TrainingStateError | None] = [None]
-    if run.ranks.is_first:
-        try:
-            found = [find_checkpoint(run.config)]
-        except TrainingStateError as error:
-            found = [error]
-    dist.broadcast_object_list(found)
-    if isinstance(found[0], TrainingStateError):
-        raise found[0]
-    return found[0]
+    run.progress = Progress(**counters["progress"])
+    run.saved_at = run.progress.images_seen if checkpoint.parent == _folder(run) else None
+    on_first_rank(lambda: forget_metrics_after(run, run.progress.images_seen))
+    then = counters["ranks"], counters["zero_stage"]
+    now = run.ranks.world_size, run.settings.stage
+    moved = f", by {then[0]} ranks at ZeRO {then[1]}" if then != now else ""
+    return [*told, f"resumed from {checkpoint}{moved}"]
 
 
 def find_checkpoint(config: RunConfig) -> Path | None:
@@ -86,7 +108,7 @@ def find_checkpoint(config: RunConfig) -> Path | None:
             one of the run folder's own that is not the newest.
     """
     folder = Path(config.run_dir) / "checkpoints"
-    newest = latest_checkpoint(folder)
+    newest = next(reversed(keeping.checkpoints(folder)), None)
     if config.resume == "auto" or (newest is None and config.resume == "never"):
         return newest
     if config.resume == "never":
@@ -105,21 +127,95 @@ def find_checkpoint(config: RunConfig) -> Path | None:
     return newest
 
 
-def _check_same_run(checkpoint: Path, counters: dict[str, Any], run: Run) -> None:
-    ours = {**dataclasses.asdict(run.config), **run.origin}
-    theirs = {**counters["config"], **counters["origin"]}
-    differ = [f"{k}: {theirs.get(k)} -> {ours[k]}" for k in FIXED if ours[k] != theirs.get(k)]
-    if differ:
+def _sound_checkpoint(run: Run) -> tuple[Path | None, list[str]]:
+    """The checkpoint to go on from, and what was found damaged on the way to it. Collective.
+
+    One rank looks for it: on a network file system the others may see another moment.
+    """
+    checkpoint, told = on_first_rank(lambda: find_checkpoint(run.config)), []
+    while checkpoint is not None and (faults := _faults(checkpoint)):
+        told.append(_set_aside(checkpoint, faults, run))
+        checkpoint = on_first_rank(lambda: find_checkpoint(run.config))
+    if told:
+        told.append(f"going on from {checkpoint}" if checkpoint else "none is left: starting anew")
+    return checkpoint, told
+
+
+def _set_aside(checkpoint: Path, faults: list[str], run: Run) -> str:
+    """Takes a damaged checkpoint out of the way; returns what to say of it. Collective."""
+    damage = f"checkpoint {checkpoint} is damaged: {'; '.join(faults[:3])}"
+    if checkpoint.parent != _folder(run):
+        raise TrainingStateError(f"{damage}; name another one in resume")
+    aside = on_first_rank(lambda: keeping.set_aside(checkpoint))
+    return f"{damage}; set aside as {aside.name}"
+
+
+def _faults(checkpoint: Path) -> list[str]:
+    """What is wrong with a checkpoint's files, each read by one of the ranks. Collective."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    try:
+        manifest = read_manifest(checkpoint)
+        faults = manifest.faults(sorted(manifest.files)[rank::world_size])
+    except TrainingStateError as error:
+        faults = [str(error)]
+    gathered: list[Any] = [None] * world_size
+    dist.all_gather_object(gathered, faults)
+    return list(dict.fromkeys(fault for part in gathered for fault in part))
+
+
+def _compare(checkpoint: Path, counters: dict[str, Any], run: Run) -> list[str]:
+    """What has been set otherwise since.
+
+    Raises:
+        TrainingStateError: something that makes it another run.
+    """
+    ours = _flat({**dataclasses.asdict(run.config), **run.identity})
+    theirs = _flat({**counters["config"], **counters["identity"]})
+    differ = {
+        key: f"{key}: {theirs.get(key)} -> {ours.get(key)}"
+        for key in sorted(ours.keys() | theirs.keys())
+        if ours.get(key) != theirs.get(key)
+    }
+    fixed = [line for key, line in differ.items() if _is_fixed(key)]
+    if fixed:
         raise TrainingStateError(
-            f"checkpoint {checkpoint} is of another run ({'; '.join(differ)}): "
-            "give the settings it was made with, or another run_dir"
+            f"checkpoint {checkpoint} is of another run: "
+            + "".join(f"\n    {line}" for line in fixed)
+            + "\ngive the settings it was made with, or another run_dir"
         )
+    return [f"changed since the checkpoint: {v}" for k, v in differ.items() if k not in UNTOLD]
 
 
-def _forget_metrics_after(metrics: Path, images_seen: int) -> None:
-    """Drops records of iterations that are about to happen again."""
-    if not metrics.is_file():
+def _is_fixed(key: str) -> bool:
+    return any(key == name or (name.endswith(".") and key.startswith(name)) for name in FIXED)
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level, with dots in the names; sequences as tuples."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = tuple(value) if isinstance(value, list) else value
+    return flat
+
+
+def _folder(run: Run) -> Path:
+    return run.folder / "checkpoints"
+
+
+def tell_completed(completed: Completed | None, run: Run, telemetry: Telemetry) -> None:
+    """Says that a checkpoint has become complete, and what it cost."""
+    if completed is None:
         return
-    lines = metrics.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if json.loads(line)["images_seen"] <= images_seen]
-    metrics.write_text("".join(kept))
+    figures = {
+        "checkpoint/pause_seconds": completed.pause_seconds,
+        "checkpoint/write_seconds": completed.write_seconds,
+        "checkpoint/gigabytes": completed.gigabytes,
+    }
+    telemetry.note(figures)
+    telemetry.say(
+        f"checkpoint {completed.folder.name}: {completed.gigabytes:.3g} GB, training waited "
+        f"{completed.pause_seconds:.2f} s, written after {completed.write_seconds:.2f} s"
+    )

@@ -147,6 +147,7 @@ def update_fake_score(run: Run, data: Iterator[Batch | LabelBatch], meter: Meter
     finite = True
     for _ in range(run.accumulation):
         batch = next(data)
+        _seed_dropout(run, "fake_score", batch.index)
         noise = KeyedNoise(run.config.seed, "fake_score", batch.index, run.ranks.device)
         draws = Draws.for_fake_score(noise, run.image_shape, run.config.steps)
         real = None
@@ -181,6 +182,7 @@ def update_generator(run: Run, labels_stream: Iterator[LabelBatch], meter: Meter
     adversarial = run.config.is_adversarial(run.progress.images_seen)
     for _ in range(run.accumulation):
         batch = next(labels_stream)
+        _seed_dropout(run, "generator", batch.index)
         noise = KeyedNoise(run.config.seed, "generator", batch.index, run.ranks.device)
         draws = Draws.for_generator(noise, run.image_shape, run.config.steps)
         labels = run.one_hot(batch.labels)
@@ -218,6 +220,11 @@ def _images(run: Run, generator: Denoiser, draws: Draws, labels: Tensor) -> Tens
         run.config.objective.init_sigma,
         last_step,
     )
+
+
+def _seed_dropout(run: Run, purpose: str, samples: Tensor) -> None:
+    """Makes dropout a function of the micro-batch, whichever rank holds it."""
+    torch.manual_seed(keyed_seed(run.config.seed, f"{purpose} dropout", int(samples[0])))
 
 
 def _tell(meter: Meter, loss: Loss) -> None:

@@ -31,6 +31,7 @@ class Telemetry:
     def __init__(self, config: RunConfig, ranks: Ranks, images_seen: int):
         self._ranks = ranks
         self._folder = Path(config.run_dir)
+        self._noted: dict[str, float] = {}
         self.start_clock(images_seen)
         if ranks.is_first:
             self._metrics = open(self._folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115
@@ -74,7 +75,8 @@ class Telemetry:
         self._clock, self._images_then = now, images_seen
         if not self._ranks.is_first:
             return
-        values = dict(means)
+        values = {**means, **self._noted}
+        self._noted = {}
         values["images_per_second"] = rate
         values["images_per_second_per_device"] = rate / self._ranks.world_size
         values["memory_gb"] = _memory_gb(self._ranks.device)
@@ -96,6 +98,10 @@ class Telemetry:
         )
         self._bar.write(line, file=sys.stdout)
         sys.stdout.flush()
+
+    def note(self, figures: dict[str, float]) -> None:
+        """Figures that go into the next record."""
+        self._noted |= figures
 
     def say(self, message: str) -> None:
         """One line for whoever watches."""

@@ -10,11 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sid_scale.distill.noise import RHO, SIGMA_MAX, SIGMA_MIN, karras_ramp
 from sid_scale.networks.edm2 import EDM2
-
-SIGMA_MIN = 0.002
-SIGMA_MAX = 80.0
-RHO = 7.0
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # x (N, C, H, W), sigma [] -> denoised like x
 
@@ -58,9 +55,8 @@ def sigma_schedule(
         raise ValueError(f"the sampler needs two steps or more, not {steps}")
     if not 0 < sigma_min < sigma_max:
         raise ValueError(f"0 < sigma_min < sigma_max is needed, not {sigma_min}, {sigma_max}")
-    high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    ramp = torch.arange(steps, dtype=torch.float32, device=device) / (steps - 1)
-    sigmas = (high + ramp * (low - high)) ** rho
+    down = 1 - torch.arange(steps, dtype=torch.float32, device=device) / (steps - 1)
+    sigmas = karras_ramp(down, sigma_min, sigma_max, rho)
     return torch.cat([sigmas, sigmas.new_zeros(1)])
 
 

@@ -9,17 +9,19 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sid_scale.errors import SidScaleError
 from sid_scale.networks.edm2 import EDM2, EDM2Config
+from sid_scale.networks.tensor_file import Entry, write_tensors
 
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
@@ -87,24 +89,65 @@ def check_state(architecture: EDM2Config, state: dict[str, Tensor], where: str) 
 
 def save_network(folder: str | os.PathLike[str], network: NetworkFolder) -> None:
     """Writes a network folder, replacing one that exists; it is complete or not there."""
-    folder = Path(folder)
     check_state(network.architecture, network.state, str(folder))
+    description = describe(network.architecture, network.codec, network.origin)
+    stream_network(folder, description, network.state.__getitem__)
+
+
+def describe(
+    architecture: EDM2Config, codec: dict[str, Any], origin: dict[str, Any]
+) -> dict[str, Any]:
+    """Contents of a network folder's `config.json`."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "architecture": dataclasses.asdict(architecture),
+        "codec": codec,
+        "origin": origin,
+    }
+
+
+def stream_network(
+    folder: str | os.PathLike[str],
+    description: dict[str, Any],
+    tensor: Callable[[str], Tensor],
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Writes a network folder as `save_network` does, never holding more than one tensor.
+
+    `tensor(name)` is a parameter or buffer by its name, of the shape that it has in memory.
+    """
+    folder = Path(folder)
+    refuse_other_folder(folder)
+    architecture, _, _ = parse_description(description, str(folder))
+    with torch.device("meta"):
+        shapes = to_edm2_shapes(EDM2(architecture).state_dict())
+    entries = [Entry(name, dtype, tuple(meta.shape)) for name, meta in shapes.items()]
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    tensors = {k: v.detach().cpu().contiguous() for k, v in to_edm2_shapes(network.state).items()}
-    config = {
-        "format_version": FORMAT_VERSION,
-        "architecture": dataclasses.asdict(network.architecture),
-        "codec": network.codec,
-        "origin": network.origin,
-    }
-    (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    save_file(tensors, partial / WEIGHTS)
-    (partial / WEIGHTS).chmod((partial / CONFIG).stat().st_mode)  # safetensors writes 0600
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(partial, folder)
+    try:
+        (partial / CONFIG).write_text(json.dumps(description, indent=2) + "\n")
+        values = (tensor(e.name).detach().to(dtype).reshape(e.shape) for e in entries)
+        write_tensors(partial / WEIGHTS, entries, values)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def refuse_other_folder(folder: Path) -> None:
+    """Makes sure that writing a network folder replaces nothing but one.
+
+    Raises:
+        CheckpointError: something else lies there.
+    """
+    other = folder.exists() and not (folder / CONFIG).is_file()
+    if other and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(
+            f"{folder} exists and is no network folder: name another one, or remove it"
+        )
 
 
 def load_network(folder: str | os.PathLike[str]) -> NetworkFolder:
@@ -115,7 +158,7 @@ def load_network(folder: str | os.PathLike[str]) -> NetworkFolder:
             not those of the architecture.
     """
     folder = Path(folder)
-    description = read_description(folder)
+    described = read_description(folder)
     try:
         tensors = load_file(folder / WEIGHTS)
     except SafetensorError as error:
@@ -123,8 +166,8 @@ def load_network(folder: str | os.PathLike[str]) -> NetworkFolder:
             f"{folder / WEIGHTS}: damaged ({error}); fetch or write it again."
         ) from error
     state = from_edm2_shapes({k: v.float() for k, v in tensors.items()})
-    check_state(description.architecture, state, str(folder / WEIGHTS))
-    return dataclasses.replace(description, state=state)
+    check_state(described.architecture, state, str(folder / WEIGHTS))
+    return dataclasses.replace(described, state=state)
 
 
 def read_description(folder: str | os.PathLike[str]) -> NetworkFolder:
@@ -141,20 +184,35 @@ def read_description(folder: str | os.PathLike[str]) -> NetworkFolder:
                 "tools/import_edm2.py makes one of a published pickle."
             )
     try:
-        config = json.loads((folder / CONFIG).read_text())
-        version = config["format_version"]
-        raw = dict(config["architecture"])
+        description = json.loads((folder / CONFIG).read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{folder / CONFIG}: not a network description: {error}") from error
+    architecture, codec, origin = parse_description(description, str(folder / CONFIG))
+    return NetworkFolder(architecture, {}, codec, origin)
+
+
+def parse_description(
+    description: Any, where: str
+) -> tuple[EDM2Config, dict[str, Any], dict[str, Any]]:
+    """Architecture, codec and origin out of a folder's `config.json`.
+
+    Raises:
+        CheckpointError: it is none, or of another version.
+    """
+    try:
+        version = description["format_version"]
+        raw = dict(description["architecture"])
         for key in ("channel_mult", "attn_resolutions"):
             raw[key] = tuple(raw[key])
         architecture = EDM2Config(**raw)
-        codec, origin = dict(config["codec"]), dict(config["origin"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder / CONFIG}: not a network description: {error}") from error
+        codec, origin = dict(description["codec"]), dict(description["origin"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{where}: not a network description: {error}") from error
     if version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{folder / CONFIG}: format version {version}; this program reads {FORMAT_VERSION}."
+            f"{where}: format version {version}; this program reads {FORMAT_VERSION}."
         )
-    return NetworkFolder(architecture, {}, codec, origin)
+    return architecture, codec, origin
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

@@ -1,20 +1,11 @@
-"""The whole training state in one folder, written by every rank and read by any number.
+"""The whole training state as this rank's share of it, to be written and to be read back.
 
-Each rank writes the fragments that it owns (masters, Adam's moments, the average) under their
-parameters' names with the place where they begin; rank 0 adds the counters and, last, a
-manifest with sizes and checksums. The folder then gets its name by one rename: a checkpoint
-is complete or absent. Reading looks up, for each fragment of the reader, the stretches that
-cover it, so the number of ranks and the ZeRO stage may have changed.
-
-Reading checks names and sizes; the checksums are for whoever doubts a disk. Nothing here can
-carry code: safetensors and JSON.
+Each rank holds fragments (masters, Adam's moments, the average); `host_files` lays them out as
+the files that saved.py describes, `load_checkpoint` fills them from a checkpoint of any number
+of ranks and any ZeRO stage. What is loaded is what was saved, bit for bit.
 """
 
-import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +13,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.engine import DeepSpeedEngine
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from sid_scale.errors import SidScaleError
-from sid_scale.networks.checkpoints import sha256
 from sid_scale.zero.ema import ShardedEMA
 from sid_scale.zero.fragments import (
     Fragment,
@@ -36,14 +23,20 @@ from sid_scale.zero.fragments import (
     parameter_shapes,
     publish_masters,
 )
+from sid_scale.zero.saved import (
+    Manifest,
+    Stretches,
+    TrainingStateError,
+    buffers_file,
+    opened,
+    rank_file,
+    read_manifest,
+    read_state,
+)
 
-MANIFEST = "manifest.json"
-STATE = "state.json"
+MASTER, EMA = "master", "ema"
 MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-class TrainingStateError(SidScaleError):
-    """A checkpoint that cannot be written or used; the message says which and why."""
+LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  # of float16
 
 
 @dataclass(frozen=True)
@@ -53,77 +46,43 @@ class TrainingState:
     engines: Mapping[str, DeepSpeedEngine]
     emas: Mapping[str, ShardedEMA]
 
-    def stretches(self, role: str) -> Iterator[tuple[str, Fragment, Tensor]]:
-        """(kind, fragment, this rank's values) of everything sharded in one network."""
+    def share(self, role: str) -> dict[str, list[tuple[Fragment, Tensor]]]:
+        """This rank's fragments of one network and their values, by kind."""
         engine = self.engines[role]
-        state = engine.basic_optimizer.state
-        for fragment in local_fragments(engine):
-            yield "master", fragment, fragment.master
-            if fragment.flat in state:
-                for moment in MOMENTS:
-                    yield moment, fragment, fragment.of(state[fragment.flat][moment])
+        fragments, adam = local_fragments(engine), engine.basic_optimizer.state
+        stepped = [f for f in fragments if f.flat in adam]  # none before the first update
+        found = {MASTER: [(f, f.master) for f in fragments]}
+        found |= {moment: [(f, f.of(adam[f.flat][moment])) for f in stepped] for moment in MOMENTS}
         if role in self.emas:
             ema = self.emas[role]
-            for fragment, value in zip(ema.fragments, ema.values, strict=True):
-                yield "ema", fragment, value
+            found[EMA] = list(zip(ema.fragments, ema.values, strict=True))
+        return found
 
 
-def save_checkpoint(folder: Path, state: TrainingState, counters: dict[str, Any]) -> None:
-    """Writes a checkpoint under `folder` (which must not exist). Collective.
+def host_files(state: TrainingState) -> dict[str, dict[str, Tensor]]:
+    """What this rank writes: file name -> tensors, views of the state where it lies on the host.
 
-    `counters` is JSON: images seen, configuration.
+    At stage 0 all ranks hold the same, and rank 0 alone writes.
     """
-    rank = dist.get_rank()
-    partial = folder.with_name(f".{folder.name}.partial")
-    if rank == 0:
-        for left_over in folder.parent.glob(".*.partial"):
-            shutil.rmtree(left_over)
-        partial.mkdir(parents=True)
-    dist.barrier()
-    _write_rank(partial / _rank_file(rank), state)
-    written: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(written, _describe(partial / _rank_file(rank)))
-    if rank == 0:
-        steps = {role: _adam_step(engine) for role, engine in state.engines.items()}
-        (partial / STATE).write_text(json.dumps({"adam_steps": steps, **counters}, indent=2))
-        manifest = dict([*written, _describe(partial / STATE)])
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=2))
-        os.replace(partial, folder)
-    dist.barrier()
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    files: dict[str, dict[str, Tensor]] = {}
+    for role, engine in state.engines.items():
+        if rank == 0:
+            buffers = engine.module.named_buffers()
+            files[buffers_file(role)] = {f"{name}@0": b.flatten() for name, b in buffers}
+        if rank == 0 or not is_replicated(engine):
+            for kind, held in state.share(role).items():
+                tensors = {f"{f.name}@{f.start}": values for f, values in held}
+                files[rank_file(role, kind, rank, world_size)] = tensors
+    return files
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint in a folder of them, or None."""
-    return max(_complete(folder), key=lambda p: int(p.name), default=None)
-
-
-def keep_newest(folder: Path, keep: int) -> None:
-    """Removes all but the `keep` newest checkpoints. For one rank to call."""
-    for old in sorted(_complete(folder), key=lambda p: int(p.name))[:-keep]:
-        shutil.rmtree(old)
-
-
-def read_counters(folder: Path) -> dict[str, Any]:
-    """The counters of a checkpoint, after its files' sizes have been checked.
-
-    Raises:
-        TrainingStateError: no checkpoint, or a file of it missing or of another size.
-    """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        for name, entry in manifest.items():
-            size = (folder / name).stat().st_size
-            if size != entry["bytes"]:
-                raise TrainingStateError(
-                    f"checkpoint {folder}: {name} has {size} bytes instead of {entry['bytes']}; "
-                    "remove the folder to resume from the one before it"
-                )
-        return json.loads((folder / STATE).read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise TrainingStateError(
-            f"checkpoint {folder} is incomplete or damaged ({error}); "
-            "remove the folder to resume from the one before it"
-        ) from error
+def optimizer_counters(state: TrainingState) -> dict[str, Any]:
+    """What the optimizers count: Adam's steps and, in float16, the loss scale; by role."""
+    return {
+        role: {"adam_step": _adam_step(engine), "loss_scale": _loss_scale(engine)}
+        for role, engine in state.engines.items()
+    }
 
 
 def load_checkpoint(folder: Path, state: TrainingState) -> dict[str, Any]:
@@ -132,86 +91,41 @@ def load_checkpoint(folder: Path, state: TrainingState) -> dict[str, Any]:
     Raises:
         TrainingStateError: a file is missing or damaged, or holds other networks.
     """
-    counters = read_counters(folder)
-    with ExitStack() as stack:
-        saved = _Saved(folder, stack)
-        for role, engine in state.engines.items():
-            _check_shapes(folder, saved, role, engine)
-            step = counters["adam_steps"][role]
-            if step is not None:
-                _prepare_adam(engine, step)
-            for kind, fragment, values in state.stretches(role):
-                saved.fill(values, f"{role}/{kind}/{fragment.name}", fragment.start)
-            publish_masters(engine)
+    manifest, counters = read_manifest(folder), read_state(folder)
+    for role, engine in state.engines.items():
+        counted = counters["optimizers"][role]
+        if counted["adam_step"] is not None:
+            _prepare_adam(engine, counted["adam_step"])
+        for kind, held in state.share(role).items():
+            _load(manifest, role, kind, held, engine)
+        publish_masters(engine)
+        _set_loss_scale(engine, counted["loss_scale"])
     return counters
 
 
-class _Saved:
-    """The stretches that all ranks wrote, found by name."""
-
-    def __init__(self, folder: Path, stack: ExitStack):
-        self._folder = folder
-        self._places: dict[str, list[tuple[int, Any, str]]] = {}
-        for path in sorted(folder.glob("rank-*.safetensors")):
-            try:
-                file = stack.enter_context(safe_open(path, framework="pt"))
-            except SafetensorError as error:
-                raise TrainingStateError(f"checkpoint {folder}: {path.name}: {error}") from error
-            for key in file.keys():  # noqa: SIM118 (no mapping)
-                name, _, start = key.rpartition("@")
-                self._places.setdefault(name, []).append((int(start), file, key))
-
-    def names(self, prefix: str) -> set[str]:
-        return {name[len(prefix) :] for name in self._places if name.startswith(prefix)}
-
-    def fill(self, values: Tensor, name: str, start: int) -> None:
-        """Copies elements [start, start + numel) of `name` into `values`."""
-        filled = 0
-        for begin, file, key in self._places.get(name, []):
-            stretch = file.get_slice(key)
-            end = begin + stretch.get_shape()[0]
-            low, high = max(start, begin), min(start + len(values), end)
-            if low < high:
-                values[low - start : high - start].copy_(stretch[low - begin : high - begin])
-                filled += high - low
-        if filled != len(values):
-            raise TrainingStateError(
-                f"checkpoint {self._folder}: {name} lacks {len(values) - filled} elements; "
-                "it was written for another network, or a rank's file is missing"
-            )
+def _load(
+    manifest: Manifest,
+    role: str,
+    kind: str,
+    held: list[tuple[Fragment, Tensor]],
+    engine: DeepSpeedEngine,
+) -> None:
+    with opened(manifest.folder, manifest.of(role, kind)) as stretches:
+        if kind == MASTER:
+            _check_sizes(manifest.folder, role, stretches, engine)
+        for fragment, values in held:
+            stretches.fill(values, fragment.name, fragment.start)
 
 
-def _complete(folder: Path) -> list[Path]:
-    return [p for p in folder.glob("*") if p.name.isdigit() and (p / MANIFEST).is_file()]
-
-
-def _describe(file: Path) -> tuple[str, dict[str, Any]]:
-    """A file's entry in the manifest."""
-    return file.name, {"bytes": file.stat().st_size, "sha256": sha256(file)}
-
-
-def _check_shapes(folder: Path, saved: _Saved, role: str, engine: DeepSpeedEngine) -> None:
-    expected, found = set(parameter_shapes(engine)), saved.names(f"{role}/master/")
-    if expected != found:
-        odd = sorted(expected ^ found)[:4]
+def _check_sizes(folder: Path, role: str, found: Stretches, engine: DeepSpeedEngine) -> None:
+    expected = {name: shape.numel() for name, shape in parameter_shapes(engine).items()}
+    odd = sorted(name for name, _ in expected.items() ^ found.sizes().items())
+    if odd:
+        more = " ..." if len(set(odd)) > 4 else ""
         raise TrainingStateError(
-            f"checkpoint {folder} holds another {role}: the two differ in {', '.join(odd)} ..."
+            f"checkpoint {folder} holds another {role}: the two differ in "
+            f"{', '.join(sorted(set(odd))[:4])}{more}"
         )
-
-
-def _write_rank(path: Path, state: TrainingState) -> None:
-    tensors = {}
-    for role, engine in state.engines.items():
-        if is_replicated(engine) and dist.get_rank() != 0:
-            continue  # all ranks hold the same: one copy is enough
-        for kind, fragment, values in state.stretches(role):
-            key = f"{role}/{kind}/{fragment.name}@{fragment.start}"
-            tensors[key] = values.to("cpu", copy=True).contiguous()
-    save_file(tensors, path)
-
-
-def _rank_file(rank: int) -> str:
-    return f"rank-{rank:05d}-of-{dist.get_world_size():05d}.safetensors"
 
 
 def _adam_step(engine: DeepSpeedEngine) -> int | None:
@@ -230,3 +144,17 @@ def _prepare_adam(engine: DeepSpeedEngine, step: int) -> None:
             count = torch.tensor(float(step), device=flat.device if fused else "cpu")
         moments = {moment: torch.zeros_like(flat) for moment in MOMENTS}
         optimizer.state[flat] = {"step": count, **moments}
+
+
+def _loss_scale(engine: DeepSpeedEngine) -> dict[str, float] | None:
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    if not getattr(scaler, "dynamic", False):
+        return None
+    return {name: getattr(scaler, name) for name in LOSS_SCALE}
+
+
+def _set_loss_scale(engine: DeepSpeedEngine, saved: dict[str, float] | None) -> None:
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    if saved is not None and getattr(scaler, "dynamic", False):
+        for name, value in saved.items():
+            setattr(scaler, name, value)

@@ -12,12 +12,6 @@ from torch import Tensor
 
 from sid_scale.networks.edm2 import EDM2
 from sid_scale.networks.magnitude import normalise_weights_, normalised_parameters
-from sid_scale.zero.checkpoint import (
-    TrainingState,
-    TrainingStateError,
-    load_checkpoint,
-    save_checkpoint,
-)
 from sid_scale.zero.ema import ShardedEMA
 from sid_scale.zero.engines import AdamConfig, ShardedNetwork, read_deepspeed_json
 from sid_scale.zero.fragments import gather_parameters, local_fragments
@@ -194,42 +188,3 @@ def _clipping(rank: int, folder: Path) -> None:
         # gradient is clipped to where eps rules.
         assert moved[0] > 5e-3
         assert moved[1] < moved[0] / 5
-
-
-def test_checkpoint_of_one_stage_is_read_at_any_other(tmp_path: Path):
-    run_ranks(2, _checkpoints, tmp_path)
-    run_ranks(1, _resumed_on_fewer_ranks, tmp_path)
-
-
-def _state(network: ShardedNetwork, ema: ShardedEMA) -> TrainingState:
-    return TrainingState({"generator": network.engine}, {"generator": ema})
-
-
-def _checkpoints(rank: int, folder: Path) -> None:
-    for stage, other in ((0, 3), (1, 2), (2, 1), (3, 0)):
-        network = build(stage, folder)
-        ema = ShardedEMA(network.engine)
-        network.backward(loss_of(network, data(0, rank)))
-        assert network.step()
-        ema.update(DECAY)
-        save_checkpoint(folder / f"{stage:03d}", _state(network, ema), {"images": 5})
-
-        again = build(other, folder)
-        again_ema = ShardedEMA(again.engine)
-        counters = load_checkpoint(folder / f"{stage:03d}", _state(again, again_ema))
-        assert counters["images"] == 5
-        saved, loaded = masters(network), masters(again)
-        assert all(torch.equal(saved[name], value) for name, value in loaded.items())
-        for trained in (network, again):  # Adam's moments came along: the next step is the same
-            trained.backward(loss_of(trained, data(1, rank)))
-            assert trained.step()
-        assert_same(masters(again), masters(network))
-
-
-def _resumed_on_fewer_ranks(rank: int, folder: Path) -> None:
-    network = build(2, folder)
-    ema = ShardedEMA(network.engine)
-    load_checkpoint(folder / "003", _state(network, ema))
-    (folder / "003" / "rank-00001-of-00002.safetensors").unlink()
-    with pytest.raises(TrainingStateError, match="rank-00001"):
-        load_checkpoint(folder / "003", _state(network, ema))

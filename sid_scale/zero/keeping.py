@@ -1,0 +1,84 @@
+"""Which checkpoints of a run stay, and the names that point at them.
+
+A folder of checkpoints holds one folder for each, named after the images seen; `latest` and
+`best` are links to two of them. What begins with a dot is half written or half removed. All
+of this is for one rank to call.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+from sid_scale.zero.saved import MANIFEST
+
+LATEST = "latest"
+BEST = "best"  # by the metric that evaluation during training reports
+DAMAGED = ".damaged"
+
+
+def folder_name(images_seen: int) -> str:
+    """Name of the checkpoint taken after so many images."""
+    return f"{images_seen:012d}"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The complete checkpoints in a folder, oldest first."""
+    found = [p for p in folder.glob("*") if p.name.isdigit() and (p / MANIFEST).is_file()]
+    return sorted(found, key=lambda p: int(p.name))
+
+
+def point(folder: Path, name: str, checkpoint: Path) -> None:
+    """Makes `folder`/`name` a link to one of its checkpoints, in one instant."""
+    link = folder / f".{name}.link"
+    link.unlink(missing_ok=True)
+    link.symlink_to(checkpoint.name)
+    os.replace(link, folder / name)
+
+
+def pointed(folder: Path, name: str) -> Path | None:
+    """The checkpoint that `latest` or `best` names, None if there is none."""
+    link = folder / name
+    return folder / os.readlink(link) if link.is_symlink() else None
+
+
+def retire(folder: Path, keep: int, keep_every: int) -> None:
+    """Removes what need not stay.
+
+    The newest `keep` stay, of every `keep_every` images (0: none) the first, and the best.
+    """
+    found = checkpoints(folder)
+    stay = set(found[-keep:])
+    stay.update(p for p in (pointed(folder, LATEST), pointed(folder, BEST)) if p is not None)
+    if keep_every:
+        first: dict[int, Path] = {}
+        for checkpoint in found:
+            first.setdefault(int(checkpoint.name) // keep_every, checkpoint)
+        stay.update(checkpoint for passed, checkpoint in first.items() if passed > 0)
+    for checkpoint in found:
+        if checkpoint not in stay:
+            remove(checkpoint)
+
+
+def remove(checkpoint: Path) -> None:
+    """Removes a checkpoint; killed on the way, it leaves nothing that looks like one."""
+    doomed = checkpoint.with_name(f".{checkpoint.name}.removed")
+    os.replace(checkpoint, doomed)
+    shutil.rmtree(doomed)
+
+
+def set_aside(checkpoint: Path) -> Path:
+    """Gives a damaged checkpoint a name under which nobody resumes from it; returns that."""
+    aside = checkpoint.with_name(checkpoint.name + DAMAGED)
+    if aside.exists():
+        shutil.rmtree(aside)
+    os.replace(checkpoint, aside)
+    return aside
+
+
+def sweep(folder: Path) -> None:
+    """Removes what an interruption has left half written or half removed."""
+    for left_over in folder.glob(".*"):
+        if left_over.is_dir() and not left_over.is_symlink():
+            shutil.rmtree(left_over)
+        else:
+            left_over.unlink()

@@ -1,0 +1,208 @@
+"""A checkpoint on disk, read without DeepSpeed, ranks or a GPU.
+
+    000000016384/                           named after the images seen
+      generator-ema-00003-of-00008.safetensors    one file a role, kind and rank
+      generator-buffers.safetensors               what is not trained
+      state.json                                  counters, settings, versions
+      manifest.json                               written last: size and SHA-256 of all files
+
+A file holds stretches: its tensor `NAME@START` is a piece of the parameter NAME, flattened,
+that begins at element START. Whoever reads looks up the stretches that cover what it wants, so
+the number of ranks and the ZeRO stage that wrote them do not matter. Safetensors and JSON:
+nothing here can carry code.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sid_scale.errors import SidScaleError
+from sid_scale.networks.checkpoints import sha256
+
+FORMAT_VERSION = 2
+MANIFEST = "manifest.json"
+STATE = "state.json"
+BUFFERS = "buffers"
+
+
+class TrainingStateError(SidScaleError):
+    """A checkpoint that cannot be written or used; the message says which and why."""
+
+
+def rank_file(role: str, kind: str, rank: int, world_size: int) -> str:
+    """Name of one rank's part."""
+    return f"{role}-{kind}-{rank:05d}-of-{world_size:05d}.safetensors"
+
+
+def buffers_file(role: str) -> str:
+    """Name of the file with a network's buffers."""
+    return f"{role}-{BUFFERS}.safetensors"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a checkpoint consists of."""
+
+    folder: Path
+    files: dict[str, dict[str, Any]]  # name -> {"bytes", "sha256"}
+
+    def of(self, role: str, kind: str) -> list[str]:
+        """The files of one role and kind, in the order of the ranks."""
+        parts = re.compile(re.escape(f"{role}-{kind}") + r"(-\d+-of-\d+)?\.safetensors")
+        return sorted(name for name in self.files if parts.fullmatch(name))
+
+    def faults(self, names: Iterable[str], *, checksums: bool = True) -> list[str]:
+        """What is wrong with these files: missing, of another size, of another content."""
+        found = (self._fault(name, checksums) for name in names)
+        return [fault for fault in found if fault is not None]
+
+    def _fault(self, name: str, checksums: bool) -> str | None:
+        path, told = self.folder / name, self.files[name]
+        try:
+            size = path.stat().st_size
+            if size != told["bytes"]:
+                return f"{name} has {size:,} bytes instead of {told['bytes']:,}"
+            if checksums and sha256(path) != told["sha256"]:
+                return f"{name} has another checksum than when it was written"
+        except FileNotFoundError:
+            return f"{name} is missing{_whose(name)}"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+        return None
+
+
+def _whose(name: str) -> str:
+    part = re.search(r"-(\d+)-of-(\d+)\.safetensors$", name)
+    return f" (written by rank {int(part[1])} of {int(part[2])})" if part else ""
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a checkpoint.
+
+    Raises:
+        TrainingStateError: there is none, or it is not one.
+    """
+    try:
+        told = json.loads((folder / MANIFEST).read_text())
+        version, files = told["format_version"], told["files"]
+        sound = all(
+            Path(name).name == name and {"bytes", "sha256"} <= entry.keys()
+            for name, entry in files.items()
+        )
+    except FileNotFoundError as error:
+        raise TrainingStateError(
+            f"{folder} is no checkpoint: it has no {MANIFEST}. Name a folder such as "
+            "RUN/checkpoints/000000016384, or RUN/checkpoints/latest"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TrainingStateError(f"checkpoint {folder}: {MANIFEST} is damaged ({error})") from error
+    if version != FORMAT_VERSION:
+        raise TrainingStateError(
+            f"checkpoint {folder} has format version {version}; this program reads {FORMAT_VERSION}"
+        )
+    if not sound:
+        raise TrainingStateError(f"checkpoint {folder}: {MANIFEST} is damaged (odd entries)")
+    return Manifest(folder, files)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Counters and settings of a checkpoint.
+
+    Raises:
+        TrainingStateError: missing or damaged.
+    """
+    try:
+        return dict(json.loads((folder / STATE).read_text()))
+    except (OSError, ValueError) as error:
+        raise TrainingStateError(f"checkpoint {folder}: {STATE} is damaged ({error})") from error
+
+
+class Stretches:
+    """The tensors of some files, found by parameter. Files are memory-mapped while open."""
+
+    def __init__(self, folder: Path, files: Iterable[str]):
+        self._folder = folder
+        # parameter -> (first element, number of them, file, key)
+        self._places: dict[str, list[tuple[int, int, str, str]]] = {}
+        self._open: dict[str, Any] = {}
+        self._mapped = ExitStack()
+        for name in files:
+            for key, numel in self._lengths(name):
+                parameter, _, start = key.rpartition("@")
+                place = (int(start), numel, name, key)
+                self._places.setdefault(parameter, []).append(place)
+
+    def parameters(self) -> set[str]:
+        """Names of all parameters of which there is something."""
+        return set(self._places)
+
+    def sizes(self) -> dict[str, int]:
+        """How many elements of each parameter the files say there are."""
+        return {name: max(p[0] + p[1] for p in places) for name, places in self._places.items()}
+
+    def fill(self, values: Tensor, parameter: str, start: int) -> None:
+        """Copies elements [start, start + numel) of a parameter into `values` (numel,).
+
+        Raises:
+            TrainingStateError: the files do not hold all of them.
+        """
+        filled = 0
+        for begin, numel, name, key in self._places.get(parameter, []):
+            low, high = max(start, begin), min(start + len(values), begin + numel)
+            if low < high:
+                stretch = self._file(name).get_slice(key)[low - begin : high - begin]
+                values[low - start : high - start].copy_(stretch)
+                filled += high - low
+        if filled != len(values):
+            raise TrainingStateError(
+                f"checkpoint {self._folder}: {parameter} lacks {len(values) - filled} of "
+                f"{len(values)} elements; it was written for another network"
+            )
+
+    def close(self) -> None:
+        """Gives the memory maps back; the next `fill` maps anew."""
+        self._mapped.close()
+        self._open.clear()
+
+    def _file(self, name: str) -> Any:
+        if name not in self._open:
+            try:
+                opened = safe_open(self._folder / name, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise TrainingStateError(
+                    f"checkpoint {self._folder}: {name} is damaged ({error})"
+                ) from error
+            self._open[name] = self._mapped.enter_context(opened)
+        return self._open[name]
+
+    def _lengths(self, name: str) -> Iterator[tuple[str, int]]:
+        file = self._file(name)
+        for key in file.keys():  # noqa: SIM118 (no mapping)
+            shape = file.get_slice(key).get_shape()
+            if len(shape) != 1 or not re.fullmatch(r".+@\d+", key):
+                raise TrainingStateError(
+                    f"checkpoint {self._folder}: {name} holds {key!r}, which is no stretch of a "
+                    "parameter; it was written by another program"
+                )
+            yield key, shape[0]
+
+
+@contextmanager
+def opened(folder: Path, files: Iterable[str]) -> Iterator[Stretches]:
+    """The stretches in some files of a checkpoint; memory maps end with the context.
+
+    Raises:
+        TrainingStateError: a file is no safetensors file, or holds something else.
+    """
+    stretches = Stretches(folder, files)
+    try:
+        yield stretches
+    finally:
+        stretches.close()
