@@ -8,7 +8,7 @@ from sid_scale.errors import SidScaleError
 from sid_scale.settings import nearest
 
 CLASS_NAMES = "classes.txt"  # in a network folder: one name a line, the first line is class 0
-MOST = 100_000_000  # numbers in a list; more is a slip of the finger
+MOST = 10_000_000  # numbers in a list, or images; more is a slip of the finger
 
 LONGEST_HINT = 200  # characters: of a thousand classes nobody wants to read all
 

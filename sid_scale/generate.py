@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from sid_scale.classes import ListError, parse_classes, parse_numbers, read_class_names
+from sid_scale.classes import MOST, ListError, parse_classes, parse_numbers, read_class_names
 from sid_scale.errors import SidScaleError
 from sid_scale.generator import BATCH, DTYPES, OneStepGenerator
 from sid_scale.image_folder import (
@@ -117,6 +117,10 @@ def plan(options: argparse.Namespace) -> Plan:
     known = read_description(options.generator).architecture.label_dim
     names = read_class_names(options.generator, known)
     classes = parse_classes(options.classes, names, known)
+    if len(classes) * len(seeds) > MOST:
+        raise ListError(
+            f"{len(classes)} classes x {len(seeds)} seeds are more than {MOST:,} images"
+        )
     if options.grid:
         check_grid(classes, seeds)
     return Plan(

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from sid_scale.classes import ListError
 from sid_scale.generate import make_images, parse, plan
 from sid_scale.generator import OneStepGenerator
 from sid_scale.image_folder import ImageFolderError, check_grid
@@ -192,6 +193,8 @@ def test_what_cannot_be_planned_is_refused_before_anything_is_made(tmp_path: Pat
     with pytest.raises(ImageFolderError, match="4 classes x 200 seeds is too large: 400 images"):
         plan(parse([*what, "--seeds", "0-199", "--grid"]))
     check_grid(range(4), range(100))
+    with pytest.raises(ListError, match="4 classes x 5000000 seeds are more than 10,000,000"):
+        plan(parse([*what, "--seeds", "1-5000000"]))
     assert plan(parse([*what, "--seeds", "0-2", "--local_rank=1"])).seeds == [0, 1, 2]
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"no model\.safetensors there"):

@@ -369,7 +369,7 @@ def _without_vae(rank: int, folder: Path) -> None:
     quiet = {"method": "sid", "data": "null", "log.samples_every_images": 0, "total_images": 8}
     with redirect_stdout(StringIO()) as told:
         train(config(folder, **quiet), ranks())
-    assert "generator: no VAE: " in told.getvalue()
+    assert "generator: no VAE (" in told.getvalue()
     assert "done after 8 images" in told.getvalue()
 
 
