@@ -23,6 +23,7 @@ from sid_scale.errors import SidScaleError
 STABILITY_MEAN = (5.81, 3.25, 0.12, -2.15)
 STABILITY_STD = (4.17, 4.62, 3.71, 3.28)
 SIGMA_DATA = 0.5
+VAE_CONFIG, VAE_WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 BATCH = 64  # images that pass through the VAE at once, at 64x64 pixels; fewer when larger
 
 
@@ -38,6 +39,9 @@ class Codec(Protocol):
 
     def check(self) -> None:
         """Raises CodecError now if `encode` or `decode` would later lack a file."""
+
+    def load(self, device: torch.device) -> None:
+        """Reads now what `encode` and `decode` read when first called."""
 
     def encode(self, images: Tensor) -> Tensor:
         """uint8 (N, 3, H, W) -> what shards store: (N, 2C, h, w) posterior mean and std."""
@@ -56,6 +60,9 @@ class IdentityCodec:
         return {"kind": "identity"}
 
     def check(self) -> None:
+        return
+
+    def load(self, device: torch.device) -> None:
         return
 
     def encode(self, images: Tensor) -> Tensor:
@@ -86,13 +93,18 @@ class VAECodec:
         }
 
     def check(self) -> None:
-        for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+        for name in (VAE_CONFIG, VAE_WEIGHTS):
             if not (self.folder / name).is_file():
                 raise CodecError(
                     f"{self.folder}: no {name} there. The VAE is a diffusers folder "
-                    "(for EDM2's ImageNet-512 models: stabilityai/sd-vae-ft-mse); "
-                    "the codec's `vae` in index.json or config.json names it."
+                    "(for EDM2's ImageNet-512 models: stabilityai/sd-vae-ft-mse, which "
+                    "`hf download stabilityai/sd-vae-ft-mse --local-dir FOLDER` fetches); "
+                    "the codec's `vae` in index.json or config.json names it. A generator's "
+                    "may also lie in its own folder as vae/, or be named with `--vae`."
                 )
+
+    def load(self, device: torch.device) -> None:
+        self._load(device)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -158,10 +170,20 @@ def open_codec(description: dict[str, Any], beside: str | Path | None = None) ->
     missing = [key for key in ("vae", "scale", "bias") if key not in description]
     if missing:
         raise CodecError(f"the description of the VAE codec lacks {', '.join(missing)}")
-    folder = Path(description["vae"])
+    vae, scale, bias = (description[key] for key in ("vae", "scale", "bias"))
+    if not (isinstance(vae, str) and _are_numbers(scale) and _are_numbers(bias)):
+        raise CodecError(
+            "the VAE codec is described by a folder and two lists of numbers, not by "
+            f"vae {vae!r}, scale {scale!r}, bias {bias!r}"
+        )
+    folder = Path(vae)
     if beside is not None and (Path(beside) / folder).is_dir():
         folder = Path(beside) / folder
-    return VAECodec(folder, description["scale"], description["bias"])
+    return VAECodec(folder, scale, bias)
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list | tuple) and all(isinstance(v, int | float) for v in values)
 
 
 def _draw(stored: Tensor, noise: Tensor) -> Tensor:

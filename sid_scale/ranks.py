@@ -49,6 +49,14 @@ def launched_rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def tell_once(error: SidScaleError) -> None:
+    """Prints an error that all ranks have run into before they joined, once."""
+    if launched_rank() == 0:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(3)  # the launcher ends all when the first one ends: let rank 0 speak
+
+
 @contextmanager
 def joined_ranks() -> Iterator[Ranks]:
     """Inside, the ranks are joined (nccl on CUDA, gloo elsewhere).

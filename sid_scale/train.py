@@ -3,13 +3,12 @@
 import argparse
 import logging
 import sys
-import time
 import warnings
 from collections.abc import Sequence
 
 from sid_scale.config import load_config, preset_names
 from sid_scale.errors import SidScaleError
-from sid_scale.ranks import joined_ranks, launched_rank
+from sid_scale.ranks import joined_ranks, tell_once
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -33,10 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = load_config(options.config, options.overrides)
     except SidScaleError as error:
-        if launched_rank() == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        else:
-            time.sleep(3)  # the launcher ends all when the first one ends: let rank 0 speak
+        tell_once(error)
         return 2
     # These import torch and DeepSpeed, which take their time: a typo should not.
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from sid_scale import OneStepGenerator
 from sid_scale.codecs import open_codec
 from sid_scale.demo.prepare import TEACHER, write_digit_shards
 from sid_scale.networks.checkpoints import load_network
 from tests.conftest import ROOT
+from tests.generators import demo_generator
 
 pytestmark = [
     pytest.mark.gpu,
@@ -36,6 +38,18 @@ def test_digits_train_in_bfloat16(tmp_path: Path, name: str):
     assert records[-1]["images_seen"] == 3200
     assert records[-1]["skipped_updates"] == 0
     assert records[-1]["loss/fake_score"] < records[0]["loss/fake_score"] + 100
+
+
+def test_a_seed_gives_the_same_image_in_any_company_up_to_rounding(tmp_path: Path):
+    folder = demo_generator(tmp_path / "g")
+    classes, seeds = [0, 1, 2, 3, 0, 1, 2], range(7)
+    on_cpu = OneStepGenerator.from_pretrained(folder).generate(classes, seeds)
+    generator = OneStepGenerator.from_pretrained(folder, batch_size=3).to("cuda")
+    images = generator.generate(classes, seeds)
+    assert images.device.type == "cuda"
+    alone = torch.cat([generator.generate([c], [s]) for c, s in zip(classes, seeds)])
+    for others in (alone.cpu(), on_cpu):
+        assert (images.cpu().float() - others.float()).abs().mean() < 1
 
 
 def test_the_loss_scale_of_float16_is_resumed(tmp_path: Path):

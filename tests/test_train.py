@@ -6,13 +6,15 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from sid_scale import OneStepGenerator
 from sid_scale.config import load_config
 from sid_scale.distill import step
 from sid_scale.distill.loop import DivergedError, train
@@ -99,7 +101,16 @@ def test_a_launched_run_leaves_what_scripts_rely_on(tmp_path: Path, launch):
     assert generator.origin["images_seen"] == 32
     assert generator.origin["method"] == "sida"
     assert generator.architecture.logvar_channels == 0
-    generator.build()(torch.randn(1, 3, 8, 8), torch.tensor(2.5))
+    assert generator.origin["settings"]["batch_size"] == 8
+    assert sorted(p.name for p in (run / "generator").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "samples.png",
+    ]
+    assert "| images seen | 32 |" in (run / "generator" / "README.md").read_text()
+    images = OneStepGenerator.from_pretrained(run / "generator").generate([0, 3], [1, 2])
+    assert images.shape == (2, 3, 8, 8)
     assert "img/s/device" in output
 
 
@@ -281,6 +292,34 @@ def _generator_diverges(rank: int, folder: Path) -> None:
     step.generator_loss = broken
     with pytest.raises(DivergedError, match="3 updates of the generator in a row"):
         train(config(folder, max_skipped=3, total_images=160), ranks())
+
+
+@pytest.mark.faults
+def test_what_a_finished_run_cannot_put_beside_its_generator_is_told_not_fatal(tmp_path: Path):
+    prepare(tmp_path)
+    teacher = load_network(tmp_path / "teacher")
+    teacher.codec.update(kind="vae", vae=str(tmp_path / "nowhere"), scale=[1] * 3, bias=[0] * 3)
+    save_network(tmp_path / "teacher", teacher)
+    (tmp_path / "teacher" / "classes.txt").write_text("a\nb\nc\nd\n")
+    run_ranks(1, _without_vae, tmp_path)
+    generator = tmp_path / "run" / "generator"
+    assert {p.name for p in generator.iterdir()} == {
+        "README.md",
+        "classes.txt",
+        "config.json",
+        "model.safetensors",
+    }
+    assert (
+        "the VAE that decodes them is not in this folder" in (generator / "README.md").read_text()
+    )
+
+
+def _without_vae(rank: int, folder: Path) -> None:
+    quiet = {"method": "sid", "data": "null", "log.samples_every_images": 0, "total_images": 8}
+    with redirect_stdout(StringIO()) as told:
+        train(config(folder, **quiet), ranks())
+    assert "generator: no VAE (" in told.getvalue()
+    assert "done after 8 images" in told.getvalue()
 
 
 CRASHES = """

@@ -20,8 +20,8 @@ from sid_scale.demo.digits import (
     digit_images,
     pixel_features,
 )
+from sid_scale.distill.few_step import generate
 from sid_scale.distill.noise import KeyedNoise
-from sid_scale.distill.step import generate
 from sid_scale.evaluate.metrics import FeatureStatistics, frechet_distance
 from sid_scale.evaluate.sampling import denoiser, heun_sample, steps_for
 from sid_scale.networks.checkpoints import load_network

@@ -230,6 +230,7 @@ def make_assets(
         "what": "class-conditional teacher on scikit-learn's handwritten digits",
         "iterations": teacher_recipe.iterations,
         "images_seen": teacher_recipe.iterations * teacher_recipe.batch,
+        "license": "apache-2.0",
     }
     save_network(
         folder / "teacher",

@@ -35,6 +35,21 @@ from sid_scale.zero.engines import (
     read_deepspeed_json,
 )
 
+# What a generator folder says of its teacher and of the run that made it.
+TEACHER_FACTS = ("what", "license", "images_seen")
+START_FACTS = ("method", "images_seen")
+METHOD_SETTINGS = (
+    "batch_size",
+    "seed",
+    "dropout",
+    "learning_rate",
+    "adam",
+    "objective",
+    "warm_up",
+    "ema",
+    "forced_weight_norm",
+)
+
 
 @dataclass
 class Progress:
@@ -157,7 +172,7 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     if config.log.samples_every_images:
         codec.check()
     index = _check_data(config, source, codec)
-    origin = _origin(config, ranks)
+    origin = _origin(config, source, start, ranks)
 
     trained = dataclasses.replace(source.architecture, dropout=config.dropout)
     generator = ShardedNetwork(
@@ -253,9 +268,13 @@ def _adam(config: RunConfig, learning_rate: float) -> AdamConfig:
     return AdamConfig(learning_rate, config.adam.betas, config.adam.eps)
 
 
-def _origin(config: RunConfig, ranks: Ranks) -> dict[str, Any]:
+def _origin(
+    config: RunConfig, teacher: NetworkFolder, start: NetworkFolder, ranks: Ranks
+) -> dict[str, Any]:
     digest = [sha256(Path(config.teacher) / WEIGHTS) if ranks.is_first else ""]
     dist.broadcast_object_list(digest)  # gigabytes: one reader is enough
+    settings = dataclasses.asdict(config)
+    beginning = {k: v for k, v in start.origin.items() if k in START_FACTS}
     return {
         "kind": "generator",
         "method": config.method,
@@ -263,6 +282,9 @@ def _origin(config: RunConfig, ranks: Ranks) -> dict[str, Any]:
         "steps": config.steps,
         "teacher": Path(config.teacher).name,
         "teacher_sha256": digest[0],
+        "teacher_origin": {k: v for k, v in teacher.origin.items() if k in TEACHER_FACTS},
+        **({"generator_init": beginning} if start is not teacher else {}),
+        "settings": {key: settings[key] for key in METHOD_SETTINGS},
     }
 
 

@@ -3,7 +3,12 @@
 from sid_scale.config import RunConfig
 from sid_scale.distill.build import Run, build_run
 from sid_scale.distill.meter import Meter
-from sid_scale.distill.outputs import prepare_folder, show_samples, write_generator
+from sid_scale.distill.outputs import (
+    prepare_folder,
+    show_samples,
+    write_final_generator,
+    write_generator,
+)
 from sid_scale.distill.resume import checkpoint_writer, resume, save, tell_completed
 from sid_scale.distill.step import update_fake_score, update_generator
 from sid_scale.distill.stop import stop_requests
@@ -70,7 +75,7 @@ def train(config: RunConfig, ranks: Ranks) -> None:
         if progress.images_seen < config.total_images:
             telemetry.say(f"stopped at {progress.images_seen:,} images; resume: auto goes on")
             return
-        write_generator(run, run.folder / "generator")
+        write_final_generator(run, telemetry)
         telemetry.say(f"done after {progress.images_seen:,} images: {run.folder / 'generator'}")
 
 

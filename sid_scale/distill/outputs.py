@@ -1,22 +1,30 @@
 """What a run leaves for people: its settings, pictures, and generators as folders."""
 
 import json
-import math
 import platform
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
+from sid_scale.card import CARD, write_card
 from sid_scale.config import to_yaml
 from sid_scale.distill.build import Run, generator_architecture
+from sid_scale.distill.few_step import generate
 from sid_scale.distill.noise import KeyedNoise
-from sid_scale.distill.step import generate
-from sid_scale.distill.telemetry import Telemetry, image_grid
+from sid_scale.distill.telemetry import Telemetry
+from sid_scale.generator_folder import (
+    SAMPLES,
+    adopt_class_names,
+    adopt_vae,
+    classes_in_turn,
+    write_samples,
+)
 from sid_scale.networks.checkpoints import describe, stream_network
+from sid_scale.pictures import image_grid, write_png
 
 PACKAGES = ("sid-scale", "torch", "deepspeed", "webdataset", "diffusers", "safetensors", "numpy")
 
@@ -44,7 +52,7 @@ def sample_latents(run: Run, count: int, micro_batch: int) -> Tensor:
     Every rank computes the same: a network in shards needs all of them anyway.
     """
     label_dim = run.teacher.config.label_dim
-    classes = torch.arange(count) * max(1, label_dim // count) % label_dim
+    classes = torch.tensor(classes_in_turn(count, label_dim))
     latents = []
     with run.ema.applied():
         run.generator.module.eval()
@@ -67,12 +75,11 @@ def show_samples(run: Run, telemetry: Telemetry) -> None:
     if not run.ranks.is_first:
         return
     images = run.codec.decode(latents).cpu()
-    grid = image_grid(images, columns=math.isqrt(len(images) - 1) + 1)
+    grid = image_grid(images)
     telemetry.picture("samples", grid, run.progress.images_seen)
     folder = run.folder / "samples"
     folder.mkdir(exist_ok=True)
-    picture = Image.fromarray(grid.permute(1, 2, 0).numpy())
-    picture.save(folder / f"{run.progress.images_seen:012d}.png")
+    write_png(folder / f"{run.progress.images_seen:012d}.png", grid)
 
 
 def write_generator(run: Run, folder: Path | None) -> None:
@@ -85,6 +92,31 @@ def write_generator(run: Run, folder: Path | None) -> None:
     # Fourier frequencies are no parameters: nobody trains or averages them.
     state |= {name: buffer.cpu() for name, buffer in run.generator.module.named_buffers()}
     stream_network(folder, descriptions(run)["generator"], state.__getitem__)
+
+
+def write_final_generator(run: Run, telemetry: Telemetry) -> None:
+    """Writes generator/ with all that makes its folder complete: VAE, class names, sample grid and
+    model card. Collective.
+
+    The network is the run's fruit and must succeed; what comes beside it may fail, and is told.
+    """
+    folder, latents = run.folder / "generator", None
+    write_generator(run, folder)
+    if run.config.log.samples_every_images:
+        latents = sample_latents(run, run.config.log.samples, run.config.micro_batch)
+    if not run.ranks.is_first:
+        return
+    additions: dict[str, Callable[[], object]] = {
+        "VAE": lambda: adopt_vae(folder, run.codec),
+        "class names": lambda: adopt_class_names(folder, Path(run.config.teacher)),
+        SAMPLES: lambda: latents is None or write_samples(folder, run.codec.decode(latents)),
+        CARD: lambda: write_card(folder),
+    }
+    for what, add in additions.items():
+        try:
+            add()
+        except Exception as error:  # a full disk or memory must not undo days of training
+            telemetry.say(f"{folder}: no {what} ({error}); tools/make_card.py completes it")
 
 
 def descriptions(run: Run) -> dict[str, dict[str, Any]]:

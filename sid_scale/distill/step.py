@@ -4,7 +4,7 @@ The two losses are functions of networks, data and explicit random draws; they k
 ranks, engines or accumulation, so recorded draws can be put through them as they are.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from sid_scale.config import ObjectiveConfig
 from sid_scale.data.labels import LabelBatch
 from sid_scale.data.stream import Batch
 from sid_scale.distill.build import Run
+from sid_scale.distill.few_step import Denoiser, denoised, generate
 from sid_scale.distill.meter import Meter
 from sid_scale.distill.noise import KeyedNoise, fake_score_sigma, generator_sigma, keyed_seed
 from sid_scale.distill.objectives import (
@@ -25,9 +26,6 @@ from sid_scale.distill.objectives import (
     sid_weight,
 )
 from sid_scale.networks.edm2 import Prediction
-
-# (x (N, C, H, W), sigma, one-hot labels (N, L), encoder_only=...) -> Prediction
-Denoiser = Callable[..., Prediction]
 
 
 class Draws(NamedTuple):
@@ -65,32 +63,6 @@ class Loss(NamedTuple):
     logits: dict[str, Tensor]  # "real", "generated" -> scalar mean of the encoder map
 
 
-def generate(
-    generator: Denoiser,
-    latent: Tensor,
-    between: Tensor,
-    labels: Tensor,
-    init_sigma: float,
-    last_step: int | None = None,
-) -> Tensor:
-    """The images of a generator of K = len(between) + 1 steps, (N, C, H, W).
-
-    Step k denoises at sigma init_sigma (K - k) / K, k = 0 ... K - 1, and fresh noise of the
-    next sigma is added between. Training looks at what comes out of any step, `last_step`.
-    Gradients flow through that one alone.
-    """
-    steps = len(between) + 1
-    last_step = steps - 1 if last_step is None else last_step
-    x = init_sigma * latent
-    for k in range(last_step + 1):
-        sigma = torch.full((len(x),), init_sigma * (steps - k) / steps, device=x.device)
-        if k > 0:
-            x = x + sigma[:, None, None, None] * between[k - 1]
-        with torch.set_grad_enabled(torch.is_grad_enabled() and k == last_step):
-            x = _denoised(generator(x, sigma, labels))
-    return x
-
-
 def fake_score_loss(
     fake_score: Denoiser,
     images: Tensor,
@@ -109,7 +81,7 @@ def fake_score_loss(
     weight = denoising_weight(sigma, sigma_data)
     prediction = fake_score(images + noise, sigma, labels)
     logvar = _logvar(prediction, objective)
-    denoising = denoising_loss(_denoised(prediction), images, weight, logvar)  # (N, C, H, W)
+    denoising = denoising_loss(denoised(prediction), images, weight, logvar)  # (N, C, H, W)
     total = denoising.sum() / len(images)
     terms = {"fake_score": total.detach()}
     logits = {"generated": prediction.encoder_logits.detach().mean()}
@@ -140,12 +112,12 @@ def generator_loss(
     """SiD's loss on generated `images`, half of it with half of SiDA's when `adversarial`."""
     sigma = generator_sigma(draws.level, objective.tmax)
     noisy = images + sigma * draws.noise
-    y_real = _denoised(teacher(noisy, sigma, labels))
+    y_real = denoised(teacher(noisy, sigma, labels))
     prediction = fake_score(noisy, sigma, labels)
     logvar = _logvar(prediction, objective)
     weight = sid_weight(images, y_real)
     elements = sid_loss(
-        images, y_real, _denoised(prediction), weight, logvar, objective.alpha
+        images, y_real, denoised(prediction), weight, logvar, objective.alpha
     )  # (N, C, H, W)
     score = objective.loss_scale_generator * elements.sum() / len(images)
     total, terms = score, {"generator_sid": score.detach()}
@@ -155,11 +127,6 @@ def generator_loss(
         total = objective.sid_share * score + (1 - objective.sid_share) * gan
         terms["generator_gan"] = gan.detach()
     return Loss(total, terms, sigma, elements.detach().mean(dim=(1, 2, 3)), {})
-
-
-def _denoised(prediction: Prediction) -> Tensor:
-    assert prediction.denoised is not None  # only `encoder_only` passes leave it out
-    return prediction.denoised
 
 
 def _logvar(prediction: Prediction, objective: ObjectiveConfig) -> Tensor:

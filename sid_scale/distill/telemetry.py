@@ -114,16 +114,6 @@ class Telemetry:
         self._board.add_image(name, image, images_seen)
 
 
-def image_grid(images: Tensor, columns: int) -> Tensor:
-    """uint8 (N, 3, H, W) -> one picture (3, rows * H, columns * W); black where N falls short."""
-    count, channels, height, width = images.shape
-    rows = -(-count // columns)
-    grid = images.new_zeros(rows * columns, channels, height, width)
-    grid[:count] = images
-    grid = grid.view(rows, columns, channels, height, width)
-    return grid.permute(2, 0, 3, 1, 4).reshape(channels, rows * height, columns * width)
-
-
 def _memory_gb(device: torch.device) -> float:
     """High-water mark of the device's memory, or on a CPU of the process's."""
     if device.type == "cuda":

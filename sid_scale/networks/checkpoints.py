@@ -158,16 +158,7 @@ def load_network(folder: str | os.PathLike[str]) -> NetworkFolder:
             not those of the architecture.
     """
     folder = Path(folder)
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise CheckpointError(
-                f"{folder}: no {name} there. A network folder holds {CONFIG} and {WEIGHTS}."
-            )
-    try:
-        description = json.loads((folder / CONFIG).read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{folder / CONFIG}: not a network description: {error}") from error
-    architecture, codec, origin = parse_description(description, str(folder / CONFIG))
+    described = read_description(folder)
     try:
         tensors = load_file(folder / WEIGHTS)
     except SafetensorError as error:
@@ -175,8 +166,29 @@ def load_network(folder: str | os.PathLike[str]) -> NetworkFolder:
             f"{folder / WEIGHTS}: damaged ({error}); fetch or write it again."
         ) from error
     state = from_edm2_shapes({k: v.float() for k, v in tensors.items()})
-    check_state(architecture, state, str(folder / WEIGHTS))
-    return NetworkFolder(architecture, state, codec, origin)
+    check_state(described.architecture, state, str(folder / WEIGHTS))
+    return dataclasses.replace(described, state=state)
+
+
+def read_description(folder: str | os.PathLike[str]) -> NetworkFolder:
+    """A network folder without its weights: what `config.json` says.
+
+    Raises:
+        CheckpointError: a file is missing, or `config.json` is damaged or not of this format.
+    """
+    folder = Path(folder)
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                f"{folder}: no {name} there. A network folder holds {CONFIG} and {WEIGHTS}; "
+                "tools/import_edm2.py makes one of a published pickle."
+            )
+    try:
+        description = json.loads((folder / CONFIG).read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{folder / CONFIG}: not a network description: {error}") from error
+    architecture, codec, origin = parse_description(description, str(folder / CONFIG))
+    return NetworkFolder(architecture, {}, codec, origin)
 
 
 def parse_description(

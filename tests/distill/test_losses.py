@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sid_scale.config import ObjectiveConfig
+from sid_scale.distill.few_step import generate
 from sid_scale.distill.noise import fake_score_sigma, generator_sigma
 from sid_scale.distill.objectives import (
     denoising_loss,
@@ -16,7 +17,7 @@ from sid_scale.distill.objectives import (
     sid_loss,
     sid_weight,
 )
-from sid_scale.distill.step import Draws, fake_score_loss, generate, generator_loss
+from sid_scale.distill.step import Draws, fake_score_loss, generator_loss
 from sid_scale.networks.activations import spare_activations
 from tests.vectors import Vectors, relative_error
 

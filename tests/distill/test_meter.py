@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from sid_scale.distill.meter import Meter, sigma_bins
-from sid_scale.distill.telemetry import image_grid
 from tests.ranks import run_ranks
 
 
@@ -33,10 +32,3 @@ def _report(rank: int) -> None:
 def test_bins_cover_all_noise_levels():
     assert sigma_bins()[0].startswith("0-")
     assert sigma_bins()[-1].endswith("-inf")
-
-
-def test_grid_puts_images_row_by_row():
-    images = torch.arange(5, dtype=torch.uint8)[:, None, None, None].expand(5, 3, 2, 2)
-    grid = image_grid(images, columns=3)
-    assert grid.shape == (3, 4, 6)
-    assert grid[0, ::2, ::2].tolist() == [[0, 1, 2], [3, 4, 0]]

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from sid_scale.config import ObjectiveConfig
-from sid_scale.distill.step import Draws, fake_score_loss, generate, generator_loss
+from sid_scale.distill.few_step import generate
+from sid_scale.distill.step import Draws, fake_score_loss, generator_loss
 from sid_scale.zero.engines import AdamConfig, ShardedNetwork, read_deepspeed_json
 from sid_scale.zero.fragments import gather_parameters, local_fragments
 from tests.ranks import run_ranks

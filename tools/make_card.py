@@ -1,0 +1,102 @@
+"""Completes a generator folder for publication: model card, sample grid if it lacks one, VAE.
+
+    python tools/make_card.py runs/xs/generator --metrics metrics.json
+
+The card (`README.md`) says what `config.json` says and, of measurements, what the metrics file
+holds: a JSON object of names and values, groups may be nested. Nothing is made up. An existing card
+is replaced. The grid shows seeds 0, 1, ... with the classes in turn.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from sid_scale.card import CardError, write_card
+from sid_scale.errors import SidScaleError
+from sid_scale.generator import OneStepGenerator
+from sid_scale.generator_folder import (
+    SAMPLES,
+    adopt_vae,
+    classes_in_turn,
+    codec_of,
+    write_samples,
+)
+from sid_scale.networks.checkpoints import read_description
+
+
+def read_metrics(path: Path | None) -> dict[str, Any]:
+    """What a JSON file holds.
+
+    Raises:
+        CardError: it cannot be read, or holds no JSON object.
+    """
+    if path is None:
+        return {}
+    try:
+        metrics = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CardError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(metrics, dict):
+        raise CardError(f"{path} holds no JSON object of names and values")
+    return metrics
+
+
+def copy_vae(folder: Path, vae: Path) -> None:
+    """Makes a folder's VAE a part of it.
+
+    Raises:
+        SidScaleError: there is no VAE, or it cannot be copied.
+    """
+    codec = codec_of(read_description(folder), folder, vae)
+    try:
+        adopt_vae(folder, codec)
+    except OSError as error:
+        raise CardError(f"{folder}: the VAE cannot be copied there: {error}") from error
+
+
+def draw_samples(folder: Path, count: int) -> None:
+    """Writes the grid.
+
+    Raises:
+        SidScaleError: the generator cannot be used, or the grid not be written.
+    """
+    generator = OneStepGenerator.from_pretrained(folder)
+    classes = classes_in_turn(count, generator.network.config.label_dim)
+    try:
+        print(write_samples(folder, generator.generate(classes, range(count))))
+    except OSError as error:
+        raise CardError(f"{folder / SAMPLES} cannot be written: {error}") from error
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("generator", type=Path, metavar="GENERATOR_DIR", help="its folder")
+    parser.add_argument("--metrics", type=Path, metavar="FILE", help="JSON of what was measured")
+    parser.add_argument("--base-model", metavar="ID", help="the teacher's id on the hub")
+    parser.add_argument("--vae", type=Path, metavar="DIR", help="a VAE to copy there as vae/")
+    parser.add_argument(
+        "--samples", type=int, default=36, metavar="N", help="images in the grid (default 36)"
+    )
+    parser.add_argument("--redraw", action="store_true", help="draw the grid even if there is one")
+    options = parser.parse_args()
+    if options.samples < 1:
+        parser.error(f"--samples {options.samples} is below 1")
+    try:
+        metrics = read_metrics(options.metrics)
+        if options.vae is not None:
+            copy_vae(options.generator, options.vae)
+        if options.redraw or not (options.generator / SAMPLES).is_file():
+            draw_samples(options.generator, options.samples)
+        print(write_card(options.generator, metrics, options.base_model))
+    except SidScaleError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
