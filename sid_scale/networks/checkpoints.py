@@ -59,10 +59,15 @@ def to_edm2_shapes(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def from_edm2_shapes(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Disk -> memory: gains of shape [] become [1]."""
-    return {k: v.reshape(1) if k.endswith("_gain") else v for k, v in state.items()}
+    return {k: v.reshape(1) if k.endswith("_gain") and not v.ndim else v for k, v in state.items()}
 
 
-def check_state(architecture: EDM2Config, state: dict[str, Tensor], where: str) -> None:
+def check_state(
+    architecture: EDM2Config,
+    state: dict[str, Tensor],
+    where: str,
+    remedy: str = f"Check {CONFIG} against the weights' source.",
+) -> None:
     """Compares names and shapes in `state` (as in memory) with the architecture's.
 
     Raises:
@@ -81,17 +86,33 @@ def check_state(architecture: EDM2Config, state: dict[str, Tensor], where: str) 
         more = f" and {len(faults) - 8} more" if len(faults) > 8 else ""
         raise CheckpointError(
             f"{where}: the weights are not those of its architecture: "
-            f"{'; '.join(faults[:8])}{more}. Check {CONFIG} against the weights' source."
+            f"{'; '.join(faults[:8])}{more}. {remedy}"
         )
 
 
 def save_network(folder: str | os.PathLike[str], network: NetworkFolder) -> None:
-    """Writes a network folder, replacing one that exists; it is complete or not there."""
+    """Writes a network folder, replacing one that exists; it is complete or not there.
+
+    Weights are written in the dtype that they have; `load_network` widens them.
+    """
     folder = Path(folder)
     check_state(network.architecture, network.state, str(folder))
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    try:
+        _write(partial, network)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, SafetensorError):  # a full disk, for one
+            raise CheckpointError(f"{folder}: cannot be written: {error}") from error
+        raise
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(partial, folder)
+
+
+def _write(folder: Path, network: NetworkFolder) -> None:
     tensors = {k: v.detach().cpu().contiguous() for k, v in to_edm2_shapes(network.state).items()}
     config = {
         "format_version": FORMAT_VERSION,
@@ -99,12 +120,9 @@ def save_network(folder: str | os.PathLike[str], network: NetworkFolder) -> None
         "codec": network.codec,
         "origin": network.origin,
     }
-    (partial / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-    save_file(tensors, partial / WEIGHTS)
-    (partial / WEIGHTS).chmod((partial / CONFIG).stat().st_mode)  # safetensors writes 0600
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(partial, folder)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    save_file(tensors, folder / WEIGHTS)
+    (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode)  # safetensors writes 0600
 
 
 def load_network(folder: str | os.PathLike[str]) -> NetworkFolder:
