@@ -60,7 +60,7 @@ class PublishedNetwork:
 def read_edm2(path: str | os.PathLike[str], vae: str | None = None) -> PublishedNetwork:
     """Reads a published network.
 
-    Memory: the weights in the file's dtype, and twice the largest tensor.
+    Memory: the weights in the file's dtype, and a few times the largest of them.
 
     Args:
         path: the .pkl file.

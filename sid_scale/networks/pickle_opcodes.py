@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from sid_scale.errors import SidScaleError
 
-OPCODES = 500_000  # in one pickle; EDM2-XXL takes a tenth of them
+OPCODES = 250_000  # in one pickle; EDM2's networks take 31,000
 INLINE = 1024  # bytes; what is longer becomes a Span
 LONGEST_NAME = 256  # bytes
 LONGEST_INTEGER = 16  # bytes

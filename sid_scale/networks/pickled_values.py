@@ -154,7 +154,7 @@ class PickledTensor:
         Raises:
             PickleError: its storage is damaged, too small, or holds something else.
         """
-        where = f"the storage of {self.what}"
+        where = f"{self.what}: its storage"
         with _should_be("a storage as torch.save writes it", where):
             contents = _contents(self.storage)
             dtype, elements = _read_storage_header(contents, where)
@@ -214,7 +214,7 @@ def read_tensor(value: Any, what: str) -> PickledTensor:
             raise ValueError
         if not all(type(n) is int and 0 <= n < 2**31 for n in (offset, *shape, *stride)):
             raise ValueError
-        if math.prod(shape) >= 2**40:
+        if math.prod(max(n, 1) for n in shape) >= 2**40:
             raise ValueError
         (contents,) = storage.arguments
         return PickledTensor(what, contents, offset, tuple(shape), tuple(stride))
@@ -247,7 +247,7 @@ def read_object(value: Any, what: str) -> PickledObject:
             name, state = value.kind, value.state
         else:
             raise TypeError
-    return PickledObject(name, mapping(state, f"the state of {what}"))
+    return PickledObject(name, mapping(state, f"{what}: its state"))
 
 
 def read_tensors(module: Any, where: str) -> dict[str, PickledTensor]:
@@ -276,7 +276,7 @@ def read_tensors(module: Any, where: str) -> dict[str, PickledTensor]:
 def _tensor_records(state: dict[str, Any], what: str) -> Iterator[tuple[str, Any]]:
     yield from _entries(state, "_parameters", what)
     passing = state.get("_non_persistent_buffers_set", Record("builtins.set"))
-    with _should_be("a set of names", f"_non_persistent_buffers_set of {what}"):
+    with _should_be("a set of names", f"{what}: _non_persistent_buffers_set"):
         names = passing.arguments[0] if passing.arguments else passing.items
         left_out = {name for name in names if isinstance(name, str)}
     for name, value in _entries(state, "_buffers", what):
@@ -286,8 +286,8 @@ def _tensor_records(state: dict[str, Any], what: str) -> Iterator[tuple[str, Any
 
 def _entries(state: dict[str, Any], attribute: str, what: str) -> Iterator[tuple[str, Any]]:
     """What a module holds under an attribute, without the places that hold nothing."""
-    for name, value in mapping(state.get(attribute), f"{attribute} of {what}").items():
+    for name, value in mapping(state.get(attribute), f"{what}: {attribute}").items():
         if not _NAME.fullmatch(name):
-            raise PickleError(f"{attribute} of {what} holds {name[:64]!a}, which is no name")
+            raise PickleError(f"{what}: {attribute} holds {name[:64]!a}, which is no name")
         if value is not None:
             yield name, value

@@ -14,16 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
+from sid_scale.networks.checkpoints import CheckpointError
 from sid_scale.networks.edm2 import EDM2, EDM2Config
+from sid_scale.networks.edm2_pickles import PublishedNetwork, read_edm2
+from sid_scale.networks.pickle_opcodes import PickleError
+from tests.tiny import ARCHITECTURE, tiny_network
 
 SOURCE = "import torch\n" * 100  # of a class's module; longer than what is kept in memory
 
 
 def _reconstruct_persistent_obj(meta):
-    raise AssertionError("a file was run")
+    return types.SimpleNamespace(**meta)  # the published one runs meta["module_src"] first
 
 
 class EasyDict(dict):
@@ -154,3 +159,28 @@ def write(path: Path, contents: Any, protocol: int = 4) -> Path:
     with published_code(), path.open("wb") as file:
         pickle.dump(contents, file, protocol)
     return path
+
+
+# --- a small one, and back ------------------------------------------------------------------
+
+STATE = tiny_network().state_dict()
+
+
+def tiny(
+    class_name: str = "Precond", state: dict[str, Tensor] = STATE, **settings: Any
+) -> nn.Module:
+    """A small network, as published; `settings` stand in for those it was made with."""
+    return published(ARCHITECTURE, state, class_name, **{**settings_of(ARCHITECTURE), **settings})
+
+
+def read(tmp_path: Path, network: Any, **others: Any) -> PublishedNetwork:
+    """What comes back of a network in a file, and of what else it holds."""
+    return read_edm2(write(tmp_path / "net.pkl", {"ema": network, **others}))
+
+
+def refusal(tmp_path: Path, network: Any, **others: Any) -> str:
+    """The error that such a file ends in."""
+    with pytest.raises((PickleError, CheckpointError)) as caught:
+        read(tmp_path, network, **others)
+    assert str(tmp_path / "net.pkl") in str(caught.value)
+    return str(caught.value)
