@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -15,13 +14,12 @@ from sid_scale.data.labels import LabelStream
 from sid_scale.data.shards import ShardIndex, read_index
 from sid_scale.data.stream import LatentStream
 from sid_scale.distill.noise import keyed_seed
+from sid_scale.distill.origin import identity_of, origin_of
 from sid_scale.networks.activations import spare_activations
 from sid_scale.networks.checkpoints import (
-    WEIGHTS,
     CheckpointError,
     NetworkFolder,
     load_network,
-    sha256,
 )
 from sid_scale.networks.edm2 import EDM2, EDM2Config
 from sid_scale.networks.magnitude import store_weights_in
@@ -33,21 +31,6 @@ from sid_scale.zero.engines import (
     DeepSpeedSettings,
     ShardedNetwork,
     read_deepspeed_json,
-)
-
-# What a generator folder says of its teacher and of the run that made it.
-TEACHER_FACTS = ("what", "license", "images_seen")
-START_FACTS = ("method", "images_seen")
-METHOD_SETTINGS = (
-    "batch_size",
-    "seed",
-    "dropout",
-    "learning_rate",
-    "adam",
-    "objective",
-    "warm_up",
-    "ema",
-    "forced_weight_norm",
 )
 
 
@@ -172,7 +155,7 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     if config.log.samples_every_images:
         codec.check()
     index = _check_data(config, source, codec)
-    origin = _origin(config, source, start, ranks)
+    origin = origin_of(config, source, start, ranks)
 
     trained = dataclasses.replace(source.architecture, dropout=config.dropout)
     generator = ShardedNetwork(
@@ -201,7 +184,7 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
         ShardedEMA(generator.engine),
         codec,
         origin,
-        _identity(source.architecture, index, origin),
+        identity_of(source.architecture, index, origin),
         [1] * source.architecture.label_dim if index is None else list(index.class_histogram),
     )
 
@@ -266,42 +249,3 @@ def _check_data(config: RunConfig, teacher: NetworkFolder, codec: Codec) -> Shar
 
 def _adam(config: RunConfig, learning_rate: float) -> AdamConfig:
     return AdamConfig(learning_rate, config.adam.betas, config.adam.eps)
-
-
-def _origin(
-    config: RunConfig, teacher: NetworkFolder, start: NetworkFolder, ranks: Ranks
-) -> dict[str, Any]:
-    digest = [sha256(Path(config.teacher) / WEIGHTS) if ranks.is_first else ""]
-    dist.broadcast_object_list(digest)  # gigabytes: one reader is enough
-    settings = dataclasses.asdict(config)
-    beginning = {k: v for k, v in start.origin.items() if k in START_FACTS}
-    return {
-        "kind": "generator",
-        "method": config.method,
-        "init_sigma": config.objective.init_sigma,
-        "steps": config.steps,
-        "teacher": Path(config.teacher).name,
-        "teacher_sha256": digest[0],
-        "teacher_origin": {k: v for k, v in teacher.origin.items() if k in TEACHER_FACTS},
-        **({"generator_init": beginning} if start is not teacher else {}),
-        "settings": {key: settings[key] for key in METHOD_SETTINGS},
-    }
-
-
-def _identity(
-    architecture: EDM2Config, index: ShardIndex | None, origin: dict[str, Any]
-) -> dict[str, Any]:
-    body = dataclasses.asdict(dataclasses.replace(architecture, dropout=0.0))
-    shape = None
-    if index is not None:
-        shape = {
-            "sample": index.sample_shape,
-            "classes": index.num_classes,
-            "samples": index.samples,
-            "shards": len(index.shards),
-        }
-    return {
-        "architecture": body,
-        "data_shape": shape,
-        "teacher_sha256": origin["teacher_sha256"],
-    }

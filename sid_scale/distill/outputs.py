@@ -91,7 +91,8 @@ def write_generator(run: Run, folder: Path | None) -> None:
         return
     # Fourier frequencies are no parameters: nobody trains or averages them.
     state |= {name: buffer.cpu() for name, buffer in run.generator.module.named_buffers()}
-    stream_network(folder, descriptions(run)["generator"], state.__getitem__)
+    dtypes = dict.fromkeys(state, torch.float32)
+    stream_network(folder, descriptions(run)["generator"], state.__getitem__, dtypes)
 
 
 def write_final_generator(run: Run, telemetry: Telemetry) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,10 +61,15 @@ def to_edm2_shapes(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def from_edm2_shapes(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Disk -> memory: gains of shape [] become [1]."""
-    return {k: v.reshape(1) if k.endswith("_gain") else v for k, v in state.items()}
+    return {k: v.reshape(1) if k.endswith("_gain") and not v.ndim else v for k, v in state.items()}
 
 
-def check_state(architecture: EDM2Config, state: dict[str, Tensor], where: str) -> None:
+def check_state(
+    architecture: EDM2Config,
+    state: dict[str, Tensor],
+    where: str,
+    remedy: str = f"Check {CONFIG} against the weights' source.",
+) -> None:
     """Compares names and shapes in `state` (as in memory) with the architecture's.
 
     Raises:
@@ -83,15 +88,19 @@ def check_state(architecture: EDM2Config, state: dict[str, Tensor], where: str) 
         more = f" and {len(faults) - 8} more" if len(faults) > 8 else ""
         raise CheckpointError(
             f"{where}: the weights are not those of its architecture: "
-            f"{'; '.join(faults[:8])}{more}. Check {CONFIG} against the weights' source."
+            f"{'; '.join(faults[:8])}{more}. {remedy}"
         )
 
 
 def save_network(folder: str | os.PathLike[str], network: NetworkFolder) -> None:
-    """Writes a network folder, replacing one that exists; it is complete or not there."""
+    """Writes a network folder, replacing one that exists; it is complete or not there.
+
+    Weights are written in the dtype that they have; `load_network` widens them.
+    """
     check_state(network.architecture, network.state, str(folder))
     description = describe(network.architecture, network.codec, network.origin)
-    stream_network(folder, description, network.state.__getitem__)
+    dtypes = {name: tensor.dtype for name, tensor in network.state.items()}
+    stream_network(folder, description, network.state.__getitem__, dtypes)
 
 
 def describe(
@@ -110,30 +119,36 @@ def stream_network(
     folder: str | os.PathLike[str],
     description: dict[str, Any],
     tensor: Callable[[str], Tensor],
-    dtype: torch.dtype = torch.float32,
+    dtypes: Mapping[str, torch.dtype],
 ) -> None:
     """Writes a network folder as `save_network` does, never holding more than one tensor.
 
-    `tensor(name)` is a parameter or buffer by its name, of the shape that it has in memory.
+    `tensor(name)` is a parameter or buffer by its name, of the shape that it has in memory;
+    `dtypes[name]` what it is in the file.
+
+    Raises:
+        CheckpointError: something else lies there, or the disk is full, or read-only.
     """
     folder = Path(folder)
     refuse_other_folder(folder)
     architecture, _, _ = parse_description(description, str(folder))
     with torch.device("meta"):
         shapes = to_edm2_shapes(EDM2(architecture).state_dict())
-    entries = [Entry(name, dtype, tuple(meta.shape)) for name, meta in shapes.items()]
+    entries = [Entry(name, dtypes[name], tuple(meta.shape)) for name, meta in shapes.items()]
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         (partial / CONFIG).write_text(json.dumps(description, indent=2) + "\n")
-        values = (tensor(e.name).detach().to(dtype).reshape(e.shape) for e in entries)
+        values = (tensor(e.name).detach().to(e.dtype).reshape(e.shape) for e in entries)
         write_tensors(partial / WEIGHTS, entries, values)
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(partial, folder)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError):  # a full disk, for one
+            raise CheckpointError(f"{folder}: cannot be written: {error}") from error
         raise
 
 

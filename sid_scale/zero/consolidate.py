@@ -66,7 +66,7 @@ def consolidate(
         shapes = {name: meta.shape for name, meta in EDM2(architecture).state_dict().items()}
     with opened(checkpoint, parts) as stretches, opened(checkpoint, buffers) as constants:
         gather = _Gather(stretches, constants, shapes, dtype)
-        stream_network(out, description, gather, dtype)
+        stream_network(out, description, gather, dict.fromkeys(shapes, dtype))
 
 
 class _Gather:

@@ -88,3 +88,11 @@ def test_weights_of_another_architecture_are_listed(folder: Path):
     with pytest.raises(CheckpointError, match=r"unet\.emb_noise\.weight has shape"):
         save_network(folder.with_name("bad"), dataclasses.replace(network, architecture=wider))
     assert not folder.with_name("bad").exists()
+
+
+@pytest.mark.faults
+def test_what_cannot_be_written_leaves_nothing(folder: Path):
+    network = dataclasses.replace(load_network(folder), origin={"when": object()})
+    with pytest.raises(TypeError):
+        save_network(folder.with_name("bad"), network)
+    assert list(folder.parent.iterdir()) == [folder]

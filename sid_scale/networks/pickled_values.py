@@ -1,0 +1,293 @@
+"""What the records of a pickled network mean: dicts, numbers, tensors, modules.
+
+A record says which function its writer would have called, and with what. Here each kind that
+EDM2's files need is understood from those words; none of the functions is called. torch's own
+restricted loader, which would allocate whatever it is asked for, gets a tensor's storage once its
+bytes have been found to be of the one form that storages have.
+"""
+
+import io
+import math
+import re
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sid_scale.networks.pickle_opcodes import PickleError, Span
+from sid_scale.networks.pickles import PERSISTENT_ID, Record, read_pickle
+
+PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
+DICTS = ("collections.OrderedDict", "dnnlib.util.EasyDict")
+CONTAINERS = ("ModuleDict", "ModuleList", "Sequential")
+DTYPES = {"Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16}
+# Every name that a network's pickle may ask for. Those that nothing below interprets occur in
+# attributes that nobody reads.
+ALLOWED = frozenset(
+    {
+        *{PERSISTENT, *DICTS, "builtins.set", "_codecs.encode"},
+        *{f"torch.nn.modules.container.{kind}" for kind in CONTAINERS},
+        *{"torch._utils._rebuild_parameter", "torch._utils._rebuild_tensor_v2"},
+        *{"torch.storage._load_from_bytes", "torch.Size", "torch.device"},
+        *{str(dtype) for dtype in DTYPES.values()},
+        *{"numpy.dtype", "numpy.ndarray", "numpy.core.multiarray.scalar"},
+        *{"numpy.core.multiarray._reconstruct", "numpy.core.numeric._frombuffer"},
+    }
+)
+DEEPEST_MODULE = 16
+_LONGEST_NUMBERS = 1024  # bytes
+_NAME = re.compile(r"\w{1,64}", re.ASCII)
+
+
+@contextmanager
+def _should_be(expected: str, what: str) -> Iterator[None]:
+    """Python's complaints about a value of another form become one PickleError."""
+    try:
+        yield
+    except PickleError:
+        raise
+    except (TypeError, ValueError, AttributeError, KeyError, IndexError, struct.error):
+        raise PickleError(f"{what} should be {expected}, but has another form") from None
+
+
+# --- dicts and numbers --------------------------------------------------------------------
+
+
+def mapping(value: Any, what: str) -> dict[str, Any]:
+    """A dict, plain or of one of the kinds that the files use; `what` is for the error.
+
+    Raises:
+        PickleError: it is something else.
+    """
+    with _should_be("a dict", what):
+        if isinstance(value, Record):
+            if value.kind not in DICTS or value.arguments:
+                raise TypeError
+            value = value.entries
+        if not isinstance(value, dict):
+            raise TypeError
+        return value
+
+
+def number(value: Any, what: str) -> int | float:
+    """A number or bool, Python's or numpy's.
+
+    Raises:
+        PickleError: it is something else.
+    """
+    if isinstance(value, int | float):
+        return value
+    with _should_be("a number", what):
+        if value.kind != "numpy.core.multiarray.scalar":
+            raise TypeError
+        dtype, contents = value.arguments
+        return _numpy_array(contents, dtype).item()
+
+
+def numbers(value: Any, what: str) -> list[int | float]:
+    """Numbers in a list, a tuple or a numpy array of one dimension.
+
+    Raises:
+        PickleError: it is something else.
+    """
+    if isinstance(value, list | tuple):
+        return [number(item, what) for item in value]
+    with _should_be("a list of numbers", what):
+        if value.kind == "numpy.core.numeric._frombuffer":
+            contents, dtype, (_,), _ = value.arguments
+        elif value.kind == "numpy.core.multiarray._reconstruct":
+            _, (_,), dtype, _, contents = value.state
+        else:
+            raise TypeError
+        return _numpy_array(contents, dtype).tolist()
+
+
+def _numpy_array(contents: Any, dtype: Any) -> np.ndarray:
+    """A short flat array of a numeric dtype: no objects, texts or structures."""
+    code, byte_order = dtype.arguments[0], dtype.state[1]
+    if not re.fullmatch(r"[biuf][1248]", code) or byte_order not in ("<", ">", "|"):
+        raise ValueError
+    raw = _contents(contents)
+    if len(raw) > _LONGEST_NUMBERS:
+        raise ValueError
+    return np.frombuffer(raw, np.dtype(byte_order + code))
+
+
+def _contents(value: Any) -> bytes:
+    """Bytes, however the pickle's protocol holds them."""
+    if isinstance(value, Span) and not value.is_text:
+        return value.read()
+    if isinstance(value, Record) and value.kind == "_codecs.encode":
+        # Protocol 2 has no bytes: they are a text of the characters 0 to 255.
+        text, encoding = value.arguments
+        if encoding != "latin1":
+            raise ValueError
+        if isinstance(text, Span):
+            text = text.read().decode()
+        return text.encode("latin-1")
+    if not isinstance(value, bytes):
+        raise TypeError
+    return value
+
+
+# --- tensors ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class PickledTensor:
+    """A tensor that is still in its file."""
+
+    what: str  # it is called in errors
+    storage: Any
+    offset: int  # in elements, as `stride`
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def load(self) -> Tensor:
+        """The tensor: contiguous, on the CPU, in the file's dtype.
+
+        Raises:
+            PickleError: its storage is damaged, too small, or holds something else.
+        """
+        where = f"{self.what}: its storage"
+        with _should_be("a storage as torch.save writes it", where):
+            contents = _contents(self.storage)
+            dtype, elements = _read_storage_header(contents, where)
+            steps = zip(self.shape, self.stride, strict=True)
+            last = self.offset + sum((n - 1) * step for n, step in steps)
+            if max(last + 1, math.prod(self.shape)) > elements:
+                raise PickleError(f"{self.what} wants more than its storage's {elements} elements")
+        storage = torch.load(io.BytesIO(contents), map_location="cpu", weights_only=True)
+        view = torch.empty(0, dtype=dtype).set_(storage, self.offset, self.shape, self.stride)
+        # What is only a part of a storage would keep all of it in memory.
+        return view.contiguous() if view.numel() == elements else view.contiguous().clone()
+
+
+def _read_storage_header(contents: bytes, where: str) -> tuple[torch.dtype, int]:
+    """Dtype and number of elements of what torch.save writes of a storage, in its old form.
+
+    That is five pickles, the number of elements and the elements; nothing else passes.
+    """
+    file = io.BytesIO(contents)
+    magic, version, system = (read_pickle(file, where, ()) for _ in range(3))
+    types = {f"torch.{name}Storage": dtype for name, dtype in DTYPES.items()}
+    storage = read_pickle(file, where, {PERSISTENT_ID, *types})
+    keys = read_pickle(file, where, ())
+    (kind, storage_type, key, location, elements, view) = storage.arguments[0]
+    dtype = types[storage_type.name]
+    (elements_again,) = struct.unpack("<q", file.read(8))
+    is_one_storage = (
+        (magic, version) == (0x1950A86A20F9469CFC6C, 1001)
+        and system["little_endian"] is True
+        and (storage.kind, kind, view) == (PERSISTENT_ID, "storage", None)
+        and isinstance(key, str)
+        and isinstance(location, str)
+        and keys == [key]
+        and type(elements) is int
+        and elements == elements_again
+        and len(contents) - file.tell() == elements * dtype.itemsize
+    )
+    if not is_one_storage:
+        raise ValueError
+    return dtype, elements
+
+
+def read_tensor(value: Any, what: str) -> PickledTensor:
+    """A tensor or parameter from its record; `what` is for errors.
+
+    Raises:
+        PickleError: the record is of something else, or the shape is impossible.
+    """
+    with _should_be("a tensor", what):
+        if value.kind == "torch._utils._rebuild_parameter":
+            value = value.arguments[0]
+        storage, offset, shape, stride = value.arguments[:4]
+        kinds = (value.kind, storage.kind)
+        if kinds != ("torch._utils._rebuild_tensor_v2", "torch.storage._load_from_bytes"):
+            raise TypeError
+        if len(shape) != len(stride) or len(shape) > 8:
+            raise ValueError
+        if not all(type(n) is int and 0 <= n < 2**31 for n in (offset, *shape, *stride)):
+            raise ValueError
+        if math.prod(max(n, 1) for n in shape) >= 2**40:
+            raise ValueError
+        (contents,) = storage.arguments
+        return PickledTensor(what, contents, offset, tuple(shape), tuple(stride))
+
+
+# --- objects ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class PickledObject:
+    """An object of EDM2's persistent classes, or one of torch's containers of modules."""
+
+    class_name: str
+    state: dict[str, Any]  # its __dict__
+
+
+def read_object(value: Any, what: str) -> PickledObject:
+    """An object from its record; `what` is for errors. The class's source is not looked at.
+
+    Raises:
+        PickleError: the record is of something else.
+    """
+    with _should_be("an object of a persistent class or a container of modules", what):
+        if value.kind == PERSISTENT:
+            (meta,) = value.arguments
+            name, state = meta["class_name"], meta["state"]
+            if meta["type"] != "class" or not name.isidentifier() or not name.isascii():
+                raise ValueError
+        elif value.kind.startswith("torch.nn.modules.container."):
+            name, state = value.kind, value.state
+        else:
+            raise TypeError
+    return PickledObject(name, mapping(state, f"{what}: its state"))
+
+
+def read_tensors(module: Any, where: str) -> dict[str, PickledTensor]:
+    """Parameters and buffers of a module and of all in it, under their state dict's names.
+
+    Raises:
+        PickleError: something in it is no module, or no tensor, or is there twice.
+    """
+    found: dict[str, PickledTensor] = {}
+    seen: set[int] = set()
+    waiting = [("", module)]
+    while waiting:
+        prefix, record = waiting.pop()
+        what = f"{where}: {prefix.removesuffix('.') or 'the network'}"
+        if id(record) in seen or prefix.count(".") > DEEPEST_MODULE:
+            raise PickleError(f"{what} is a module within itself, in two places, or too deep")
+        seen.add(id(record))
+        state = read_object(record, what).state
+        for name, value in _tensor_records(state, what):
+            found[prefix + name] = read_tensor(value, f"{where}: {prefix}{name}")
+        for name, child in _entries(state, "_modules", what):
+            waiting.append((f"{prefix}{name}.", child))
+    return found
+
+
+def _tensor_records(state: dict[str, Any], what: str) -> Iterator[tuple[str, Any]]:
+    yield from _entries(state, "_parameters", what)
+    passing = state.get("_non_persistent_buffers_set", Record("builtins.set"))
+    with _should_be("a set of names", f"{what}: _non_persistent_buffers_set"):
+        names = passing.arguments[0] if passing.arguments else passing.items
+        left_out = {name for name in names if isinstance(name, str)}
+    for name, value in _entries(state, "_buffers", what):
+        if name not in left_out:
+            yield name, value
+
+
+def _entries(state: dict[str, Any], attribute: str, what: str) -> Iterator[tuple[str, Any]]:
+    """What a module holds under an attribute, without the places that hold nothing."""
+    for name, value in mapping(state.get(attribute), f"{what}: {attribute}").items():
+        if not _NAME.fullmatch(name):
+            raise PickleError(f"{what}: {attribute} holds {name[:64]!a}, which is no name")
+        if value is not None:
+            yield name, value

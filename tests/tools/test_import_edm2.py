@@ -1,0 +1,175 @@
+"""`python tools/import_edm2.py SOURCE.pkl OUT_DIR`, started as users start it."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from sid_scale.networks.checkpoints import load_network
+from sid_scale.networks.edm2 import EDM2, EDM2Config
+from tests.conftest import ROOT
+from tests.networks.hostile import Call, dumps
+from tests.networks.published import published, settings_of, snapshot, tiny, write
+from tests.tiny import ARCHITECTURE, tiny_network
+
+Tool = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def python(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )
+
+
+@pytest.fixture
+def tool(tmp_path: Path) -> Tool:
+    """The tool, run in a folder of its own."""
+    return lambda *arguments: python(ROOT / "tools" / "import_edm2.py", *arguments, cwd=tmp_path)
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> Path:
+    return write(tmp_path / "teacher.pkl", {"ema": tiny()})
+
+
+def assert_one_error(process: subprocess.CompletedProcess[str], message: str) -> None:
+    assert process.returncode == 1
+    assert process.stdout == ""
+    assert process.stderr.startswith("error: ")
+    assert process.stderr.count("\n") == 1
+    assert message in process.stderr
+
+
+def test_a_teacher_becomes_a_folder(tool: Tool, teacher: Path, tmp_path: Path):
+    process = tool("teacher.pkl", "teachers/small")
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.startswith("teachers/small: teacher of ")
+    folder = load_network(tmp_path / "teachers" / "small")
+    assert folder.architecture == ARCHITECTURE
+    for name, tensor in tiny_network().state_dict().items():
+        assert torch.equal(folder.state[name], tensor), name
+
+
+def test_a_generator_with_all_that_can_be_said_of_it(tool: Tool, teacher: Path, tmp_path: Path):
+    settings = ("--init-sigma", "1.5", "--steps", "2", "--method", "sid2a")
+    process = tool("teacher.pkl", "generator", "--kind", "generator", *settings)
+    assert process.returncode == 0, process.stderr
+    origin = load_network(tmp_path / "generator").origin
+    said = {key: origin[key] for key in ("kind", "init_sigma", "steps", "method", "source")}
+    assert said == {
+        "kind": "generator",
+        "init_sigma": 1.5,
+        "steps": 2,
+        "method": "sid2a",
+        "source": "teacher.pkl",
+    }
+
+
+def test_the_vae_is_found_again_from_anywhere(tool: Tool, tmp_path: Path):
+    architecture = EDM2Config(8, 4, 4, 16, (1, 2), 1, (4,), 16, 16)
+    made = published(architecture, EDM2(architecture).state_dict(), **settings_of(architecture))
+    write(tmp_path / "latent.pkl", snapshot(made))
+    assert tool("latent.pkl", "latent", "--vae", "models/vae").returncode == 0
+    codec = load_network(tmp_path / "latent").codec
+    assert codec["vae"] == str(tmp_path / "models" / "vae")
+
+
+@pytest.mark.faults
+def test_a_hostile_file_is_one_error_and_no_folder(tool: Tool, tmp_path: Path):
+    canary = tmp_path / "canary"
+    hostile = tmp_path / "hostile.pkl"
+    hostile.write_bytes(dumps({"ema": Call(os.system, f"touch {canary}")}))
+    at = hostile.read_bytes().index(pickle.STACK_GLOBAL)
+    process = tool("hostile.pkl", "out")
+    assert_one_error(process, f"hostile.pkl: byte {at}: asks for 'posix.system'")
+    assert sorted(tmp_path.iterdir()) == [hostile]
+
+
+@pytest.mark.faults
+def test_an_existing_folder_is_left_alone(tool: Tool, teacher: Path, tmp_path: Path):
+    assert_one_error(tool("teacher.pkl", "."), "exists already")
+    assert list(tmp_path.iterdir()) == [teacher]
+
+
+@pytest.mark.faults
+def test_a_folder_that_cannot_be_made_is_one_error(tool: Tool, teacher: Path, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    assert_one_error(tool("teacher.pkl", "file/out"), "file")
+
+
+@pytest.mark.faults
+def test_a_full_disk_is_one_error_and_leaves_nothing(teacher: Path, tmp_path: Path):
+    process = python("-c", LIMITED, "teacher.pkl", "out", cwd=tmp_path)
+    assert_one_error(process, "out: cannot be written: ")
+    assert list(tmp_path.iterdir()) == [teacher]
+
+
+LIMITED = f"""
+import resource, runpy, sys
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # bytes; the weights are more
+sys.exit(runpy.run_path({str(ROOT / "tools" / "import_edm2.py")!r})["main"]())
+"""
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("teacher.pkl",),
+        ("teacher.pkl", "out", "--steps", "3"),
+        ("teacher.pkl", "out", "--init-sigma", "-1"),
+        ("teacher.pkl", "out", "--method", "gdd"),
+        ("teacher.pkl", "out", "--kind", "vae"),
+    ],
+)
+def test_wrong_use_exits_with_2(tool: Tool, teacher: Path, tmp_path: Path, arguments):
+    process = tool(*arguments)
+    assert process.returncode == 2
+    assert "usage: import_edm2.py" in process.stderr
+    assert list(tmp_path.iterdir()) == [teacher]
+
+
+# --- memory -------------------------------------------------------------------------------
+
+MEASURED = """
+import json, runpy, sys
+import sid_scale.networks.edm2_pickles
+from tests.networks.hostile_judge import peak_memory
+
+tool = runpy.run_path("tools/import_edm2.py")
+before = peak_memory()
+status = tool["main"](sys.argv[1:])
+print(json.dumps([status, peak_memory() - before]))
+"""
+MEGA = 10**6
+
+
+@pytest.mark.parametrize(
+    ("dtype", "protocol"),
+    [(torch.float32, 4), (torch.float16, 4), (torch.float16, 2)],
+)
+def test_memory_stays_within_2_2_times_the_weights(tmp_path: Path, dtype, protocol):
+    channels = 80 if dtype == torch.float32 else 112  # either is some 200 MB
+    architecture = EDM2Config(64, 4, 1000, channels)
+    state = {name: tensor.to(dtype) for name, tensor in EDM2(architecture).state_dict().items()}
+    size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    assert 180 * MEGA < size < 220 * MEGA
+    made = published(architecture, state, **settings_of(architecture))
+    source = write(tmp_path / "large.pkl", {"ema": made}, protocol)
+    process = python("-c", MEASURED, source, tmp_path / "out")
+    assert process.returncode == 0, process.stderr
+    status, memory = json.loads(process.stdout.splitlines()[-1])
+    assert status == 0
+    assert size < memory < 2.2 * size
