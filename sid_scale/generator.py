@@ -14,7 +14,6 @@ tiny network 4.7 ms alone and 1.0 ms in sixteens.
 import operator
 import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -28,6 +27,7 @@ from sid_scale.generator_folder import GeneratorError, codec_of, trained_for
 from sid_scale.networks.checkpoints import CONFIG, load_network
 from sid_scale.networks.edm2 import EDM2
 from sid_scale.networks.magnitude import store_weights_in
+from sid_scale.threads import one_thread_each
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 RGB = 3
@@ -151,7 +151,7 @@ class OneStepGenerator:
     def _each(self, samples: Samples, make: Callable[[Samples], Tensor]) -> Tensor:
         """`make` of all samples, in parts that suit the device."""
         if self.device.type == "cpu":
-            return torch.cat(_one_thread_each(make, _split(samples, 1)))
+            return torch.cat(one_thread_each(make, _split(samples, 1)))
         return torch.cat([make(part) for part in _split(samples, self.batch_size)])
 
     @torch.no_grad()
@@ -185,19 +185,6 @@ class OneStepGenerator:
         if count < 1:
             raise GeneratorError(f"steps {count}: a generator takes one or more")
         return Samples(classes, numbers, count)
-
-
-def _one_thread_each(make: Callable[[Samples], Tensor], parts: list[Samples]) -> list[Tensor]:
-    """`make` of all parts, several at once, but none on more than one thread."""
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(
-        min(threads, len(parts)), initializer=torch.set_num_threads, initargs=(1,)
-    )
-    try:
-        return list(pool.map(make, parts))
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # what a thread sets, threads to come inherit
 
 
 def _split(samples: Samples, size: int) -> list[Samples]:

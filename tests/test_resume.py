@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from sid_scale.codecs import open_codec
-from sid_scale.config import RunConfig, load_config
+from sid_scale.config import ConfigError, RunConfig, load_config
 from sid_scale.demo.prepare import TEACHER, write_digit_shards
 from sid_scale.distill.loop import train
 from sid_scale.networks.checkpoints import NetworkFolder, load_network, save_network
@@ -37,6 +37,7 @@ pytestmark = pytest.mark.distributed
 
 KILLS = 21
 ITERATIONS = 220
+LOG = 24  # images
 
 
 def records(run: Path) -> list[dict]:
@@ -64,7 +65,9 @@ def same_weights(a: Path, b: Path) -> bool:
 @pytest.mark.faults
 def test_kills_at_random_moments_change_nothing(tmp_path: Path):
     prepare(tmp_path)
-    often = {"checkpoint.every_images": 16, "log.samples_every_images": 0, "dropout": 0.1}
+    # A logging interval is under way at two of three checkpoints.
+    often = {"checkpoint.every_images": 16, "log.every_images": LOG, "dropout": 0.1}
+    often |= {"log.samples_every_images": 0}
     run = config(tmp_path, total_images=8 * ITERATIONS, **often)
     whole = config(tmp_path, total_images=8 * ITERATIONS, run_dir=tmp_path / "whole", **often)
     assert live(whole, until=lambda: False) == "finished"
@@ -72,9 +75,9 @@ def test_kills_at_random_moments_change_nothing(tmp_path: Path):
     dice, in_a_save = random.Random(0), 0
     for number in range(KILLS):
         moment = (a_save, some_time, some_iterations)[number % 3]
-        until = moment(Path(run.run_dir), dice)
+        until, before = moment(Path(run.run_dir), dice), partials(Path(run.run_dir))
         assert live(run, until, victim=dice.randrange(2)) == "killed", number
-        in_a_save += is_saving(Path(run.run_dir))
+        in_a_save += bool(partials(Path(run.run_dir)) - before)
     assert in_a_save >= KILLS // 4
     assert live(run, until=lambda: False) == "finished"
     assert same_weights(Path(run.run_dir) / "generator", Path(whole.run_dir) / "generator")
@@ -95,13 +98,10 @@ def some_time(run: Path, dice: random.Random) -> Callable[[], bool]:
 
 def some_iterations(run: Path, dice: random.Random) -> Callable[[], bool]:
     """Between iterations or within one, far from checkpoints or near."""
-    metrics, wanted = run / "metrics.jsonl", dice.randrange(1, 8)
-    told = 8 * wanted + max((int(p.name) for p in (run / "checkpoints").glob("0*")), default=0)
+    metrics, wanted = run / "metrics.jsonl", dice.randrange(1, 4)
+    seen = max((int(p.name) for p in (run / "checkpoints").glob("0*")), default=0)
+    told = LOG * (seen // LOG + wanted)
     return lambda: metrics.exists() and f'"images_seen": {told},' in metrics.read_text()
-
-
-def is_saving(run: Path) -> bool:
-    return bool(partials(run))
 
 
 def partials(run: Path) -> set[tuple[str, int]]:
@@ -158,14 +158,11 @@ def test_a_resumed_run_is_the_same_run_at_every_stage(tmp_path: Path):
 
 def _resumed(rank: int, folder: Path) -> None:
     for stage in (0, 1, 2, 3):
-        ds = folder / f"stage{stage}.json"
+        same = {"deepspeed": folder / f"stage{stage}.json", "dropout": 0.1}
         whole, parts = folder / f"whole{stage}", folder / f"parts{stage}"
-        train(config(folder, run_dir=whole, deepspeed=ds, dropout=0.1), ranks())
+        train(config(folder, run_dir=whole, **same), ranks())
         for total in (16, 32):
-            train(
-                config(folder, run_dir=parts, deepspeed=ds, dropout=0.1, total_images=total),
-                ranks(),
-            )
+            train(config(folder, run_dir=parts, total_images=total, **same), ranks())
         dist.barrier()  # rank 0 writes
         assert same_weights(whole / "generator", parts / "generator"), stage
         assert losses(whole) == losses(parts)
@@ -248,6 +245,11 @@ def go_on(folder: Path, **overrides: object) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+def flip_last_bit(file: Path) -> None:
+    *first, last = file.read_bytes()
+    file.write_bytes(bytes([*first, last ^ 1]))
+
+
 PART = "fake_score-exp_avg_sq-00001-of-00002.safetensors"
 
 
@@ -255,16 +257,17 @@ PART = "fake_score-exp_avg_sq-00001-of-00002.safetensors"
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (lambda part: part.unlink(), f"{PART} is missing (written by rank 1 of 2)"),
-        (lambda part: part.write_bytes(part.read_bytes()[:-9]), f"{PART} has"),
+        (lambda part: part.unlink(), f"{PART} (of rank 1 of 2) is missing"),
+        (lambda part: part.write_bytes(part.read_bytes()[:-9]), f"{PART} (of rank 1 of 2) has"),
         (
-            lambda part: part.write_bytes(part.read_bytes()[:-1] + b"\x55"),
-            f"{PART} has another checksum than when it was written",
+            lambda part: flip_last_bit(part),
+            f"{PART} (of rank 1 of 2) has another checksum than when it was written",
         ),
+        (lambda part: part.with_name("manifest.json").unlink(), "it has no manifest.json"),
         (lambda part: part.with_name("manifest.json").write_text("{"), "manifest.json is damaged"),
         (lambda part: part.with_name("state.json").write_text("{}"), "state.json has 2 bytes"),
     ],
-    ids=["missing", "truncated", "flipped", "manifest", "state"],
+    ids=["missing", "truncated", "flipped", "purged", "manifest", "state"],
 )
 def test_a_damaged_newest_is_named_and_the_one_before_is_taken(run: Path, harm, message: str):
     checkpoints = run / "run" / "checkpoints"
@@ -286,8 +289,43 @@ def test_a_damaged_checkpoint_that_was_asked_for_is_refused(run: Path):
     (asked / PART).unlink()
     status, output = go_on(run, resume=asked, run_dir=run / "branch")
     assert status == 1
-    assert f"error: checkpoint {asked} is damaged: {PART} is missing" in output
+    assert f"error: checkpoint {asked} is damaged: {PART} (of rank 1 of 2) is missing" in output
     assert "Traceback" not in output
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("asked", ["atuo", "run/checkpoints"])
+def test_what_is_no_checkpoint_is_not_resumed_from(run: Path, asked: str):
+    status, output = go_on(run, resume=run / asked if "/" in asked else asked)
+    assert status == 1
+    assert "neither auto, never nor a checkpoint's folder" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda p: (p / PART).unlink(), "no sound checkpoint is left"),
+        (lambda p: set_version(p / "manifest.json"), "has format version 3; this program reads 2"),
+    ],
+    ids=["all damaged", "of another version"],
+)
+def test_a_run_never_starts_anew_over_its_checkpoints(run: Path, harm, message: str):
+    told = records(run / "run")
+    for checkpoint in (run / "run" / "checkpoints").glob("0*"):
+        harm(checkpoint)
+    names = sorted(p.name for p in (run / "run" / "checkpoints").iterdir())
+    status, output = go_on(run, total_images=40)
+    assert status == 1
+    assert message in output
+    assert "Traceback" not in output
+    assert sorted(p.name for p in (run / "run" / "checkpoints").iterdir()) == names
+    assert records(run / "run") == told
+
+
+def set_version(manifest: Path) -> None:
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format_version": 3}))
 
 
 @pytest.mark.faults
@@ -314,12 +352,12 @@ def test_what_may_change_is_told_and_taken(run: Path):
 
 @pytest.mark.faults
 def test_a_split_that_cannot_keep_the_micro_batch_names_those_that_can(run: Path):
-    with pytest.raises(Exception, match="nearest numbers of devices: 2, 4"):
+    with pytest.raises(ConfigError, match="nearest numbers of devices: 2, 4"):
         config(run, batch_size=32, micro_batch=8).accumulation(3)
 
 
 def test_what_a_checkpoint_cost_is_logged(finished: Path):
     [told] = [r for r in records(finished / "run") if "checkpoint/pause_seconds" in r]
     assert told["images_seen"] > 16
-    assert 0 < told["checkpoint/pause_seconds"] <= told["checkpoint/write_seconds"]
-    assert told["checkpoint/gigabytes"] > 0
+    for figure in ("pause_seconds", "write_seconds", "gigabytes"):
+        assert told[f"checkpoint/{figure}"] > 0

@@ -79,6 +79,8 @@ def main() -> None:
         "allowed_megabytes": allowed / 1e6,
     }
     print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in figures.items()}))
+    if peak > allowed:
+        sys.exit("error: more memory than twice the largest tensor and 300 MB")
 
 
 def write_checkpoint(folder: Path, architecture: EDM2Config, ranks: int) -> int:

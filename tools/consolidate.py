@@ -10,6 +10,7 @@ a login node: no GPU, no ranks, memory for little more than the largest tensor.
 """
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
@@ -37,15 +38,24 @@ def main() -> int:
     parser.add_argument("--dtype", default="float32", choices=DTYPES, help="default: float32")
     options = parser.parse_args()
     roles = list(ROLES) if options.role == "all" else [options.role]
+    new = first_missing(options.out_dir)
     try:
         for role in roles:
             out = options.out_dir / role if options.role == "all" else options.out_dir
             consolidate(options.checkpoint, *ROLES[role], out, DTYPES[options.dtype])
             print(f"{role}: {out}")
     except (SidScaleError, OSError) as error:
+        if new is not None and new.exists():
+            shutil.rmtree(new)  # all of what was asked for, or nothing
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def first_missing(folder: Path) -> Path | None:
+    """The outermost folder that has to be made for this one to exist; None: it exists."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    return missing[-1] if missing else None
 
 
 if __name__ == "__main__":

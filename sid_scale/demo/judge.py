@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from sid_scale.distill.noise import KeyedNoise
 from sid_scale.evaluate.metrics import FeatureStatistics, frechet_distance
 from sid_scale.evaluate.sampling import denoiser, heun_sample, steps_for
 from sid_scale.networks.checkpoints import load_network
+from sid_scale.threads import one_thread_each
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -86,17 +87,18 @@ class Judge:
 
         return self._judge(sample)
 
-    @torch.no_grad()
-    def _judge(self, sample: Any) -> Judgement:
+    def _judge(self, sample: Callable[[Tensor, Tensor], Tensor]) -> Judgement:
         architecture = self._teacher.architecture
         size = architecture.img_resolution
         labels = F.one_hot(self.labels, NUM_CLASSES).float()
-        images = []
-        for numbers in torch.arange(len(labels)).split(BATCH):
+
+        @torch.no_grad()
+        def images(numbers: Tensor) -> Tensor:
             noise = KeyedNoise(SEED, "evaluation", numbers)
             latents = sample(noise.normal(architecture.img_channels, size, size), labels[numbers])
-            images.append(self.codec.decode(latents))
-        judged = torch.cat(images)
+            return self.codec.decode(latents)
+
+        judged = torch.cat(one_thread_each(images, torch.arange(len(labels)).split(BATCH)))
         return Judgement(judged, self.distance(judged))
 
 

@@ -33,17 +33,17 @@ def train(config: RunConfig, ranks: Ranks) -> None:
         SidScaleError: something given cannot be used, or updates keep failing.
     """
     run = build_run(config, ranks)
-    told = resume(run)
+    resumed = resume(run)
     prepare_folder(run)
     writer = checkpoint_writer(config)
-    progress, meter = run.progress, Meter(ranks.device)
+    progress, meter = run.progress, Meter(ranks.device, resumed.meters)
     with (
         run.open_data() as data,
         run.open_labels() as labels,
         Telemetry(config, ranks, progress.images_seen) as telemetry,
         stop_requests(ranks) as stop,
     ):
-        for line in told:
+        for line in resumed.told:
             telemetry.say(line)
         if progress.images_seen == 0:
             show_samples(run, telemetry)
@@ -67,11 +67,11 @@ def train(config: RunConfig, ranks: Ranks) -> None:
             if run.is_due(config.snapshot.every_images):
                 write_generator(run, run.snapshot_folder())
             if run.is_due(config.checkpoint.every_images):
-                tell_completed(save(run, writer), run, telemetry)
-            tell_completed(writer.poll(), run, telemetry)
+                tell_completed(save(run, meter, writer), telemetry)
+            tell_completed(writer.poll(), telemetry)
 
-        tell_completed(save(run, writer), run, telemetry)
-        tell_completed(writer.finish(), run, telemetry)
+        tell_completed(save(run, meter, writer), telemetry)
+        tell_completed(writer.finish(), telemetry)
         if progress.images_seen < config.total_images:
             telemetry.say(f"stopped at {progress.images_seen:,} images; resume: auto goes on")
             return

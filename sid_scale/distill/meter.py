@@ -13,15 +13,22 @@ from torch import Tensor
 SIGMA_EDGES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 
+MeterSums = dict[str, tuple[float, float]]  # name -> sum, count
+
+
 class Meter:
     """Running means by name. All ranks must add the same names (the values differ).
 
     Only bins of sigma may stay empty; they are then left out.
     """
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, begun: MeterSums | None = None):
+        """`begun` is what this rank had before an interruption (`gather`)."""
         self._device = device
-        self._sums: dict[str, Tensor] = {}  # name -> (sum, count)
+        self._sums = {  # name -> (sum, count)
+            name: torch.tensor(pair, dtype=torch.float64, device=device)
+            for name, pair in (begun or {}).items()
+        }
         self._edges = torch.tensor(SIGMA_EDGES, device=device)
 
     def add(self, name: str, value: Tensor | float, count: Tensor | float = 1.0) -> None:
@@ -53,6 +60,13 @@ class Meter:
             for name, (total, count) in zip(names, totals.tolist(), strict=True)
             if count > 0 or "_by_sigma/" not in name
         }
+
+    def gather(self) -> list[MeterSums]:
+        """What every rank has since the last report. Collective."""
+        mine = {name: tuple(pair.tolist()) for name, pair in self._sums.items()}
+        gathered: list[MeterSums] = [{}] * dist.get_world_size()
+        dist.all_gather_object(gathered, mine)
+        return gathered
 
     def _number(self, value: Tensor | float) -> Tensor:
         return torch.as_tensor(value, dtype=torch.float64).detach().to(self._device).reshape(())

@@ -16,6 +16,8 @@ from sid_scale.distill.build import Run, generator_architecture
 from sid_scale.distill.few_step import generate
 from sid_scale.distill.noise import KeyedNoise
 from sid_scale.distill.telemetry import Telemetry
+from sid_scale.errors import SidScaleError
+from sid_scale.files import written_whole
 from sid_scale.generator_folder import (
     SAMPLES,
     adopt_class_names,
@@ -25,16 +27,21 @@ from sid_scale.generator_folder import (
 )
 from sid_scale.networks.checkpoints import describe, stream_network
 from sid_scale.pictures import image_grid, write_png
+from sid_scale.ranks import on_first_rank
 
 PACKAGES = ("sid-scale", "torch", "deepspeed", "webdataset", "diffusers", "safetensors", "numpy")
 
 
+class OutputError(SidScaleError):
+    """The run folder cannot be written to; the message says why."""
+
+
 def prepare_folder(run: Run) -> None:
-    """Makes the run folder; writes the resolved settings, and on what they run."""
-    if not run.ranks.is_first:
-        return
-    run.folder.mkdir(parents=True, exist_ok=True)
-    (run.folder / "config.yaml").write_text(to_yaml(run.config))
+    """Makes the run folder; writes the resolved settings, and on what they run. Collective.
+
+    Raises:
+        OutputError: the disk is full, the folder read-only ...
+    """
     environment = {
         "ranks": run.ranks.world_size,
         "device": run.ranks.device.type,
@@ -42,7 +49,21 @@ def prepare_folder(run: Run) -> None:
         "compute_dtype": str(run.settings.compute_dtype).removeprefix("torch."),
         **versions(),
     }
-    (run.folder / "environment.json").write_text(json.dumps(environment, indent=2) + "\n")
+
+    def prepare() -> None:
+        _write(run.folder / "config.yaml", to_yaml(run.config))
+        _write(run.folder / "environment.json", json.dumps(environment, indent=2) + "\n")
+
+    on_first_rank(prepare)
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as partial:
+            partial.write_text(text)
+    except OSError as error:
+        raise OutputError(f"run_dir: {path} cannot be written: {error}") from error
 
 
 @torch.no_grad()
@@ -139,20 +160,22 @@ def versions() -> dict[str, str]:
 
 
 def forget_metrics_after(run: Run, images_seen: int) -> None:
-    """Drops records of iterations that are about to happen again."""
+    """Drops records of iterations that are about to happen again. For one rank to call.
+
+    Raises:
+        OutputError: the disk is full, the folder read-only ...
+    """
     metrics = run.folder / "metrics.jsonl"
-    if not metrics.is_file():
-        return
-    kept = [r for r in _records(metrics) if r["images_seen"] <= images_seen]
-    partial = metrics.with_name(".metrics.partial")
-    partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
-    partial.replace(metrics)
+    if metrics.is_file():
+        lines = metrics.read_text(errors="replace").splitlines(keepends=True)
+        _write(metrics, "".join(line for line in lines if _is_record_until(line, images_seen)))
 
 
-def _records(metrics: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl; a last line that a kill has cut off is left out."""
-    lines = metrics.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+def _is_record_until(line: str, images_seen: int) -> bool:
+    try:
+        return bool(line.endswith("\n") and json.loads(line)["images_seen"] <= images_seen)
+    except (ValueError, KeyError, TypeError):
+        return False  # what a kill or a crash has left: a log must not keep a run from going on
 
 
 def _version(package: str) -> str:

@@ -35,7 +35,8 @@ class Telemetry:
         self.start_clock(images_seen)
         if ranks.is_first:
             self._metrics = open(self._folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115
-            self._board = SummaryWriter(str(self._folder / "tensorboard"), purge_step=images_seen)
+            board = str(self._folder / "tensorboard")
+            self._board = SummaryWriter(board, purge_step=images_seen + 1)
             self._bar = tqdm(
                 total=config.total_images,
                 initial=images_seen,

@@ -137,19 +137,27 @@ def stream_network(
     entries = [Entry(name, dtypes[name], tuple(meta.shape)) for name, meta in shapes.items()]
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
+        partial.mkdir(parents=True)
         (partial / CONFIG).write_text(json.dumps(description, indent=2) + "\n")
         values = (tensor(e.name).detach().to(e.dtype).reshape(e.shape) for e in entries)
         write_tensors(partial / WEIGHTS, entries, values)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(partial, folder)
+        _take_name(partial, folder)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError):  # a full disk, for one
             raise CheckpointError(f"{folder}: cannot be written: {error}") from error
         raise
+
+
+def _take_name(partial: Path, folder: Path) -> None:
+    """Puts a finished folder where an older one may be, which goes only then."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(partial, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def refuse_other_folder(folder: Path) -> None:

@@ -22,8 +22,10 @@ from sid_scale.zero.fragments import (
     local_fragments,
     parameter_shapes,
     publish_masters,
+    stage_of,
 )
 from sid_scale.zero.saved import (
+    BUFFERS,
     Manifest,
     Stretches,
     TrainingStateError,
@@ -77,14 +79,17 @@ def host_files(state: TrainingState) -> dict[str, dict[str, Tensor]]:
     return files
 
 
-def optimizer_counters(state: TrainingState) -> dict[str, Any]:
-    """What the optimizers count: Adam's steps and, in float16, the loss scale; by role."""
-    return {
+def describe_state(state: TrainingState) -> dict[str, Any]:
+    """How the state is cut, and what the optimizers count (Adam's steps; in float16 the loss
+    scale), by role: JSON, for `load_checkpoint`."""
+    optimizers = {
         role: {"adam_step": _adam_step(engine), "loss_scale": _loss_scale(engine)}
         for role, engine in state.engines.items()
     }
+    return {"layout": _layout(state), "optimizers": optimizers}
 
 
+@torch.no_grad()
 def load_checkpoint(folder: Path, state: TrainingState) -> dict[str, Any]:
     """Restores networks, optimizers and averages; returns the counters. Collective.
 
@@ -92,29 +97,33 @@ def load_checkpoint(folder: Path, state: TrainingState) -> dict[str, Any]:
         TrainingStateError: a file is missing or damaged, or holds other networks.
     """
     manifest, counters = read_manifest(folder), read_state(folder)
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    same_layout = counters["layout"] == _layout(state)
     for role, engine in state.engines.items():
         counted = counters["optimizers"][role]
         if counted["adam_step"] is not None:
             _prepare_adam(engine, counted["adam_step"])
         for kind, held in state.share(role).items():
-            _load(manifest, role, kind, held, engine)
+            files = manifest.of(role, kind)
+            if same_layout and not is_replicated(engine):
+                files = [rank_file(role, kind, rank, world_size)]  # holds just what we hold
+            with opened(folder, files) as stretches:
+                if kind == MASTER and not same_layout:
+                    _check_sizes(folder, role, stretches, engine)
+                for fragment, values in held:
+                    stretches.fill(values, fragment.name, fragment.start)
+        _load_buffers(manifest, role, engine)
         publish_masters(engine)
         _set_loss_scale(engine, counted["loss_scale"])
     return counters
 
 
-def _load(
-    manifest: Manifest,
-    role: str,
-    kind: str,
-    held: list[tuple[Fragment, Tensor]],
-    engine: DeepSpeedEngine,
-) -> None:
-    with opened(manifest.folder, manifest.of(role, kind)) as stretches:
-        if kind == MASTER:
-            _check_sizes(manifest.folder, role, stretches, engine)
-        for fragment, values in held:
-            stretches.fill(values, fragment.name, fragment.start)
+def _load_buffers(manifest: Manifest, role: str, engine: DeepSpeedEngine) -> None:
+    with opened(manifest.folder, manifest.of(role, BUFFERS)) as stretches:
+        for name, buffer in engine.module.named_buffers():
+            values = torch.empty(buffer.numel(), dtype=buffer.dtype)
+            stretches.fill(values, name, 0)
+            buffer.copy_(values.view(buffer.shape))
 
 
 def _check_sizes(folder: Path, role: str, found: Stretches, engine: DeepSpeedEngine) -> None:
@@ -126,6 +135,11 @@ def _check_sizes(folder: Path, role: str, found: Stretches, engine: DeepSpeedEng
             f"checkpoint {folder} holds another {role}: the two differ in "
             f"{', '.join(sorted(set(odd))[:4])}{more}"
         )
+
+
+def _layout(state: TrainingState) -> dict[str, Any]:
+    stages = {role: stage_of(engine) for role, engine in state.engines.items()}
+    return {"ranks": dist.get_world_size(), "stages": stages}
 
 
 def _adam_step(engine: DeepSpeedEngine) -> int | None:

@@ -19,6 +19,7 @@ from sid_scale.networks.checkpoints import (
 from sid_scale.networks.edm2 import EDM2
 from sid_scale.zero.saved import (
     BUFFERS,
+    STATE,
     Stretches,
     TrainingStateError,
     opened,
@@ -41,18 +42,19 @@ def consolidate(
     Args:
         role: "generator", "fake_score": a network that was trained.
         kind: "master" for its weights, "ema" for their average.
-        dtype: of the weights in the file; float32 is exact.
+        dtype: of the weights in the file; float32 is exact. Buffers stay float32.
 
     Raises:
         TrainingStateError: the checkpoint is incomplete, damaged or lacks this network.
         CheckpointError: `out` holds something else.
     """
     refuse_other_folder(out)
+    checkpoint = checkpoint.resolve()  # what `latest` is now it may not be in a minute
     manifest, state = read_manifest(checkpoint), read_state(checkpoint)
     parts, buffers = manifest.of(role, kind), manifest.of(role, BUFFERS)
     if not parts or not buffers:
         raise TrainingStateError(f"checkpoint {checkpoint} has no {kind} of a {role}")
-    faults = manifest.faults([*parts, *buffers])
+    faults = manifest.faults([*parts, *buffers, STATE])
     if faults:
         raise TrainingStateError(f"checkpoint {checkpoint} is damaged: {'; '.join(faults[:5])}")
     try:
@@ -65,8 +67,10 @@ def consolidate(
     with torch.device("meta"):
         shapes = {name: meta.shape for name, meta in EDM2(architecture).state_dict().items()}
     with opened(checkpoint, parts) as stretches, opened(checkpoint, buffers) as constants:
-        gather = _Gather(stretches, constants, shapes, dtype)
-        stream_network(out, description, gather, dict.fromkeys(shapes, dtype))
+        # A Fourier frequency rounded to half precision is another feature.
+        exact = dict.fromkeys(constants.parameters(), torch.float32)
+        dtypes = dict.fromkeys(shapes, dtype) | exact
+        stream_network(out, description, _Gather(stretches, constants, shapes, dtypes), dtypes)
 
 
 class _Gather:
@@ -77,15 +81,15 @@ class _Gather:
         stretches: Stretches,
         buffers: Stretches,
         shapes: dict[str, torch.Size],
-        dtype: torch.dtype,
+        dtypes: dict[str, torch.dtype],
     ):
         self._sources = dict.fromkeys(buffers.parameters(), buffers)
-        self._stretches, self._shapes, self._dtype = stretches, shapes, dtype
+        self._stretches, self._shapes, self._dtypes = stretches, shapes, dtypes
         self._mapped = 0
 
     def __call__(self, name: str) -> Tensor:
         shape = self._shapes[name]
-        values = torch.empty(shape.numel(), dtype=self._dtype)
+        values = torch.empty(shape.numel(), dtype=self._dtypes[name])
         source = self._sources.get(name, self._stretches)
         source.fill(values, name, 0)
         self._mapped += 4 * len(values)

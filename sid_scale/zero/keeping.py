@@ -1,8 +1,9 @@
 """Which checkpoints of a run stay, and the names that point at them.
 
 A folder of checkpoints holds one folder for each, named after the images seen; `latest` and
-`best` are links to two of them. What begins with a dot is half written or half removed. All
-of this is for one rank to call.
+`best` are links to two of them. What begins with a dot is half written or half removed; what
+ends with .damaged was found so, and is for its owner to look at and remove. All of this is for
+one rank to call.
 """
 
 import os
@@ -22,8 +23,8 @@ def folder_name(images_seen: int) -> str:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The complete checkpoints in a folder, oldest first."""
-    found = [p for p in folder.glob("*") if p.name.isdigit() and (p / MANIFEST).is_file()]
+    """What bears a checkpoint's name in a folder, sound or not, oldest first."""
+    found = [p for p in folder.glob("*") if p.name.isdigit() and p.is_dir()]
     return sorted(found, key=lambda p: int(p.name))
 
 
@@ -46,7 +47,7 @@ def retire(folder: Path, keep: int, keep_every: int) -> None:
 
     The newest `keep` stay, of every `keep_every` images (0: none) the first, and the best.
     """
-    found = checkpoints(folder)
+    found = [p for p in checkpoints(folder) if (p / MANIFEST).is_file()]
     stay = set(found[-keep:])
     stay.update(p for p in (pointed(folder, LATEST), pointed(folder, BEST)) if p is not None)
     if keep_every:
@@ -77,8 +78,5 @@ def set_aside(checkpoint: Path) -> Path:
 
 def sweep(folder: Path) -> None:
     """Removes what an interruption has left half written or half removed."""
-    for left_over in folder.glob(".*"):
-        if left_over.is_dir() and not left_over.is_symlink():
-            shutil.rmtree(left_over)
-        else:
-            left_over.unlink()
+    for left_over in (*folder.glob(".*.partial"), *folder.glob(".*.removed")):
+        shutil.rmtree(left_over, ignore_errors=True)  # harmless if somebody still reads there

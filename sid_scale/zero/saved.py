@@ -15,6 +15,7 @@ nothing here can carry code.
 import json
 import re
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,10 @@ BUFFERS = "buffers"
 
 class TrainingStateError(SidScaleError):
     """A checkpoint that cannot be written or used; the message says which and why."""
+
+
+class DamagedError(TrainingStateError):
+    """A checkpoint whose files are not as they were written."""
 
 
 def rank_file(role: str, kind: str, rank: int, world_size: int) -> str:
@@ -58,57 +63,63 @@ class Manifest:
         parts = re.compile(re.escape(f"{role}-{kind}") + r"(-\d+-of-\d+)?\.safetensors")
         return sorted(name for name in self.files if parts.fullmatch(name))
 
-    def faults(self, names: Iterable[str], *, checksums: bool = True) -> list[str]:
+    def faults(self, names: Iterable[str]) -> list[str]:
         """What is wrong with these files: missing, of another size, of another content."""
-        found = (self._fault(name, checksums) for name in names)
+        with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
+            found = pool.map(self._fault, names)
         return [fault for fault in found if fault is not None]
 
-    def _fault(self, name: str, checksums: bool) -> str | None:
+    def _fault(self, name: str) -> str | None:
         path, told = self.folder / name, self.files[name]
         try:
             size = path.stat().st_size
             if size != told["bytes"]:
-                return f"{name} has {size:,} bytes instead of {told['bytes']:,}"
-            if checksums and sha256(path) != told["sha256"]:
-                return f"{name} has another checksum than when it was written"
+                return f"{name}{_whose(name)} has {size:,} bytes instead of {told['bytes']:,}"
+            if sha256(path) != told["sha256"]:
+                return f"{name}{_whose(name)} has another checksum than when it was written"
         except FileNotFoundError:
-            return f"{name} is missing{_whose(name)}"
-        except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
+            return f"{name}{_whose(name)} is missing"
+        except OSError as error:  # the file may be sound: no reason to give it up
+            raise TrainingStateError(f"checkpoint {self.folder}: {name}: {error}") from error
         return None
 
 
 def _whose(name: str) -> str:
     part = re.search(r"-(\d+)-of-(\d+)\.safetensors$", name)
-    return f" (written by rank {int(part[1])} of {int(part[2])})" if part else ""
+    return f" (of rank {int(part[1])} of {int(part[2])})" if part else ""
 
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a checkpoint.
 
     Raises:
-        TrainingStateError: there is none, or it is not one.
+        DamagedError: there is none, or it is not one.
+        TrainingStateError: it is of another version, or cannot be read.
     """
     try:
         told = json.loads((folder / MANIFEST).read_text())
         version, files = told["format_version"], told["files"]
-        sound = all(
-            Path(name).name == name and {"bytes", "sha256"} <= entry.keys()
+        sound = STATE in files and all(
+            Path(name).name == name
+            and isinstance(entry["bytes"], int)
+            and isinstance(entry["sha256"], str)
             for name, entry in files.items()
         )
-    except FileNotFoundError as error:
-        raise TrainingStateError(
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DamagedError(
             f"{folder} is no checkpoint: it has no {MANIFEST}. Name a folder such as "
             "RUN/checkpoints/000000016384, or RUN/checkpoints/latest"
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TrainingStateError(f"checkpoint {folder}: {MANIFEST} is damaged ({error})") from error
+    except OSError as error:
+        raise TrainingStateError(f"checkpoint {folder}: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"checkpoint {folder}: {MANIFEST} is damaged ({error})") from error
     if version != FORMAT_VERSION:
         raise TrainingStateError(
             f"checkpoint {folder} has format version {version}; this program reads {FORMAT_VERSION}"
         )
     if not sound:
-        raise TrainingStateError(f"checkpoint {folder}: {MANIFEST} is damaged (odd entries)")
+        raise DamagedError(f"checkpoint {folder}: {MANIFEST} is damaged (odd entries)")
     return Manifest(folder, files)
 
 
@@ -116,12 +127,12 @@ def read_state(folder: Path) -> dict[str, Any]:
     """Counters and settings of a checkpoint.
 
     Raises:
-        TrainingStateError: missing or damaged.
+        DamagedError: missing or damaged.
     """
     try:
         return dict(json.loads((folder / STATE).read_text()))
-    except (OSError, ValueError) as error:
-        raise TrainingStateError(f"checkpoint {folder}: {STATE} is damaged ({error})") from error
+    except (OSError, ValueError, TypeError) as error:
+        raise DamagedError(f"checkpoint {folder}: {STATE} is damaged ({error})") from error
 
 
 class Stretches:

@@ -2,7 +2,7 @@
 
 Training waits while its state is copied to host memory. A thread then writes this rank's
 files; the first iteration at which all ranks' threads are done completes the checkpoint: rank
-0 writes the manifest, gives the folder its name by one rename, moves `latest` there and
+0 writes the manifest, gives the folder its name by one rename, then moves `latest` there and
 removes old ones. Until then nothing looks like a checkpoint, and whatever goes wrong leaves
 the one before as it was. The thread never communicates: collectives are the main thread's.
 """
@@ -11,8 +11,10 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +26,7 @@ from torch import Tensor
 from sid_scale.networks.tensor_file import Entry, Written, write_tensors
 from sid_scale.ranks import on_first_rank
 from sid_scale.zero import keeping
-from sid_scale.zero.checkpoint import TrainingState, host_files, optimizer_counters
+from sid_scale.zero.checkpoint import TrainingState, describe_state, host_files
 from sid_scale.zero.saved import FORMAT_VERSION, MANIFEST, STATE, TrainingStateError
 
 HOST_SHARE = 0.5  # of the host's free memory that copies of the state may take
@@ -37,8 +39,9 @@ class Completed(NamedTuple):
 
     folder: Path
     gigabytes: float
-    pause_seconds: float  # that training waited, on this rank
+    pause_seconds: float  # that training waited for it, on the rank that waited longest
     write_seconds: float  # from the beginning of the save to its end
+    told: list[str]  # what went wrong on the way and harms nothing, on rank 0
 
 
 class CheckpointWriter:
@@ -60,17 +63,17 @@ class CheckpointWriter:
         Raises:
             TrainingStateError: the folder cannot be written to.
         """
-        before = self.finish()
         began = time.perf_counter()
-        partial = self._folder / f".{keeping.folder_name(images_seen)}.partial"
-        on_first_rank(lambda: self._begin(partial))
+        before = self.finish()
+        name = keeping.folder_name(images_seen)
+        on_first_rank(lambda: self._begin(name))
         files = host_files(state)
-        behind = self._write_behind and _fits_twice(files)
+        behind = self._write_behind and _has_room_for(files)
         if behind:
             files = _copies(files)
-        told = {"optimizers": optimizer_counters(state), **counters}
+        told = {**describe_state(state), **counters}
         texts = {STATE: json.dumps(told, indent=2)} if dist.get_rank() == 0 else {}
-        self._writing = _Writing(partial, files, texts, began)
+        self._writing = _Writing(name, self._partial(name), files, texts, began)
         if not behind:
             self._writing.wait()
         self._writing.pause_seconds = time.perf_counter() - began
@@ -91,52 +94,61 @@ class CheckpointWriter:
         """Waits for the checkpoint under way, if there is one, and completes it."""
         return None if self._writing is None else self._complete()
 
-    def _begin(self, partial: Path) -> None:
+    def _partial(self, name: str) -> Path:
+        return self._folder / f".{name}.partial"
+
+    def _begin(self, name: str) -> None:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             keeping.sweep(self._folder)
-            partial.mkdir()
+            self._partial(name).mkdir()
         except OSError as error:
-            raise self._failure(partial, f"{error}") from error
+            raise self._failure(name, f"{error}") from error
 
     def _complete(self) -> Completed:
         assert self._writing is not None
+        began = time.perf_counter()
         writing, self._writing = self._writing, None
         outcomes: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(outcomes, writing.outcome())
-        failures = [
-            f"rank {rank}: {outcome}"
-            for rank, outcome in enumerate(outcomes)
-            if isinstance(outcome, str)
-        ]
+        dist.all_gather_object(outcomes, (writing.outcome(), writing.pause_seconds))
+        parts, pauses = zip(*outcomes, strict=True)
+        failures = [f"rank {rank}: {p}" for rank, p in enumerate(parts) if isinstance(p, str)]
         if failures:
             # What is there is room on a full disk; if even that fails, the next save sweeps.
-            on_first_rank(lambda: shutil.rmtree(writing.partial, ignore_errors=True))
-            raise self._failure(writing.partial, "; ".join(failures[:3]))
-        files = {name: written for outcome in outcomes for name, written in outcome.items()}
-        folder = on_first_rank(lambda: self._give_name(writing.partial, files))
+            partial = self._partial(writing.name)
+            on_first_rank(lambda: shutil.rmtree(partial, ignore_errors=True))
+            raise self._failure(writing.name, "; ".join(failures[:3]))
+        files: dict[str, Written] = {name: w for part in parts for name, w in part.items()}
+        folder = on_first_rank(lambda: self._give_name(writing.name, files))
+        told = on_first_rank(lambda: self._tidy(folder))
         gigabytes = sum(written.bytes for written in files.values()) / 1e9
-        seconds = time.perf_counter() - writing.began
-        return Completed(folder, gigabytes, writing.pause_seconds, seconds)
+        now = time.perf_counter()
+        return Completed(folder, gigabytes, max(pauses) + now - began, now - writing.began, told)
 
-    def _give_name(self, partial: Path, files: dict[str, Written]) -> Path:
-        entries = {name: written._asdict() for name, written in sorted(files.items())}
+    def _give_name(self, name: str, files: dict[str, Written]) -> Path:
+        entries = {file: written._asdict() for file, written in sorted(files.items())}
         manifest = {"format_version": FORMAT_VERSION, "files": entries}
-        folder = self._folder / partial.name.removeprefix(".").removesuffix(".partial")
+        partial, folder = self._partial(name), self._folder / name
         try:
             _write_text(partial / MANIFEST, json.dumps(manifest, indent=1))
             _flush_folder(partial)
             os.replace(partial, folder)
-            keeping.point(self._folder, keeping.LATEST, folder)
             _flush_folder(self._folder)
-            keeping.retire(self._folder, self._keep, self._keep_every)
         except OSError as error:
-            raise self._failure(partial, f"{error}") from error
+            raise self._failure(name, f"{error}") from error
         return folder
 
-    def _failure(self, partial: Path, why: str) -> TrainingStateError:
-        name = partial.name.removeprefix(".").removesuffix(".partial")
-        found = keeping.checkpoints(self._folder)
+    def _tidy(self, folder: Path) -> list[str]:
+        """Moves `latest` and removes old ones: the new one is safe, whatever becomes of that."""
+        try:
+            keeping.point(self._folder, keeping.LATEST, folder)
+            keeping.retire(self._folder, self._keep, self._keep_every)
+        except OSError as error:
+            return [f"old checkpoints in {self._folder} could not be tidied up: {error}"]
+        return []
+
+    def _failure(self, name: str, why: str) -> TrainingStateError:
+        found = [p for p in keeping.checkpoints(self._folder) if p.name != name]
         newest = f"{found[-1]} is untouched" if found else "there is none before it"
         return TrainingStateError(
             f"checkpoint {name} could not be written: {why}; {newest}. Make room or lift the "
@@ -147,10 +159,10 @@ class CheckpointWriter:
 class _Writing:
     """This rank's part of a checkpoint, being written by a thread."""
 
-    def __init__(self, partial: Path, files: Files, texts: dict[str, str], began: float):
-        self.partial, self.began = partial, began
+    def __init__(self, name: str, partial: Path, files: Files, texts: dict[str, str], began: float):
+        self.name, self.began = name, began
         self.pause_seconds = 0.0
-        self._files, self._texts = files, texts
+        self._partial, self._files, self._texts = partial, files, texts
         self._outcome: dict[str, Written] | str = "was interrupted"
         # Not a daemon: leaving the program waits for it.
         self._thread = threading.Thread(target=self._write, name="checkpoint")
@@ -173,10 +185,10 @@ class _Writing:
             written = {}
             for name, tensors in self._files.items():
                 entries = [Entry(k, v.dtype, tuple(v.shape)) for k, v in tensors.items()]
-                written[name] = write_tensors(self.partial / name, entries, tensors.values())
+                written[name] = write_tensors(self._partial / name, entries, tensors.values())
             for name, text in self._texts.items():
-                written[name] = _write_text(self.partial / name, text)
-            _flush_folder(self.partial)
+                written[name] = _write_text(self._partial / name, text)
+            _flush_folder(self._partial)
             self._outcome = written
         except Exception as error:  # whatever it is, the ranks will hear of it
             self._outcome = f"{type(error).__name__}: {error}"
@@ -190,11 +202,34 @@ def _copies(files: Files) -> Files:
     }
 
 
-def _fits_twice(files: Files) -> bool:
-    """Whether the host has room for a copy of what its ranks write."""
+def _has_room_for(files: Files) -> bool:
+    """Whether every host has room for a copy of what its ranks write. Collective."""
     nbytes = sum(value.nbytes for tensors in files.values() for value in tensors.values())
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE") or dist.get_world_size())
-    return nbytes * ranks_here <= HOST_SHARE * psutil.virtual_memory().available
+    told: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(told, (socket.gethostname(), nbytes, _free_memory()))
+    wanted: dict[str, int] = {}
+    for host, nbytes, _ in told:
+        wanted[host] = wanted.get(host, 0) + nbytes
+    return all(wanted[host] <= HOST_SHARE * free for host, _, free in told)
+
+
+def _free_memory() -> int:
+    """Bytes that this process may still use: the host's, or what its control group leaves."""
+    return min([psutil.virtual_memory().available, *_left_in_control_groups()])
+
+
+def _left_in_control_groups() -> Iterator[int]:
+    """What SLURM, a container or systemd leaves this process (cgroup v2)."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return  # no Linux
+    for path in (line.removeprefix("0::/") for line in lines if line.startswith("0::/")):
+        own = Path("/sys/fs/cgroup") / path
+        for group in (own, *own.parents):
+            limit, used = group / "memory.max", group / "memory.current"
+            if limit.is_file() and (most := limit.read_text().strip()) != "max":
+                yield int(most) - int(used.read_text())
 
 
 def _device() -> torch.device:

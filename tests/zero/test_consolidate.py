@@ -1,5 +1,6 @@
 """Network folders out of shards: any stage, any number of ranks, nothing but files needed."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -83,20 +84,40 @@ def test_all_roles_are_the_same_networks_at_every_stage(runs: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_rounds_once(runs: Path, tmp_path: Path, dtype: str):
-    checkpoint = runs / "run2" / "checkpoints" / "latest"
+def test_half_precision_rounds_weights_once_and_buffers_never(
+    runs: Path, tmp_path: Path, dtype: str
+):
+    checkpoint, whole = runs / "run2" / "checkpoints" / "latest", runs / "run2" / "generator"
     done = tool(checkpoint, tmp_path / "half", "--role", "generator_ema", "--dtype", dtype)
     assert done.returncode == 0, done.stderr
-    whole = load_network(runs / "run2" / "generator").state
-    half = load_network(tmp_path / "half").state
-    rounded = {name: v.to(getattr(torch, dtype)).float() for name, v in whole.items()}
-    assert same(half, rounded)
-    sizes = [(f / "model.safetensors").stat().st_size for f in (tmp_path / "half", runs / "run2" / "generator")]  # fmt: skip  # noqa: E501
+    exact = load_network(whole)
+    buffers = [name for name, _ in exact.build().named_buffers()]
+    rounded = {
+        name: value if name in buffers else value.to(getattr(torch, dtype)).float()
+        for name, value in exact.state.items()
+    }
+    assert same(load_network(tmp_path / "half").state, rounded)
+    sizes = [(f / "model.safetensors").stat().st_size for f in (tmp_path / "half", whole)]
     assert sizes[0] < 0.7 * sizes[1]
+
+
+def test_memory_does_not_grow_with_the_network():
+    """EDM2-XS, 0.5 GB, on 8 ranks: the benchmark fails above twice the largest tensor + 300 MB."""
+    command = [sys.executable, "tools/bench_consolidate.py", "--size", "xs"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = json.loads(done.stdout)
+    assert told["gigabytes"] == pytest.approx(0.5, rel=0.05)
+    assert 0 < told["peak_megabytes"] <= told["allowed_megabytes"] < 1e3 * told["gigabytes"]
 
 
 def copy_of(checkpoint: Path, folder: Path) -> Path:
     return Path(shutil.copytree(checkpoint.resolve(), folder / checkpoint.resolve().name))
+
+
+def flip_last_bit(file: Path) -> None:
+    *first, last = file.read_bytes()
+    file.write_bytes(bytes([*first, last ^ 1]))
 
 
 PART = "generator-ema-00001-of-00002.safetensors"
@@ -106,26 +127,34 @@ PART = "generator-ema-00001-of-00002.safetensors"
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (lambda part: part.unlink(), rf"{PART} is missing \(written by rank 1 of 2\)"),
-        (lambda part: part.write_bytes(part.read_bytes()[:-40]), rf"{PART} has .* bytes instead"),
+        (lambda part: part.unlink(), rf"{PART} \(of rank 1 of 2\) is missing"),
         (
-            lambda part: part.write_bytes(part.read_bytes()[:-1] + b"\x55"),
-            rf"{PART} has another checksum",
+            lambda part: part.write_bytes(part.read_bytes()[:-40]),
+            rf"{PART} \(of rank 1 of 2\) has .* bytes instead",
+        ),
+        (lambda part: flip_last_bit(part), rf"{PART} \(of rank 1 of 2\) has another checksum"),
+        (
+            lambda part: shutil.copy(part.parents[1] / "foreign" / PART, part),
+            rf"{PART} \(of rank 1 of 2\) has another checksum",
         ),
         (
-            lambda part: shutil.copy(part.with_name(PART.replace("00001", "00000")), part),
-            rf"{PART} has ",
+            lambda part: flip_last_bit(part.with_name("state.json")),
+            "state.json has another checksum",
         ),
     ],
-    ids=["missing", "truncated", "flipped", "foreign"],
+    ids=["missing", "truncated", "flipped", "foreign", "state"],
 )
 def test_a_damaged_part_is_named_and_nothing_is_left(runs: Path, tmp_path: Path, harm, message):
     checkpoint = copy_of(runs / "run2" / "checkpoints" / "latest", tmp_path)
+    foreign = copy_of(runs / "run2" / "checkpoints" / "000000000016", tmp_path)
+    foreign.rename(tmp_path / "foreign")
+    before = sorted(p.name for p in tmp_path.iterdir())
     harm(checkpoint / PART)
     with pytest.raises(TrainingStateError, match=message):
         consolidate(checkpoint, "generator", "ema", tmp_path / "out")
-    assert [p.name for p in tmp_path.iterdir()] == [checkpoint.name]
-    consolidate(checkpoint, "fake_score", "master", tmp_path / "out")  # which is sound
+    done = tool(checkpoint, tmp_path / "new" / "out", "--role", "all")
+    assert done.returncode == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
 
 
 @pytest.mark.faults
