@@ -24,6 +24,7 @@ run=${RUN_DIR:-runs/demo}
 install_everything dev
 
 began=$(date +%s)
+cores=$(nproc --all)
 if [ -e "$run" ] && [ ! -d "$run/shards" ] && [ -n "$(ls -A "$run")" ]; then
     echo "$run holds something else than a demo: set RUN_DIR to another folder" >&2
     exit 2
@@ -33,7 +34,7 @@ if gpus=$(nvidia-smi --list-gpus 2>/dev/null | wc -l) && [ "$gpus" -gt 0 ]; then
     ranks=$((gpus < 2 ? gpus : 2)) deepspeed=ds_configs/zero2.json
 else
     ranks=2 deepspeed=ds_configs/cpu.json
-    export OMP_NUM_THREADS=$((($(nproc) + 1) / 2))
+    export OMP_NUM_THREADS=$(((cores + 1) / 2))
 fi
 
 port=$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
@@ -42,5 +43,5 @@ deepspeed --num_gpus "$ranks" --master_port "$port" --module sid_scale.train --c
     run_dir="$run" data="$run/shards" deepspeed="$deepspeed" micro_batch=$((64 / ranks)) \
     total_images="$images" learning_rate.ramp_down_images=$((images * 3 / 4)) \
     snapshot.every_images="$snapshots"
-OMP_NUM_THREADS=$(nproc) python -m sid_scale.demo judge "$run" --began "$began"
+OMP_NUM_THREADS=$cores python -m sid_scale.demo judge "$run" --began "$began"
 echo "look at $run/samples.png and $run/curve.png"

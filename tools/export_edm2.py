@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from sid_scale.errors import SidScaleError
-from sid_scale.networks.checkpoints import load_network
+from sid_scale.networks.checkpoints import load_stored_network
 from sid_scale.networks.export import export_network, with_silent_logvar
 
 
@@ -34,7 +34,7 @@ def main() -> int:
     if options.logvar < 0:
         parser.error(f"--logvar {options.logvar} is below 0")
     try:
-        network = load_network(options.generator)
+        network = load_stored_network(options.generator)
         if options.logvar:
             network = with_silent_logvar(network, options.logvar)
         export_network(network, options.out, replace=options.force)

@@ -52,6 +52,7 @@ class Judge:
         self._real = FeatureStatistics.of(pixel_features(self.images))
         self._teacher = load_network(teacher)
         self.codec: Codec = open_codec(self._teacher.codec, beside=teacher)
+        self.codec.load(torch.device("cpu"))  # not in the middle, on many threads
 
     def distance(self, images: Tensor) -> float:
         """Frechet distance of images to the real digits, in 8x8 grey."""

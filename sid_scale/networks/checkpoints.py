@@ -180,6 +180,12 @@ def load_network(folder: str | os.PathLike[str]) -> NetworkFolder:
         CheckpointError: a file is missing, damaged or not of this format, or the weights are
             not those of the architecture.
     """
+    stored = load_stored_network(folder)
+    return dataclasses.replace(stored, state={k: v.float() for k, v in stored.state.items()})
+
+
+def load_stored_network(folder: str | os.PathLike[str]) -> NetworkFolder:
+    """Reads a network folder as `load_network` does; weights keep the file's dtype."""
     folder = Path(folder)
     described = read_description(folder)
     try:
@@ -188,7 +194,7 @@ def load_network(folder: str | os.PathLike[str]) -> NetworkFolder:
         raise CheckpointError(
             f"{folder / WEIGHTS}: damaged ({error}); fetch or write it again."
         ) from error
-    state = from_edm2_shapes({k: v.float() for k, v in tensors.items()})
+    state = from_edm2_shapes(tensors)
     check_state(described.architecture, state, str(folder / WEIGHTS))
     return dataclasses.replace(described, state=state)
 
