@@ -49,7 +49,8 @@ def test_network_latents_have_the_teachers_scale():
     stored = codec.encode(images)
     latents = codec.sample(stored, torch.randn(len(stored), *stored[0, ::2].shape))
     assert latents.mean(dim=(0, 2, 3)).abs().max() < 0.02
-    torch.testing.assert_close(latents.std(dim=(0, 2, 3)), torch.full((4,), 0.5), rtol=0.02, atol=0)
+    std = latents.std(dim=(0, 2, 3))
+    torch.testing.assert_close(std, torch.full_like(std, 0.5), rtol=0.02, atol=0)
 
 
 def test_sampling_needs_no_vae_and_follows_edm2s_normalisation(tmp_path: Path):

@@ -24,7 +24,7 @@ run=${RUN_DIR:-runs/demo}
 install_everything dev
 
 began=$(date +%s)
-cores=$(nproc --all)
+cores=$(env -u OMP_NUM_THREADS nproc) # nproc minds that variable
 if [ -e "$run" ] && [ ! -d "$run/shards" ] && [ -n "$(ls -A "$run")" ]; then
     echo "$run holds something else than a demo: set RUN_DIR to another folder" >&2
     exit 2

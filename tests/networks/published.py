@@ -101,7 +101,8 @@ def published(
     """
     with torch.device("meta"):
         network = EDM2(architecture)
-    if not any(name.startswith("logvar") for name in state):
+    headless = not any(name.startswith("logvar") for name in state)
+    if headless and architecture.logvar_channels:
         del network.logvar_fourier, network.logvar_linear
     network.load_state_dict(state, assign=True)
     made = _converted(network, class_name)
