@@ -7,6 +7,7 @@ Needs about three times the network's size on disk (EDM2-L: 10 GB) under --folde
 """
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -103,7 +104,9 @@ def write_checkpoint(folder: Path, architecture: EDM2Config, ranks: int) -> int:
     name = buffers_file("generator")
     files[name] = write_tensors(folder / name, buffers, ones)
     description = describe(architecture, {"kind": "identity"}, {"kind": "generator"})
-    (folder / STATE).write_text(json.dumps({"networks": {"generator": description}}))
+    state = json.dumps({"networks": {"generator": description}}).encode()
+    (folder / STATE).write_bytes(state)
+    files[STATE] = Written(len(state), hashlib.sha256(state).hexdigest())
     manifest = {k: written._asdict() for k, written in files.items()}
     (folder / MANIFEST).write_text(
         json.dumps({"format_version": FORMAT_VERSION, "files": manifest})

@@ -50,7 +50,7 @@ def consolidate(
     """
     refuse_other_folder(out)
     checkpoint = checkpoint.resolve()  # what `latest` is now it may not be in a minute
-    manifest, state = read_manifest(checkpoint), read_state(checkpoint)
+    manifest = read_manifest(checkpoint)
     parts, buffers = manifest.of(role, kind), manifest.of(role, BUFFERS)
     if not parts or not buffers:
         raise TrainingStateError(f"checkpoint {checkpoint} has no {kind} of a {role}")
@@ -58,7 +58,7 @@ def consolidate(
     if faults:
         raise TrainingStateError(f"checkpoint {checkpoint} is damaged: {'; '.join(faults[:5])}")
     try:
-        description = state["networks"][role]
+        description = read_state(checkpoint)["networks"][role]
         architecture, _, _ = parse_description(description, str(checkpoint))
     except (KeyError, CheckpointError) as error:
         raise TrainingStateError(
