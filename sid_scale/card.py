@@ -27,6 +27,8 @@ METHODS = {
     "sida": ("SiDA", "Score identity Distillation with an adversarial loss on real data"),
     "sid2a": ("SiD2A", "SiDA that starts from a generator which SiD had made"),
 }
+# NVIDIA's names for its files: training length in images / 1024, relative width of the average.
+PUBLISHED_EDM2 = re.compile(r"edm2-img512-(xs|s|m|l|xl|xxl)-\d{7}-\d\.\d{3}(\.pkl)?")
 PAPERS = {
     "EDM2": "https://arxiv.org/abs/2312.02696",
     "SiD": "https://arxiv.org/abs/2404.04057",
@@ -185,6 +187,8 @@ def _facts(network: NetworkFolder) -> dict[str, Any]:
         "teacher": origin.get("teacher"),
         "what the teacher is": _teacher(origin).get("what"),
         "SHA-256 of the teacher's weights": origin.get("teacher_sha256"),
+        "imported from": origin.get("source"),
+        "SHA-256 of that file": origin.get("source_sha256"),
         "method": f"{method[0]}: {method[1]}" if method else origin.get("method"),
         "started from": _start(_group(origin, "generator_init")),
         "images seen": _thousands(origin.get("images_seen")),
@@ -239,10 +243,8 @@ def _licence(origin: Mapping[str, Any], has_vae: bool) -> str:
     else:
         text = f"That of the teacher. {LICENCES.get(licence, _line(licence))}"
         if "license" not in _teacher(origin):
-            text += (
-                f" (Known by the teacher's name, `{_line(origin['teacher'])}`: NVIDIA publishes "
-                "the EDM2 weights so.)"
-            )
+            name = _line(_teacher_name(origin))
+            text += f" (Known by its name, `{name}`: NVIDIA publishes the EDM2 weights so.)"
     return text + (f" The VAE in `{VAE}/` has a licence of its own." if has_vae else "")
 
 
@@ -262,7 +264,12 @@ def _thousands(number: Any) -> str | None:
 
 
 def _is_published_edm2(origin: Mapping[str, Any]) -> bool:
-    return str(origin.get("teacher", "")).startswith("edm2-img512-")
+    return PUBLISHED_EDM2.fullmatch(_teacher_name(origin)) is not None
+
+
+def _teacher_name(origin: Mapping[str, Any]) -> str:
+    """The file that the teacher was imported from, or else its folder."""
+    return str(_teacher(origin).get("source") or origin.get("teacher", ""))
 
 
 def _teacher(origin: Mapping[str, Any]) -> Mapping[str, Any]:

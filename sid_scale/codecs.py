@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from sid_scale.errors import SidScaleError
@@ -134,12 +135,17 @@ class VAECodec:
             from diffusers import AutoencoderKL
 
             self.check()
-            vae = AutoencoderKL.from_pretrained(
-                self.folder,
-                local_files_only=True,
-                use_safetensors=True,
-                low_cpu_mem_usage=False,  # small, and the other way wants another package
-            )
+            try:
+                vae = AutoencoderKL.from_pretrained(
+                    self.folder,
+                    local_files_only=True,
+                    use_safetensors=True,
+                    low_cpu_mem_usage=False,  # small, and the other way wants another package
+                )
+            except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
+                raise CodecError(
+                    f"the VAE in {self.folder} is damaged or none: {error}; fetch it again"
+                ) from error
             self._vae = vae.eval().requires_grad_(False)
         return self._vae.to(device)
 

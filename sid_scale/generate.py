@@ -146,7 +146,7 @@ def make_images(plan: Plan, ranks: Ranks) -> None:
     generator = OneStepGenerator.from_pretrained(
         plan.generator, vae=plan.vae, dtype=plan.dtype, batch_size=plan.batch_size
     ).to(ranks.device)
-    generator.codec.load(ranks.device)  # if it is not there, nothing is begun
+    generator.load_codec()  # if it is not there, nothing is begun
     items = every_class_with_every_seed(plan.classes, plan.seeds)
     wanted: list[list[Item]] = [[]]
     if ranks.is_first:
@@ -155,11 +155,18 @@ def make_images(plan: Plan, ranks: Ranks) -> None:
         print(f"{len(items)} images, {len(items) - len(wanted[0])} of them there already")
     dist.broadcast_object_list(wanted)
     _make_share(generator, wanted[0][ranks.rank :: ranks.world_size], plan, ranks)
-    dist.barrier()
-    if ranks.is_first and plan.grid:
+
+
+def put_together(plan: Plan) -> None:
+    """Writes grid and npz of a plan's images, if they are wanted. For one process.
+
+    Raises:
+        ImageFolderError: an image is missing or damaged, or the files cannot be written.
+    """
+    if plan.grid:
         print(write_grid(plan.out, plan.classes, plan.seeds))
-    if ranks.is_first and plan.npz:
-        print(write_npz(plan.out, items))
+    if plan.npz:
+        print(write_npz(plan.out, every_class_with_every_seed(plan.classes, plan.seeds)))
 
 
 def _make_share(generator: OneStepGenerator, share: list[Item], plan: Plan, ranks: Ranks) -> None:
@@ -194,6 +201,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             make_images(planned, ranks)
         except KeyboardInterrupt as error:
             raise SidScaleError("interrupted; the same command makes what is missing") from error
+    if ranks.is_first:  # an hour's work for large sets: the other ranks need not wait for it
+        try:
+            put_together(planned)
+        except SidScaleError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
     return 0
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sid_scale.codecs import Codec, CodecError, IdentityCodec
 from sid_scale.distill.few_step import generate
-from sid_scale.distill.noise import KeyedNoise
+from sid_scale.distill.noise import SeededNoise
 from sid_scale.generator_folder import GeneratorError, codec_of, trained_for
 from sid_scale.networks.checkpoints import CONFIG, load_network
 from sid_scale.networks.edm2 import EDM2
@@ -32,7 +32,7 @@ from sid_scale.threads import one_thread_each
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 RGB = 3
 BATCH = 32  # samples that a GPU computes at once
-MAX_SEED = 2**63 - 1
+MAX_SEED = 2**32 - 1  # larger ones would draw the noise of smaller ones
 
 
 class Samples(NamedTuple):
@@ -121,7 +121,7 @@ class OneStepGenerator:
 
         Args:
             class_labels: N classes.
-            seeds: N seeds, 0 to 2**63 - 1. The same seed gives all classes the same noise.
+            seeds: N seeds, 0 to 2**32 - 1. The same seed gives all classes the same noise.
             steps: network evaluations an image; by default what the generator was trained for.
 
         Raises:
@@ -130,14 +130,22 @@ class OneStepGenerator:
             CodecError: the VAE cannot be found.
         """
         samples = self._check(class_labels, seeds, steps)
+        self.load_codec()
+        return self._each(samples, lambda part: self.codec.decode(self._latents(part)))
+
+    def load_codec(self) -> None:
+        """Loads what turns latents into images; `generate` does so when it is first called.
+
+        Raises:
+            CodecError: the VAE cannot be found or is damaged, or the folder names none.
+        """
         channels = self.network.config.img_channels
         if isinstance(self.codec, IdentityCodec) and channels != RGB:
             raise CodecError(
                 f"the generator makes {channels} channels, and its {CONFIG} names no VAE that "
                 "turns them into images"
             )
-        self.codec.load(self.device)  # not in the middle, on many threads
-        return self._each(samples, lambda part: self.codec.decode(self._latents(part)))
+        self.codec.load(self.device)
 
     def sample_latents(
         self, class_labels: Iterable[int], seeds: Iterable[int], steps: int | None = None
@@ -158,7 +166,7 @@ class OneStepGenerator:
     def _latents(self, samples: Samples) -> Tensor:
         config = self.network.config
         shape = (config.img_channels, config.img_resolution, config.img_resolution)
-        noise = KeyedNoise(0, "sample", torch.tensor(samples.seeds), self.device)
+        noise = SeededNoise(samples.seeds, self.device)
         latent = noise.normal(*shape)
         between = noise.normal(samples.steps - 1, *shape).transpose(0, 1)
         labels = F.one_hot(torch.tensor(samples.classes), config.label_dim).float()
@@ -180,7 +188,7 @@ class OneStepGenerator:
                 raise GeneratorError(f"class {label} is not one of the generator's {known}")
         for seed in numbers:
             if not 0 <= seed <= MAX_SEED:
-                raise GeneratorError(f"seed {seed} is not in 0 to 2**63 - 1")
+                raise GeneratorError(f"seed {seed} is not in 0 to 2**32 - 1")
         [count] = _integers([self.steps if steps is None else steps], "steps")
         if count < 1:
             raise GeneratorError(f"steps {count}: a generator takes one or more")

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,7 +91,7 @@ def claim_folder(folder: Path, made_by: dict[str, Any]) -> None:
         else:
             with written_whole(path) as partial:
                 partial.write_text(json.dumps(made_by, indent=2) + "\n")
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ImageFolderError(f"{path}: damaged ({error}): choose another folder") from error
     except OSError as error:
         raise ImageFolderError(f"{folder} cannot be used: {error}") from error
@@ -151,6 +151,24 @@ def read_image(folder: Path, item: Item) -> Tensor:
         ) from error
 
 
+def read_images(folder: Path, items: Sequence[Item]) -> Iterator[Tensor]:
+    """Images, all of one size: uint8 (3, H, W) each.
+
+    Raises:
+        ImageFolderError: one is not there, damaged, or of another size than the first.
+    """
+    shape = None
+    for item in items:
+        image = read_image(folder, item)
+        shape = shape or image.shape
+        if image.shape != shape:
+            raise ImageFolderError(
+                f"{folder / item.file_name} is an image of {list(image.shape[1:])} pixels, the "
+                f"others of {list(shape[1:])}. Delete it, and the same command makes it again"
+            )
+        yield image
+
+
 def check_grid(classes: Sequence[int], seeds: Sequence[int]) -> None:
     """Raises ImageFolderError if the product is too much for one picture."""
     if len(classes) * len(seeds) > MOST_IN_GRID:
@@ -168,7 +186,7 @@ def write_grid(folder: Path, classes: Sequence[int], seeds: Sequence[int]) -> Pa
         ImageFolderError: an image cannot be read, or the grid not written.
     """
     items = every_class_with_every_seed(classes, seeds)
-    images = torch.stack([read_image(folder, item) for item in items])
+    images = torch.stack(list(read_images(folder, items)))
     columns = len(seeds) if len(classes) > 1 and len(seeds) > 1 else None
     path = folder / GRID
     try:
@@ -202,8 +220,8 @@ def _write_npz(path: Path, folder: Path, items: Sequence[Item]) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         with archive.open("images.npy", "w", force_zip64=True) as file:
             np.lib.format.write_array_header_1_0(file, header)
-            for item in items:
-                file.write(read_image(folder, item).permute(1, 2, 0).numpy().tobytes())
+            for image in read_images(folder, items):
+                file.write(image.permute(1, 2, 0).numpy().tobytes())
         for name, column in (("classes", 0), ("seeds", 1)):
             with archive.open(f"{name}.npy", "w") as file:
                 np.lib.format.write_array(file, np.array([i[column] for i in items], np.int64))

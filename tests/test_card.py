@@ -75,6 +75,22 @@ def test_of_a_published_teacher_it_says_how_and_how_long_and_its_licence(folder:
         assert told in written.text, told
 
 
+def test_names_that_resemble_a_published_teachers_prove_nothing(folder: Path):
+    own = {**EDM2_ORIGIN, "teacher": "edm2-img512-xs-ours"}
+    edit_description(folder, origin=own)
+    assert card(folder).data.license == "unknown"
+    source = {"source": "edm2-img512-xs-2147483-0.135.pkl"}
+    edit_description(folder, origin={**own, "teacher": "xs", "teacher_origin": source})
+    assert card(folder).data.license == "cc-by-nc-sa-4.0"
+
+
+def test_an_imported_generator_says_which_file_it_was(folder: Path):
+    imported = {**ORIGIN, "source": "snapshot.pkl", "source_sha256": "cd" * 32}
+    edit_description(folder, origin=imported)
+    assert "snapshot.pkl" in card(folder).text
+    assert "cd" * 32 in card(folder).text
+
+
 def test_the_demos_generator_is_free_and_whole(tmp_path: Path):
     teacher = {"teacher_origin": load_network(TEACHER).origin}
     written = card(demo_generator(tmp_path / "g", **teacher))

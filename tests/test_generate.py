@@ -15,11 +15,12 @@ import torch
 import torch.distributed as dist
 
 from sid_scale.classes import ListError
-from sid_scale.generate import make_images, parse, plan
+from sid_scale.codecs import CodecError
+from sid_scale.generate import make_images, parse, plan, put_together
 from sid_scale.generator import OneStepGenerator
 from sid_scale.image_folder import ImageFolderError, check_grid
 from sid_scale.networks.checkpoints import CheckpointError, load_network
-from sid_scale.pictures import read_png
+from sid_scale.pictures import read_png, write_png
 from sid_scale.ranks import Ranks
 from tests.generators import demo_generator, edit_description, tiny_generator
 from tests.ranks import free_port, run_ranks
@@ -59,7 +60,9 @@ def finish(process: subprocess.Popen) -> str:
 def generate(*arguments: object) -> None:
     """The command, in this process: one of one rank."""
     here = Ranks(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
-    make_images(plan(parse([str(argument) for argument in arguments])), here)
+    planned = plan(parse([str(argument) for argument in arguments]))
+    make_images(planned, here)
+    put_together(planned)
 
 
 def names(folder: Path) -> set[str]:
@@ -164,12 +167,46 @@ def _one_recipe(rank: int, tmp_path: Path) -> None:
     (out / "generate.json").unlink()
     with pytest.raises(ImageFolderError, match=r"holds images, but no generate\.json"):
         generate(*what)
-    (out / "generate.json").write_text("{")
-    with pytest.raises(ImageFolderError, match="damaged"):
-        generate(*what)
+    for damaged in (b"{", b"\xff\xfe"):
+        (out / "generate.json").write_bytes(damaged)
+        with pytest.raises(ImageFolderError, match="damaged"):
+            generate(*what)
     with pytest.raises(ImageFolderError, match="cannot be used"):
         generate(*what[:3], folder / "config.json", *what[4:])
     assert len(names(out)) == 3
+
+
+@pytest.mark.faults
+@pytest.mark.distributed
+def test_an_image_of_another_size_is_named_and_nothing_is_put_together(tmp_path: Path):
+    run_ranks(1, _another_size, tmp_path)
+
+
+def _another_size(rank: int, tmp_path: Path) -> None:
+    what = ["--generator", tiny_generator(tmp_path / "g"), "--out", tmp_path / "out"]
+    what += ["--classes", "0", "--seeds", "0-2"]
+    generate(*what)
+    [_, second, _] = sorted(names(tmp_path / "out"))
+    write_png(tmp_path / "out" / second, torch.zeros(3, 4, 4, dtype=torch.uint8))
+    for kind in ("--npz", "--grid"):
+        with pytest.raises(ImageFolderError, match=rf"{second} is an image of \[4, 4\] pixels"):
+            generate(*what, kind)
+    assert not list((tmp_path / "out").glob("*.npz"))
+
+
+@pytest.mark.faults
+@pytest.mark.distributed
+def test_a_generator_that_cannot_make_images_claims_no_folder(tmp_path: Path):
+    run_ranks(1, _no_codec, tmp_path)
+
+
+def _no_codec(rank: int, tmp_path: Path) -> None:
+    folder = demo_generator(tmp_path / "g")
+    edit_description(folder, codec={"kind": "identity"})
+    what = ["--generator", folder, "--classes", "0", "--seeds", "0", "--out", tmp_path / "out"]
+    with pytest.raises(CodecError, match="names no VAE"):
+        generate(*what)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.faults

@@ -132,7 +132,7 @@ def test_numbers_may_come_as_tensors_arrays_and_ranges(tmp_path: Path):
         ([4], [0], None, "class 4 is not one of the generator's 4"),
         ([-1], [0], None, "class -1"),
         ([0], [-1], None, "seed -1 is not in 0 to"),
-        ([0], [2**63], None, "seed 9223372036854775808 is not in"),
+        ([0], [2**32], None, "seed 4294967296 is not in"),
         ([0], [0], 0, "steps 0"),
         ([0], [0], 1.5, "steps: integers are wanted"),
         ([0.0], [0], None, "class_labels: integers are wanted"),
@@ -194,6 +194,22 @@ def test_a_missing_vae_is_needed_for_images_alone_and_may_be_named(tmp_path: Pat
     assert torch.equal(named.codec.decode(latents), named.generate([1], [1]))
     with pytest.raises(CodecError, match="nowhere: no config"):
         OneStepGenerator.from_pretrained(folder, vae=tmp_path / "nowhere")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("file", ["diffusion_pytorch_model.safetensors", "config.json"])
+def test_a_damaged_vae_is_named(tmp_path: Path, file: str):
+    folder = demo_generator(tmp_path / "g")
+    damaged = folder / "vae" / file
+    damaged.write_bytes(damaged.read_bytes()[:-50])
+    with pytest.raises(CodecError, match="/g/vae is damaged or none"):
+        OneStepGenerator.from_pretrained(folder).generate([1], [1])
+
+
+def test_seeds_that_a_keyed_hash_would_confuse_make_different_images(tmp_path: Path):
+    generator = OneStepGenerator.from_pretrained(tiny_generator(tmp_path / "g"))
+    first, second = generator.sample_latents([0, 0], [23111, 60735])
+    assert not torch.equal(first, second)
 
 
 @pytest.mark.faults

@@ -6,6 +6,8 @@ resumed run, or one on another number of ranks, draws the same numbers. Dropout 
 the micro-batch, which holds the same samples on any number of ranks.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -16,23 +18,16 @@ RHO = 7.0
 _MASK = (1 << 64) - 1
 
 
-class KeyedNoise:
+class SeededNoise:
     """One random stream per sample; successive draws continue each stream.
 
     Args:
-        seed: the run's seed.
-        purpose: what the numbers are for ("generator", "fake_score", ...); another purpose is
-            another set of streams.
-        samples: positions in the run's global order, (N,) integers.
+        seeds: of the streams, (N,). PyTorch's generator tells seeds apart by their low 32 bits.
         device: where the numbers are wanted; they are drawn on the CPU and are the same on all.
     """
 
-    def __init__(
-        self, seed: int, purpose: str, samples: Tensor, device: torch.device | str = "cpu"
-    ):
-        self._streams = [
-            torch.Generator().manual_seed(keyed_seed(seed, purpose, i)) for i in samples.tolist()
-        ]
+    def __init__(self, seeds: Iterable[int], device: torch.device | str = "cpu"):
+        self._streams = [torch.Generator().manual_seed(seed) for seed in seeds]
         self._device = device
 
     def normal(self, *shape: int) -> Tensor:
@@ -47,8 +42,28 @@ class KeyedNoise:
         return torch.stack(draws).to(self._device, non_blocking=True)
 
 
+class KeyedNoise(SeededNoise):
+    """Noise of a run's samples.
+
+    Two of some billions of samples may well share a stream, which harms no training: nobody
+    sees them side by side. Images that are to differ are made from seeds that do (generator.py).
+
+    Args:
+        seed: the run's seed.
+        purpose: what the numbers are for ("generator", "fake_score", ...); another purpose is
+            another set of streams.
+        samples: positions in the run's global order, (N,) integers.
+        device: see `SeededNoise`.
+    """
+
+    def __init__(
+        self, seed: int, purpose: str, samples: Tensor, device: torch.device | str = "cpu"
+    ):
+        super().__init__((keyed_seed(seed, purpose, i) for i in samples.tolist()), device)
+
+
 def keyed_seed(seed: int, purpose: str, number: int) -> int:
-    """A 64-bit seed that is a function of all three and unrelated to its neighbours."""
+    """A 64-bit number that is a function of all three and unrelated to its neighbours."""
     key = _mix(seed & _MASK)
     for byte in purpose.encode():
         key = _mix(key ^ byte)

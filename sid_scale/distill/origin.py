@@ -13,7 +13,7 @@ from sid_scale.networks.edm2 import EDM2Config
 from sid_scale.ranks import Ranks
 
 # What a generator folder says of its teacher and of the run that made it.
-TEACHER_FACTS = ("what", "license", "images_seen")
+TEACHER_FACTS = ("what", "license", "images_seen", "source")
 START_FACTS = ("method", "images_seen")
 METHOD_SETTINGS = (
     "batch_size",

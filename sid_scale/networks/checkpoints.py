@@ -7,6 +7,7 @@ have shape [1], for DeepSpeed's sake. This file is the border between the two.
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -214,7 +215,7 @@ def read_description(folder: str | os.PathLike[str]) -> NetworkFolder:
             )
     try:
         description = json.loads((folder / CONFIG).read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder / CONFIG}: not a network description: {error}") from error
     architecture, codec, origin = parse_description(description, str(folder / CONFIG))
     return NetworkFolder(architecture, {}, codec, origin)
@@ -234,6 +235,7 @@ def parse_description(
         for key in ("channel_mult", "attn_resolutions"):
             raw[key] = tuple(raw[key])
         architecture = EDM2Config(**raw)
+        _check_ranges(architecture)
         codec, origin = dict(description["codec"]), dict(description["origin"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{where}: not a network description: {error}") from error
@@ -242,6 +244,32 @@ def parse_description(
             f"{where}: format version {version}; this program reads {FORMAT_VERSION}."
         )
     return architecture, codec, origin
+
+
+def _check_ranges(architecture: EDM2Config) -> None:
+    """Raises ValueError for what cannot be built, or not in finite time and memory."""
+    ranges = {
+        "img_resolution": (1, 1 << 14),
+        "img_channels": (1, 1 << 10),
+        "label_dim": (0, 1 << 24),
+        "model_channels": (1, 1 << 14),
+        "num_blocks": (0, 64),
+        "channels_per_head": (1, 1 << 14),
+        "logvar_channels": (0, 1 << 14),
+        "channel_mult": (1, 64),
+        "attn_resolutions": (1, 1 << 14),
+    }
+    for name, (least, most) in ranges.items():
+        value = getattr(architecture, name)
+        values = value if isinstance(value, tuple) else (value,)
+        if len(values) > 16 or not all(type(v) is int and least <= v <= most for v in values):
+            raise ValueError(f"{name} is {value!r:.64}, not from {least} to {most}")
+    for name, below in (("sigma_data", math.inf), ("dropout", 1)):
+        number = getattr(architecture, name)
+        if type(number) not in (int, float) or not 0 <= number < below:
+            raise ValueError(f"{name} is {number!r:.64}, not from 0 to {below}")
+    if not architecture.channel_mult:
+        raise ValueError("channel_mult is empty")
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

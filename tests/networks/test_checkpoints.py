@@ -74,6 +74,29 @@ def test_unreadable_description(folder: Path):
 
 
 @pytest.mark.faults
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("model_channels", "16"),
+        ("img_resolution", 1 << 40),
+        ("label_dim", -1),
+        ("channels_per_head", 0),
+        ("num_blocks", 10**7),
+        ("sigma_data", "0.5"),
+        ("dropout", 1.5),
+        ("channel_mult", []),
+        ("attn_resolutions", [4.0]),
+    ],
+)
+def test_an_architecture_out_of_range_is_named(folder: Path, setting: str, value):
+    config = json.loads((folder / "config.json").read_text())
+    config["architecture"][setting] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=rf"not a network description: .*{setting}"):
+        load_network(folder)
+
+
+@pytest.mark.faults
 def test_foreign_format_version(folder: Path):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "format_version": 99}))
