@@ -27,8 +27,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--kind",
         choices=("teacher", "generator"),
-        help="what the network is; by default found out: a class of SiD's own, or no uncertainty "
-        "head, makes a generator",
+        help="what the network is; by default found out: a generator if of a class of SiD's "
+        "own, without an uncertainty head, or alone in SOURCE (EDM2's files hold more)",
     )
     parser.add_argument(
         "--vae",

@@ -1,8 +1,9 @@
 """EDM2's and SiD's published networks: files to network folders.
 
 A file holds a dict: under `ema` the network, in EDM2's own files also `encoder`, which says how
-pixels become latents. A network remembers the arguments that it was made with; the architecture
-is read from those and compared with the weights. Nothing in the file is run (`pickles.py`).
+pixels become latents, and more; in SiD's the network is alone. A network remembers the arguments
+that it was made with; the architecture is read from those and compared with the weights. Nothing
+in the file is run (`pickles.py`).
 """
 
 import dataclasses
@@ -25,13 +26,8 @@ from sid_scale.networks.checkpoints import (
 from sid_scale.networks.edm2 import EDM2Config
 from sid_scale.networks.edm2_settings import read_architecture, read_codec
 from sid_scale.networks.pickle_opcodes import PickleError
-from sid_scale.networks.pickled_values import (
-    ALLOWED,
-    PickledTensor,
-    mapping,
-    read_object,
-    read_tensors,
-)
+from sid_scale.networks.pickled_modules import read_object, read_tensors
+from sid_scale.networks.pickled_values import ALLOWED, PickledTensor, mapping
 from sid_scale.networks.pickles import read_pickle
 
 Kind = Literal["teacher", "generator"]
@@ -49,12 +45,14 @@ class PublishedNetwork:
     architecture: EDM2Config
     state: dict[str, Tensor]  # names and shapes of the modules in memory, dtypes of the file
     codec: dict[str, Any]  # description, see codecs.py
+    alone: bool  # the file holds nothing else
 
     @property
     def kind(self) -> Kind:
-        """By class; of `Precond`, SiD's generators are those without an uncertainty head."""
+        """By class; of `Precond`, SiD's generators have no uncertainty head or are alone."""
         headless = not self.architecture.logvar_channels
-        return "generator" if self.class_name in GENERATORS or headless else "teacher"
+        is_generator = self.class_name in GENERATORS or headless or self.alone
+        return "generator" if is_generator else "teacher"
 
 
 def read_edm2(path: str | os.PathLike[str], vae: str | None = None) -> PublishedNetwork:
@@ -95,7 +93,8 @@ def read_edm2(path: str | os.PathLike[str], vae: str | None = None) -> Published
         _check_shapes(architecture, tensors, file.seek(0, os.SEEK_END), where)
         codec = read_codec(contents.get("encoder"), architecture, vae, where)
         state = from_edm2_shapes({name: tensor.load() for name, tensor in tensors.items()})
-    return PublishedNetwork(network.class_name, architecture, state, codec)
+    alone = contents.keys() == {"ema"}
+    return PublishedNetwork(network.class_name, architecture, state, codec, alone)
 
 
 @dataclass(frozen=True)
@@ -133,8 +132,8 @@ def import_edm2(
     if kind == "teacher" and generator is not None:
         raise PickleError(
             f"{source}: seems to be a teacher (class {published.class_name}, with uncertainty "
-            "head), for which init_sigma, steps and method have no meaning; if it is a generator, "
-            "say so (--kind generator)"
+            "head, not alone in its file), for which init_sigma, steps and method have no "
+            "meaning; if it is a generator, say so (--kind generator)"
         )
     origin: dict[str, Any] = {"kind": kind}
     if kind == "generator":
@@ -149,7 +148,10 @@ def _check_shapes(
     architecture: EDM2Config, tensors: dict[str, PickledTensor], file_size: int, where: str
 ) -> None:
     """Compares names and shapes before any weight is loaded."""
-    least = 2 * sum(math.prod(tensor.shape) for tensor in tensors.values())  # float16
+    # At two bytes an element; and loading a tensor takes the whole of its storage.
+    least = sum(
+        max(2 * math.prod(tensor.shape), tensor.stored_bytes) for tensor in tensors.values()
+    )
     if least > file_size:  # several tensors in one storage: a small file, endless weights
         raise PickleError(f"{where}: has {file_size} bytes, but weights of {least} at least")
     shapes = {name: torch.empty(tensor.shape, device="meta") for name, tensor in tensors.items()}

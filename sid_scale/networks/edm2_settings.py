@@ -22,7 +22,8 @@ from sid_scale.networks.edm2 import (
     EDM2Config,
 )
 from sid_scale.networks.pickle_opcodes import PickleError
-from sid_scale.networks.pickled_values import PickledObject, mapping, number, numbers, read_object
+from sid_scale.networks.pickled_modules import PickledObject, read_object
+from sid_scale.networks.pickled_values import mapping, number, numbers
 
 VAE = "stabilityai/sd-vae-ft-mse"  # of EDM2's encoder, unless it says another
 
@@ -162,12 +163,14 @@ def _check_constants(settings: dict[str, Any], architecture: EDM2Config, where: 
             continue
         what = f"{where}: {name[:64]}" if name.isidentifier() else f"{where}: {name[:64]!a}"
         if name not in expected:
+            if value is None or (isinstance(value, int | float) and value == 0):
+                continue  # something that networks here do not have, switched off
             raise PickleError(f"{what} is a setting that networks here do not have")
         if value is None and name.startswith("channel_mult_"):
             continue
         actual: Any = numbers(value, what) if name == "resample_filter" else number(value, what)
         if actual != expected[name]:
-            raise PickleError(f"{what} is {actual}; networks here have {expected[name]}")
+            raise PickleError(f"{what} is {actual!s:.64}; networks here have {expected[name]}")
 
 
 # --- the encoder --------------------------------------------------------------------------

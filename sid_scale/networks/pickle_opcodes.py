@@ -89,12 +89,13 @@ class Opcode(NamedTuple):
         return _NAMES.get(self.code, repr(self.code))
 
 
-def read_opcodes(file: BinaryIO, where: str) -> Iterator[Opcode]:
+def read_opcodes(file: BinaryIO, where: str, limit: int = OPCODES) -> Iterator[Opcode]:
     """The opcodes of the pickle at the file's position, STOP included.
 
     Args:
         file: seekable; must stay open as long as a `Span` is to be read.
         where: what errors call it.
+        limit: how many opcodes the pickle may have.
 
     Raises:
         PickleError: not a pickle of protocol 2 to 5, or one that is cut, too large, or holds
@@ -102,12 +103,12 @@ def read_opcodes(file: BinaryIO, where: str) -> Iterator[Opcode]:
     """
     reader = _Reader(file, where)
     reader.read_header()
-    for _ in range(OPCODES):
+    for _ in range(limit):
         opcode = reader.read_opcode()
         yield opcode
         if opcode.code == pickle.STOP:
             return
-    raise reader.error(f"more than {OPCODES} opcodes, far more than any network takes")
+    raise reader.error(f"more than {limit} opcodes, far more than any network takes")
 
 
 class _Reader:

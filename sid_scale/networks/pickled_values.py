@@ -1,4 +1,4 @@
-"""What the records of a pickled network mean: dicts, numbers, tensors, modules.
+"""What the records of a pickled network mean: dicts, numbers, tensors.
 
 A record says which function its writer would have called, and with what. Here each kind that
 EDM2's files need is understood from those words; none of the functions is called. torch's own
@@ -8,6 +8,7 @@ bytes have been found to be of the one form that storages have.
 
 import io
 import math
+import pickle
 import re
 import struct
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from sid_scale.networks.pickles import PERSISTENT_ID, Record, read_pickle
 
 PERSISTENT = "torch_utils.persistence._reconstruct_persistent_obj"
 DICTS = ("collections.OrderedDict", "dnnlib.util.EasyDict")
+PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
+IDENTITY = "torch.nn.modules.linear.Identity"
 CONTAINERS = ("ModuleDict", "ModuleList", "Sequential")
 DTYPES = {"Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16}
 # Every name that a network's pickle may ask for. Those that nothing below interprets occur in
@@ -32,26 +35,31 @@ ALLOWED = frozenset(
     {
         *{PERSISTENT, *DICTS, "builtins.set", "_codecs.encode"},
         *{f"torch.nn.modules.container.{kind}" for kind in CONTAINERS},
-        *{"torch._utils._rebuild_parameter", "torch._utils._rebuild_tensor_v2"},
+        *{*PARAMETERS, "torch._utils._rebuild_tensor_v2", IDENTITY, "builtins.bytearray"},
         *{"torch.storage._load_from_bytes", "torch.Size", "torch.device"},
         *{str(dtype) for dtype in DTYPES.values()},
+        *{"torch.float64", "torch.int64", "torch.int32", "torch.uint8", "torch.bool"},
+        # A memory format lies in whichever module pickle finds it first.
+        *{f"{module}.channels_last" for module in ("torch", "torch.torch", "torch._utils.torch")},
         *{"numpy.dtype", "numpy.ndarray", "numpy.core.multiarray.scalar"},
         *{"numpy.core.multiarray._reconstruct", "numpy.core.numeric._frombuffer"},
     }
 )
-DEEPEST_MODULE = 16
+_HEADER_OPCODES = 200  # in each pickle before a storage's elements; torch takes 26
 _LONGEST_NUMBERS = 1024  # bytes
-_NAME = re.compile(r"\w{1,64}", re.ASCII)
+# Python's complaints about a value of another form, and what torch adds to them.
+_WRONG_FORM = (TypeError, ValueError, AttributeError, KeyError, IndexError, struct.error)
+_TORCHS_REFUSALS = (pickle.UnpicklingError, RuntimeError, EOFError, OverflowError)
 
 
 @contextmanager
-def _should_be(expected: str, what: str) -> Iterator[None]:
+def should_be(expected: str, what: str) -> Iterator[None]:
     """Python's complaints about a value of another form become one PickleError."""
     try:
         yield
     except PickleError:
         raise
-    except (TypeError, ValueError, AttributeError, KeyError, IndexError, struct.error):
+    except _WRONG_FORM:
         raise PickleError(f"{what} should be {expected}, but has another form") from None
 
 
@@ -64,7 +72,7 @@ def mapping(value: Any, what: str) -> dict[str, Any]:
     Raises:
         PickleError: it is something else.
     """
-    with _should_be("a dict", what):
+    with should_be("a dict", what):
         if isinstance(value, Record):
             if value.kind not in DICTS or value.arguments:
                 raise TypeError
@@ -82,7 +90,7 @@ def number(value: Any, what: str) -> int | float:
     """
     if isinstance(value, int | float):
         return value
-    with _should_be("a number", what):
+    with should_be("a number", what):
         if value.kind != "numpy.core.multiarray.scalar":
             raise TypeError
         dtype, contents = value.arguments
@@ -97,7 +105,7 @@ def numbers(value: Any, what: str) -> list[int | float]:
     """
     if isinstance(value, list | tuple):
         return [number(item, what) for item in value]
-    with _should_be("a list of numbers", what):
+    with should_be("a list of numbers", what):
         if value.kind == "numpy.core.numeric._frombuffer":
             contents, dtype, (_,), _ = value.arguments
         elif value.kind == "numpy.core.multiarray._reconstruct":
@@ -148,6 +156,16 @@ class PickledTensor:
     shape: tuple[int, ...]
     stride: tuple[int, ...]
 
+    @property
+    def stored_bytes(self) -> int:
+        """How much of the file its storage takes, which may be more than the tensor's part."""
+        contents = self.storage
+        if isinstance(contents, Record):
+            contents = contents.arguments[0] if contents.arguments else b""
+        if isinstance(contents, Span):
+            return contents.length
+        return len(contents) if isinstance(contents, bytes | str) else 0
+
     def load(self) -> Tensor:
         """The tensor: contiguous, on the CPU, in the file's dtype.
 
@@ -155,15 +173,21 @@ class PickledTensor:
             PickleError: its storage is damaged, too small, or holds something else.
         """
         where = f"{self.what}: its storage"
-        with _should_be("a storage as torch.save writes it", where):
+        with should_be("a storage as torch.save writes it", where):
             contents = _contents(self.storage)
             dtype, elements = _read_storage_header(contents, where)
             steps = zip(self.shape, self.stride, strict=True)
             last = self.offset + sum((n - 1) * step for n, step in steps)
             if max(last + 1, math.prod(self.shape)) > elements:
                 raise PickleError(f"{self.what} wants more than its storage's {elements} elements")
-        storage = torch.load(io.BytesIO(contents), map_location="cpu", weights_only=True)
-        view = torch.empty(0, dtype=dtype).set_(storage, self.offset, self.shape, self.stride)
+        try:
+            storage = torch.load(io.BytesIO(contents), map_location="cpu", weights_only=True)
+            view = torch.empty(0, dtype=dtype).set_(storage, self.offset, self.shape, self.stride)
+        except (*_WRONG_FORM, *_TORCHS_REFUSALS) as error:
+            raise PickleError(
+                f"{where}: torch cannot load it ({type(error).__name__}): the file is damaged, or "
+                "memory is short. Take the file from its publisher"
+            ) from None
         # What is only a part of a storage would keep all of it in memory.
         return view.contiguous() if view.numel() == elements else view.contiguous().clone()
 
@@ -174,10 +198,10 @@ def _read_storage_header(contents: bytes, where: str) -> tuple[torch.dtype, int]
     That is five pickles, the number of elements and the elements; nothing else passes.
     """
     file = io.BytesIO(contents)
-    magic, version, system = (read_pickle(file, where, ()) for _ in range(3))
+    magic, version, system = (read_pickle(file, where, (), _HEADER_OPCODES) for _ in range(3))
     types = {f"torch.{name}Storage": dtype for name, dtype in DTYPES.items()}
-    storage = read_pickle(file, where, {PERSISTENT_ID, *types})
-    keys = read_pickle(file, where, ())
+    storage = read_pickle(file, where, {PERSISTENT_ID, *types}, _HEADER_OPCODES)
+    keys = read_pickle(file, where, (), _HEADER_OPCODES)
     (kind, storage_type, key, location, elements, view) = storage.arguments[0]
     dtype = types[storage_type.name]
     (elements_again,) = struct.unpack("<q", file.read(8))
@@ -203,8 +227,8 @@ def read_tensor(value: Any, what: str) -> PickledTensor:
     Raises:
         PickleError: the record is of something else, or the shape is impossible.
     """
-    with _should_be("a tensor", what):
-        if value.kind == "torch._utils._rebuild_parameter":
+    with should_be("a tensor", what):
+        if value.kind in PARAMETERS:
             value = value.arguments[0]
         storage, offset, shape, stride = value.arguments[:4]
         kinds = (value.kind, storage.kind)
@@ -218,76 +242,3 @@ def read_tensor(value: Any, what: str) -> PickledTensor:
             raise ValueError
         (contents,) = storage.arguments
         return PickledTensor(what, contents, offset, tuple(shape), tuple(stride))
-
-
-# --- objects ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class PickledObject:
-    """An object of EDM2's persistent classes, or one of torch's containers of modules."""
-
-    class_name: str
-    state: dict[str, Any]  # its __dict__
-
-
-def read_object(value: Any, what: str) -> PickledObject:
-    """An object from its record; `what` is for errors. The class's source is not looked at.
-
-    Raises:
-        PickleError: the record is of something else.
-    """
-    with _should_be("an object of a persistent class or a container of modules", what):
-        if value.kind == PERSISTENT:
-            (meta,) = value.arguments
-            name, state = meta["class_name"], meta["state"]
-            if meta["type"] != "class" or not name.isidentifier() or not name.isascii():
-                raise ValueError
-        elif value.kind.startswith("torch.nn.modules.container."):
-            name, state = value.kind, value.state
-        else:
-            raise TypeError
-    return PickledObject(name, mapping(state, f"{what}: its state"))
-
-
-def read_tensors(module: Any, where: str) -> dict[str, PickledTensor]:
-    """Parameters and buffers of a module and of all in it, under their state dict's names.
-
-    Raises:
-        PickleError: something in it is no module, or no tensor, or is there twice.
-    """
-    found: dict[str, PickledTensor] = {}
-    seen: set[int] = set()
-    waiting = [("", module)]
-    while waiting:
-        prefix, record = waiting.pop()
-        what = f"{where}: {prefix.removesuffix('.') or 'the network'}"
-        if id(record) in seen or prefix.count(".") > DEEPEST_MODULE:
-            raise PickleError(f"{what} is a module within itself, in two places, or too deep")
-        seen.add(id(record))
-        state = read_object(record, what).state
-        for name, value in _tensor_records(state, what):
-            found[prefix + name] = read_tensor(value, f"{where}: {prefix}{name}")
-        for name, child in _entries(state, "_modules", what):
-            waiting.append((f"{prefix}{name}.", child))
-    return found
-
-
-def _tensor_records(state: dict[str, Any], what: str) -> Iterator[tuple[str, Any]]:
-    yield from _entries(state, "_parameters", what)
-    passing = state.get("_non_persistent_buffers_set", Record("builtins.set"))
-    with _should_be("a set of names", f"{what}: _non_persistent_buffers_set"):
-        names = passing.arguments[0] if passing.arguments else passing.items
-        left_out = {name for name in names if isinstance(name, str)}
-    for name, value in _entries(state, "_buffers", what):
-        if name not in left_out:
-            yield name, value
-
-
-def _entries(state: dict[str, Any], attribute: str, what: str) -> Iterator[tuple[str, Any]]:
-    """What a module holds under an attribute, without the places that hold nothing."""
-    for name, value in mapping(state.get(attribute), f"{what}: {attribute}").items():
-        if not _NAME.fullmatch(name):
-            raise PickleError(f"{what}: {attribute} holds {name[:64]!a}, which is no name")
-        if value is not None:
-            yield name, value

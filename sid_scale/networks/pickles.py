@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from sid_scale.networks.pickle_opcodes import Opcode, PickleError, read_opcodes
+from sid_scale.networks.pickle_opcodes import OPCODES, Opcode, PickleError, read_opcodes
 
 # Stands in an allow-list for what a pickle refers to without holding it.
 PERSISTENT_ID = "a persistent id (data beside the pickle, as in torch.save's files)"
@@ -41,13 +41,14 @@ class Record:
     items: list[Any] = field(default_factory=list)
 
 
-def read_pickle(file: BinaryIO, where: str, allowed: Collection[str]) -> Any:
+def read_pickle(file: BinaryIO, where: str, allowed: Collection[str], limit: int = OPCODES) -> Any:
     """Follows the pickle at the file's position, and leaves the file behind the pickle's end.
 
     Args:
         file: seekable; must stay open as long as a `Span` is to be read.
         where: what errors call it.
         allowed: names that may occur, as "module.name".
+        limit: how many opcodes the pickle may have.
 
     Returns:
         None, bool, int, float, str, bytes, list, dict or tuple, of the same or of `Global`,
@@ -58,7 +59,7 @@ def read_pickle(file: BinaryIO, where: str, allowed: Collection[str]) -> Any:
             that is not allowed; says which, and where in the file.
     """
     machine = _Machine(allowed)
-    for opcode in read_opcodes(file, where):
+    for opcode in read_opcodes(file, where, limit):
         try:
             machine.follow(opcode)
         except _RefusedError as refused:

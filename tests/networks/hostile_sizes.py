@@ -165,6 +165,57 @@ def arguments_for_a_dict(_: Path) -> bytes:
     return dumps({"ema": made})
 
 
+def modules_of_one_state(state: dict[str, Any]) -> bytes:
+    """Thousands of modules, all of which hold the same things."""
+    made = tiny()
+    for number in range(5000):
+        module = Call(torch.nn.ModuleDict, state={"_buffers": {}, "_modules": {}, **state})
+        made.unet._modules[f"m{number}"] = module
+    return dumps({"ema": made})
+
+
+@hostile("more than 10000 tensors and modules")
+def modules_that_share_their_weights(_: Path) -> bytes:
+    weight = tensor_of(saved_storage(1), (1,), (1,))
+    return modules_of_one_state({"_parameters": {f"p{n}": weight for n in range(10_000)}})
+
+
+@hostile("more than 10000 tensors and modules")
+def modules_that_share_places_for_weights(_: Path) -> bytes:
+    return modules_of_one_state({"_parameters": {f"p{n}": None for n in range(20_000)}})
+
+
+@hostile("more than 10000 tensors and modules")
+def modules_that_share_names_of_buffers(_: Path) -> bytes:
+    names = Call(set, [f"b{n}" for n in range(20_000)])
+    return modules_of_one_state({"_parameters": {}, "_non_persistent_buffers_set": names})
+
+
+def padded(storage: bytes, padding: bytes) -> bytes:
+    """A storage with something before the STOP of its first pickle."""
+    stop = storage.index(pickle.STOP)
+    return storage[:stop] + padding + storage[stop:]
+
+
+@hostile("more than 200 opcodes")
+def a_storage_with_an_endless_header(_: Path) -> bytes:
+    return with_storage(padded(saved_storage(), b"q\xff" * 100_000))
+
+
+@hostile("torch cannot load it (UnpicklingError)")
+def a_storage_with_opcodes_that_torch_does_not_know(_: Path) -> bytes:
+    return with_storage(padded(saved_storage(), pickle.MEMOIZE))
+
+
+@hostile("bytes, but weights of")
+def a_large_storage_for_each_small_weight(_: Path) -> bytes:
+    made, contents = tiny(), saved_storage(1_000_000)
+    for module in made.modules():
+        for name, weight in module._parameters.items():
+            module._parameters[name] = tensor_of(contents, weight.shape, weight.stride())
+    return dumps({"ema": made})
+
+
 # --- depth --------------------------------------------------------------------------------
 
 

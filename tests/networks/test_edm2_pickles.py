@@ -141,6 +141,27 @@ def test_buffers_that_are_not_persistent_are_left_out(tmp_path):
     assert_same_weights(read(tmp_path, network).state, STATE)
 
 
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_attributes_that_nobody_reads_may_be_of_harmless_kinds(tmp_path, protocol):
+    network = tiny()
+    network.dtypes = [torch.float64, torch.int64, torch.int32, torch.uint8, torch.bool]
+    network.raw = bytearray(b"raw")
+    network.nothing = nn.Identity()
+    network.unet.out_conv.weight.note = "a parameter with an attribute of its own"
+    assert_same_weights(
+        read_edm2(write(tmp_path / "net.pkl", snapshot(network), protocol)).state, STATE
+    )
+
+
+@pytest.mark.parametrize("protocol", [4, 5])  # before, pickle cannot write it
+def test_a_memory_format_may_be_an_attribute(tmp_path, protocol):
+    network = tiny()
+    network.memory_format = torch.channels_last
+    assert_same_weights(
+        read_edm2(write(tmp_path / "net.pkl", snapshot(network), protocol)).state, STATE
+    )
+
+
 def test_a_file_of_before_numpy_2_is_the_same(tmp_path):
     network = tiny(label_dim=np.int64(4), sigma_data=np.float64(0.5))
     source = write(tmp_path / "net.pkl", snapshot(network), 2)
@@ -200,16 +221,20 @@ def test_other_dtypes_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("class_name", "state", "kind"),
+    ("class_name", "state", "others", "kind"),
     [
-        ("Precond", STATE, "teacher"),
-        ("Precond", HEADLESS, "generator"),
-        ("EDM_2_Precond_EncoderDecoder", STATE, "generator"),
-        ("EDM_2_Precond_Generator", HEADLESS, "generator"),
+        ("Precond", STATE, {"dataset_kwargs": {}}, "teacher"),
+        ("Precond", STATE, {"encoder": persistent("StandardRGBEncoder")}, "teacher"),
+        ("Precond", STATE, {}, "generator"),
+        ("Precond", HEADLESS, {"dataset_kwargs": {}}, "generator"),
+        ("EDM_2_Precond_EncoderDecoder", STATE, {"dataset_kwargs": {}}, "generator"),
+        ("EDM_2_Precond_Generator", HEADLESS, {}, "generator"),
     ],
 )
-def test_class_and_head_tell_teachers_from_generators(tmp_path, class_name, state, kind):
-    network = read(tmp_path, tiny(class_name, state))
+def test_class_head_and_company_tell_teachers_from_generators(
+    tmp_path, class_name, state, others, kind
+):
+    network = read(tmp_path, tiny(class_name, state), **others)
     assert network.kind == kind
     assert bool(network.architecture.logvar_channels) == (state is STATE)
 

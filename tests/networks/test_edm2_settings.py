@@ -55,6 +55,7 @@ def test_arguments_that_were_not_given_are_edm2s_defaults(tmp_path):
         {"resample_filter": [1, 1]},
         {"channel_mult_noise": None, "channel_mult_emb": None},
         {"channel_mult_noise": 1, "channel_mult_emb": 2},
+        {"augment_dim": 0, "label_dropout": 0.0, "use_checkpoint": False, "extra": None},
     ],
 )
 def test_settings_that_say_what_is_so_here_are_accepted(tmp_path, setting):
@@ -71,6 +72,7 @@ def test_settings_that_say_what_is_so_here_are_accepted(tmp_path, setting):
         ({"attn_balance": np.float64(0.5)}, "attn_balance is 0.5; networks here have 0.3"),
         ({"clip_act": None}, "clip_act should be a number"),
         ({"resample_filter": [1, 3, 3, 1]}, "resample_filter is [1, 3, 3, 1]; networks here"),
+        ({"resample_filter": [1] * 99}, f"resample_filter is [{'1, ' * 21}; networks here"),
         ({"channel_mult_noise": 2}, "channel_mult_noise is 2; networks here have 1"),
         ({"channel_mult_emb": 4}, "channel_mult_emb is 4; networks here have 2"),
         ({"augment_dim": 9}, "augment_dim is a setting that networks here do not have"),

@@ -125,6 +125,14 @@ def test_a_refusal_says_what_was_asked_for_and_where():
 
 
 @pytest.mark.faults
+def test_a_reader_may_set_a_lower_limit_of_opcodes():
+    pickled = pickle.dumps([None] * 5, 2)  # 10 opcodes after the header
+    assert read_pickle(io.BytesIO(pickled), "file.pkl", (), 10) == [None] * 5
+    with pytest.raises(PickleError, match="more than 9 opcodes"):
+        read_pickle(io.BytesIO(pickled), "file.pkl", (), 9)
+
+
+@pytest.mark.faults
 def test_a_refused_name_cannot_speak_to_the_terminal():
     pickled = b"\x80\x04\x8c\x02os\x8c\x06\x1b[2J\n!\x93."
     assert r"asks for 'os.\x1b[2J\n!'" in refusal(pickled)

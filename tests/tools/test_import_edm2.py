@@ -39,7 +39,7 @@ def tool(tmp_path: Path) -> Tool:
 
 @pytest.fixture
 def teacher(tmp_path: Path) -> Path:
-    return write(tmp_path / "teacher.pkl", {"ema": tiny()})
+    return write(tmp_path / "teacher.pkl", snapshot(tiny()))
 
 
 def assert_one_error(process: subprocess.CompletedProcess[str], message: str) -> None:
@@ -82,6 +82,16 @@ def test_the_vae_is_found_again_from_anywhere(tool: Tool, tmp_path: Path):
     assert tool("latent.pkl", "latent", "--vae", "models/vae").returncode == 0
     codec = load_network(tmp_path / "latent").codec
     assert codec["vae"] == str(tmp_path / "models" / "vae")
+
+
+def test_a_network_alone_in_its_file_is_a_generator_unless_said_otherwise(
+    tool: Tool, tmp_path: Path
+):
+    write(tmp_path / "alone.pkl", {"ema": tiny()})
+    process = tool("alone.pkl", "found")
+    assert process.stdout.startswith("found: generator of "), process.stderr
+    process = tool("alone.pkl", "said", "--kind", "teacher")
+    assert process.stdout.startswith("said: teacher of "), process.stderr
 
 
 @pytest.mark.faults
