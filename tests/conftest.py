@@ -16,3 +16,9 @@ def reference_dir() -> Path:
         pytest.skip("the published implementations' vectors are not here: set REFERENCE_DIR")
     assert folder.is_dir(), f"no reference vectors in {folder}: set REFERENCE_DIR"
     return folder
+
+
+def flip_last_bit(file: Path) -> None:
+    """What a failing disk does: the size stays, the contents do not."""
+    *first, last = file.read_bytes()
+    file.write_bytes(bytes([*first, last ^ 1]))

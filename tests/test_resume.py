@@ -21,7 +21,7 @@ from sid_scale.distill.loop import train
 from sid_scale.networks.checkpoints import NetworkFolder, load_network, save_network
 from sid_scale.ranks import Ranks, joined_ranks
 from sid_scale.zero.saved import TrainingStateError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, flip_last_bit
 from tests.ranks import PRELOADED, free_port, run_ranks
 from tests.tiny import (
     ARCHITECTURE,
@@ -243,11 +243,6 @@ def go_on(folder: Path, **overrides: object) -> tuple[int, str]:
         [*command, *arguments], capture_output=True, text=True, env=environment, timeout=120
     )
     return done.returncode, done.stdout + done.stderr
-
-
-def flip_last_bit(file: Path) -> None:
-    *first, last = file.read_bytes()
-    file.write_bytes(bytes([*first, last ^ 1]))
 
 
 PART = "fake_score-exp_avg_sq-00001-of-00002.safetensors"

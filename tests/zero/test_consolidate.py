@@ -15,7 +15,7 @@ from sid_scale.networks.checkpoints import CheckpointError, load_network
 from sid_scale.ranks import Ranks
 from sid_scale.zero.consolidate import consolidate
 from sid_scale.zero.saved import TrainingStateError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, flip_last_bit
 from tests.ranks import run_ranks
 from tests.tiny import config, prepare
 
@@ -113,11 +113,6 @@ def test_memory_does_not_grow_with_the_network():
 
 def copy_of(checkpoint: Path, folder: Path) -> Path:
     return Path(shutil.copytree(checkpoint.resolve(), folder / checkpoint.resolve().name))
-
-
-def flip_last_bit(file: Path) -> None:
-    *first, last = file.read_bytes()
-    file.write_bytes(bytes([*first, last ^ 1]))
 
 
 PART = "generator-ema-00001-of-00002.safetensors"
