@@ -3,8 +3,9 @@
     python tools/export_edm2.py runs/demo/generator generator.safetensors
 
 Their networks then load them: `net.load_state_dict(safetensors.torch.load_file(OUT))`. The weights
-go bit for bit, in float32. EDM2's own `Precond` always has an uncertainty head, which a generator
-has not: `--logvar 128` adds one that says 0 everywhere, so that `load_state_dict` is content.
+go bit for bit, in the dtype that they have. EDM2's own `Precond` always has an uncertainty head,
+which a generator has not: `--logvar 128` adds one that says 0 everywhere, so that `load_state_dict`
+is content.
 """
 
 import argparse

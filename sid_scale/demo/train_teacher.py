@@ -1,14 +1,12 @@
 """The demo's teacher, from nothing: a tiny VAE of the digits, then a tiny EDM2 in its latents.
 
 What this makes is shipped in `assets/`, so a demo run never trains it;
-`tools/train_digits_teacher.py` makes it again in about 20 minutes (the VAE took 5.5 on one CPU
-thread, the teacher 12.5 on two, on a busy machine). Equations are those of EDM2 (arXiv
-2312.02696).
+`tools/train_digits_teacher.py` makes it again and says how long that took. Equations are those of
+EDM2 (arXiv 2312.02696).
 
 One latent channel: at 8x8 its 64 numbers have to carry the 64 grey values of a scan. In four
 channels the same VAE lays the digits out so smoothly that 17 evaluations of the teacher are
-nearly as good as 63 (Frechet distances 0.113 and 0.089; in one channel 0.136 and 0.089), which
-leaves a student little to beat.
+nearly as good as 63, which leaves a student little to beat.
 """
 
 import copy

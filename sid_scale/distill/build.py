@@ -155,7 +155,7 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     if config.log.samples_every_images:
         codec.check()
     index = _check_data(config, source, codec)
-    origin = origin_of(config, source, start, ranks)
+    origin = origin_of(config, source, start)
 
     trained = dataclasses.replace(source.architecture, dropout=config.dropout)
     generator = ShardedNetwork(

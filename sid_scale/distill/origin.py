@@ -4,13 +4,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from sid_scale.config import RunConfig
 from sid_scale.data.shards import ShardIndex
 from sid_scale.networks.checkpoints import WEIGHTS, NetworkFolder, sha256
 from sid_scale.networks.edm2 import EDM2Config
-from sid_scale.ranks import Ranks
+from sid_scale.ranks import on_first_rank
 
 # What a generator folder says of its teacher and of the run that made it.
 TEACHER_FACTS = ("what", "license", "images_seen", "source")
@@ -28,12 +26,10 @@ METHOD_SETTINGS = (
 )
 
 
-def origin_of(
-    config: RunConfig, teacher: NetworkFolder, start: NetworkFolder, ranks: Ranks
-) -> dict[str, Any]:
+def origin_of(config: RunConfig, teacher: NetworkFolder, start: NetworkFolder) -> dict[str, Any]:
     """What the run's generators say of where they come from. Collective."""
-    digest = [sha256(Path(config.teacher) / WEIGHTS) if ranks.is_first else ""]
-    dist.broadcast_object_list(digest)  # gigabytes: one reader is enough
+    # Gigabytes: one reader is enough.
+    digest = on_first_rank(lambda: sha256(Path(config.teacher) / WEIGHTS))
     settings = dataclasses.asdict(config)
     beginning = {k: v for k, v in start.origin.items() if k in START_FACTS}
     return {
@@ -42,7 +38,7 @@ def origin_of(
         "init_sigma": config.objective.init_sigma,
         "steps": config.steps,
         "teacher": Path(config.teacher).name,
-        "teacher_sha256": digest[0],
+        "teacher_sha256": digest,
         "teacher_origin": {k: v for k, v in teacher.origin.items() if k in TEACHER_FACTS},
         **({"generator_init": beginning} if start is not teacher else {}),
         "settings": {key: settings[key] for key in METHOD_SETTINGS},

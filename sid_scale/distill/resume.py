@@ -80,8 +80,6 @@ def save(run: Run, meter: Meter, writer: CheckpointWriter) -> Completed | None:
         "identity": run.identity,
         "config": dataclasses.asdict(run.config),
         "networks": descriptions(run),
-        "ranks": run.ranks.world_size,
-        "zero_stage": run.settings.stage,
         "versions": versions(),
         "meters": meter.gather(),
     }
@@ -104,7 +102,7 @@ def resume(run: Run) -> Resumed:
     run.progress = Progress(**counters["progress"])
     run.saved_at = run.progress.images_seen if checkpoint.parent == _folder(run) else None
     on_first_rank(lambda: forget_metrics_after(run, run.progress.images_seen))
-    ranks, stage = counters["ranks"], counters["zero_stage"]
+    ranks, stage = counters["layout"]["ranks"], counters["layout"]["stages"]["generator"]
     moved = (ranks, stage) != (run.ranks.world_size, run.settings.stage)
     written = f", written by {ranks} ranks at ZeRO {stage}" if moved else ""
     told.append(f"resumed from {checkpoint}{written}")
@@ -163,14 +161,8 @@ def _sound_checkpoint(run: Run) -> tuple[Path | None, list[str]]:
         if checkpoint.parent != _folder(run) or _names_one(run.config):
             raise TrainingStateError(f"{told[-1]}; name another one in resume")
         damaged.append(checkpoint)
-    if damaged and checkpoint is None:
-        raise TrainingStateError(
-            "\n".join(told) + f"\nno sound checkpoint is left in {_folder(run)}: mend one, or "
-            "take another run_dir to start anew"
-        )
-    if damaged and checkpoint is not None:
-        sound = checkpoint
-        told += on_first_rank(lambda: _set_aside(damaged, sound))
+    if damaged:
+        told += on_first_rank(lambda: _set_aside(damaged, checkpoint, told))
     return checkpoint, told
 
 
@@ -179,7 +171,12 @@ def _names_one(config: RunConfig) -> bool:
     return config.resume not in ("auto", "never")
 
 
-def _set_aside(damaged: list[Path], sound: Path) -> list[str]:
+def _set_aside(damaged: list[Path], sound: Path | None, told: list[str]) -> list[str]:
+    if sound is None:
+        raise TrainingStateError(
+            "\n".join(told) + f"\nno sound checkpoint is left in {damaged[0].parent}: mend one, "
+            "or take another run_dir to start anew"
+        )
     try:
         names = [keeping.set_aside(checkpoint).name for checkpoint in damaged]
         keeping.point(sound.parent, keeping.LATEST, sound)

@@ -128,12 +128,12 @@ def _load_buffers(manifest: Manifest, role: str, engine: DeepSpeedEngine) -> Non
 
 def _check_sizes(folder: Path, role: str, found: Stretches, engine: DeepSpeedEngine) -> None:
     expected = {name: shape.numel() for name, shape in parameter_shapes(engine).items()}
-    odd = sorted(name for name, _ in expected.items() ^ found.sizes().items())
+    odd = sorted({name for name, _ in expected.items() ^ found.sizes().items()})
     if odd:
-        more = " ..." if len(set(odd)) > 4 else ""
+        more = " ..." if len(odd) > 4 else ""
         raise TrainingStateError(
             f"checkpoint {folder} holds another {role}: the two differ in "
-            f"{', '.join(sorted(set(odd))[:4])}{more}"
+            f"{', '.join(odd[:4])}{more}"
         )
 
 
