@@ -25,6 +25,7 @@ import webdataset as wds
 from webdataset import tariterators
 
 from sid_scale.errors import SidScaleError
+from sid_scale.files import written_whole
 
 FORMAT_VERSION = 1
 INDEX = "index.json"
@@ -48,6 +49,11 @@ class Shard:
     samples: int
     bytes: int
     sha256: str
+
+    @classmethod
+    def of(cls, path: Path, samples: int) -> "Shard":
+        """What the index says of a finished tar file that holds so many samples."""
+        return cls(path.name, samples, path.stat().st_size, _sha256(path))
 
 
 @dataclass(frozen=True)
@@ -112,12 +118,17 @@ def write_shards(
     for record in records:
         path = folder / f"shard-{len(shards):06d}.tar"
         count = _write_tar(path, chain([record], islice(records, shard_samples - 1)))
-        shards.append(Shard(path.name, count, path.stat().st_size, _sha256(path)))
+        shards.append(Shard.of(path, count))
     index = ShardIndex(shape, dtype, num_classes, tuple(histogram), codec, tuple(shards))
-    text = json.dumps({"format_version": FORMAT_VERSION, **dataclasses.asdict(index)}, indent=1)
-    (folder / f"{INDEX}.tmp").write_text(text + "\n")
-    os.replace(folder / f"{INDEX}.tmp", folder / INDEX)
+    write_index(folder, index)
     return index
+
+
+def write_index(folder: Path, index: ShardIndex) -> None:
+    """Write `index.json`, whole or not at all; it comes last."""
+    text = json.dumps({"format_version": FORMAT_VERSION, **dataclasses.asdict(index)}, indent=1)
+    with written_whole(folder / INDEX) as partial:
+        partial.write_text(text + "\n")
 
 
 def read_index(folder: str | Path) -> ShardIndex:

@@ -85,6 +85,7 @@ class Telemetry:
         values.update({f"learning_rate/{role}": lr for role, lr in learning_rates.items()})
         record = {
             "images_seen": images_seen,
+            "time": round(time.time(), 1),  # seconds since 1970
             **{name: value if math.isfinite(value) else None for name, value in values.items()},
         }
         self._metrics.write(json.dumps(record) + "\n")
