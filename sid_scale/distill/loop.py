@@ -1,7 +1,11 @@
 """The whole run, from top to bottom."""
 
+from contextlib import ExitStack
+from pathlib import Path
+
 from sid_scale.config import RunConfig
-from sid_scale.distill.build import Run, build_run
+from sid_scale.distill.build import Progress, Run, build_run
+from sid_scale.distill.lock import locked
 from sid_scale.distill.meter import Meter
 from sid_scale.distill.outputs import (
     prepare_folder,
@@ -11,10 +15,10 @@ from sid_scale.distill.outputs import (
 )
 from sid_scale.distill.resume import checkpoint_writer, resume, save, tell_completed
 from sid_scale.distill.step import update_fake_score, update_generator
-from sid_scale.distill.stop import stop_requests
+from sid_scale.distill.stop import StopRequests
 from sid_scale.distill.telemetry import Telemetry
 from sid_scale.errors import SidScaleError
-from sid_scale.ranks import Ranks
+from sid_scale.ranks import Ranks, limit_waiting, on_any_rank, on_first_rank
 from sid_scale.zero import power_ema
 from sid_scale.zero.ema import ema_decay
 
@@ -23,16 +27,24 @@ class DivergedError(SidScaleError):
     """Too many updates in a row had to be skipped."""
 
 
-def train(config: RunConfig, ranks: Ranks) -> None:
-    """Distils a teacher as `config` says. Collective.
+def train(config: RunConfig, ranks: Ranks, stop: StopRequests | None = None) -> Progress:
+    """Distils a teacher as `config` says, until it is done or asked to stop. Collective.
 
     Leaves config.yaml, metrics.jsonl, tensorboard/, samples/, checkpoints/ and, at the end,
     generator/ in the run folder.
 
     Raises:
         SidScaleError: something given cannot be used, or updates keep failing.
+        LockedError: another run writes to the run folder.
     """
+    with ExitStack() as held:
+        taken = on_first_rank(lambda: held.enter_context(locked(Path(config.run_dir))))
+        return _train(config, ranks, stop or StopRequests(), taken)
+
+
+def _train(config: RunConfig, ranks: Ranks, stop: StopRequests, told: list[str]) -> Progress:
     run = build_run(config, ranks)
+    limit_waiting(config.collective_timeout_seconds)
     resumed = resume(run)
     prepare_folder(run)
     writer = checkpoint_writer(config)
@@ -41,16 +53,16 @@ def train(config: RunConfig, ranks: Ranks) -> None:
         run.open_data() as data,
         run.open_labels() as labels,
         Telemetry(config, ranks, progress.images_seen) as telemetry,
-        stop_requests(ranks) as stop,
     ):
-        for line in resumed.told:
+        for line in told + resumed.told:
             telemetry.say(line)
         if progress.images_seen == 0:
             show_samples(run, telemetry)
             write_generator(run, run.snapshot_folder())
 
         telemetry.start_clock(progress.images_seen)
-        while progress.images_seen < config.total_images and not stop.agreed():
+        stopping, _ = on_any_rank(stop.asked(), False)
+        while progress.images_seen < config.total_images and not stopping:
             run.set_learning_rates()
             count(run, update_fake_score(run, data, meter), "fake score", meter)
             if config.moves_generator(progress.images_seen):
@@ -68,15 +80,21 @@ def train(config: RunConfig, ranks: Ranks) -> None:
                 write_generator(run, run.snapshot_folder())
             if run.is_due(config.checkpoint.every_images):
                 tell_completed(save(run, meter, writer), telemetry)
-            tell_completed(writer.poll(), telemetry)
+            # The one number that ranks exchange for both: whether to stop, and whether all parts
+            # of a checkpoint are written.
+            stopping, writing = on_any_rank(stop.asked(), writer.is_writing)
+            if not writing:
+                tell_completed(writer.finish(), telemetry)
 
         tell_completed(save(run, meter, writer), telemetry)
         tell_completed(writer.finish(), telemetry)
         if progress.images_seen < config.total_images:
-            telemetry.say(f"stopped at {progress.images_seen:,} images; resume: auto goes on")
-            return
+            why = stop.reason or "asked on another rank"
+            telemetry.say(f"stopped at {progress.images_seen:,} images ({why})")
+            return progress
         write_final_generator(run, telemetry)
         telemetry.say(f"done after {progress.images_seen:,} images: {run.folder / 'generator'}")
+    return progress
 
 
 def decay_now(run: Run) -> float:

@@ -135,14 +135,15 @@ class Cluster:
             )
 
     def stop(self) -> None:
-        """Cancels all jobs, ends all daemons and whatever else belongs to the cluster."""
-        if "slurmctld" in self._daemons:
-            self.run("scancel", "--user", getuser(), check=False)
+        """Ends all daemons and jobs."""
+        for process in self.processes():
+            if process.name() not in ("munged", "slurmctld", "slurmd"):
+                process.kill()
         for daemon in reversed(list(self._daemons.values())):
             daemon.terminate()
         for daemon in self._daemons.values():
             try:
-                daemon.wait(10)
+                daemon.wait(3)
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
