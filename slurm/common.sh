@@ -11,7 +11,7 @@
 #     SID_SCALE_REQUEUES    requeues in a row that may bring nothing (default 3)
 
 : "${home:?set by the script that sources this}"
-# shellcheck disable=SC1090
+# shellcheck source=/dev/null
 [ ! -r "$HOME/.config/sid_scale.env" ] || source "$HOME/.config/sid_scale.env"
 
 set -a
@@ -27,7 +27,8 @@ fail() {
     exit 1
 }
 
-# inside COMMAND: runs it where sid_scale is installed.
+# What comes before a command for it to run where sid_scale is installed.
+# shellcheck disable=SC2034
 inside=()
 if [ -n "${SID_SCALE_MODULES:-}" ]; then
     # shellcheck disable=SC2086

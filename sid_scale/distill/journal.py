@@ -1,4 +1,4 @@
-"""Writes what a life of a run leaves (lives.py): a log of every rank, and how it ended."""
+"""Writes what a life of a run leaves (lives.py): how it ended and, in a job, each rank's log."""
 
 import os
 import signal
@@ -37,17 +37,19 @@ class Journal:
         self._console = os.dup(sys.__stderr__.fileno()) if sys.__stderr__ else None
 
     def open(self, ranks: Ranks) -> None:
-        """From here on what this rank prints goes to its log; rank 0's to the console as well.
-        Collective.
+        """Begins a life. In a job, what this rank prints goes to its log from here on; rank 0's
+        to the console, that is the batch log, as well. Collective.
 
         Raises:
             JournalError: the folder cannot be made.
         """
         job = current_job()
         self._life = on_first_rank(lambda: _make_life(self._run_dir, job))
+        if job is None:
+            return
         _send_output_to(self._life / f"rank-{ranks.rank}.log", echo=ranks.is_first)
         print(f"rank {ranks.rank} of {ranks.world_size} on {socket.gethostname()}, {time.ctime()}")
-        if ranks.is_first and job is not None:
+        if ranks.is_first:
             print(f"{job}; logs of all ranks: {self._life}", flush=True)
             if job.restarts:
                 before = read_outcome(life_folder(self._run_dir, f"{job.id}-{job.restarts - 1}"))

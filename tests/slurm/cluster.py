@@ -5,8 +5,8 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from getpass import getuser
@@ -85,6 +85,8 @@ class Cluster:
         self.folder = folder
         self.environment = {
             **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "SID_SCALE_VENV": sys.prefix,
             "PATH": _path(),
             "SLURM_CONF": str(folder / "slurm.conf"),
         }
@@ -238,7 +240,3 @@ class Cluster:
         for log in sorted(self.folder.glob("*.log")):
             told.append(f"--- {log.name}\n{log.read_text(errors='replace')[-1500:]}")
         return "\n".join(told)
-
-
-def send(process: psutil.Process, number: signal.Signals) -> None:
-    process.send_signal(number)
