@@ -45,6 +45,13 @@ def life_name(job: Job | None) -> str:
     return time.strftime("%Y%m%d-%H%M%S") if job is None else f"{job.id}-{job.restarts}"
 
 
+def job_of(life: Path) -> Job | None:
+    """The job whose life has this folder; None: it was started by hand."""
+    job, dash, restarts = life.name.partition("-")
+    by_hand = len(restarts) == 6 and len(job) == 8  # the time
+    return None if by_hand or not dash or not restarts.isdecimal() else Job(job, int(restarts))
+
+
 def life_folder(run_dir: Path, name: str) -> Path:
     return run_dir / LOGS / name
 
