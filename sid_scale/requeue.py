@@ -84,9 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         before, newest = _read(run_dir), newest_checkpoint(run_dir)
         outcome = read_outcome(life)
         decision, after = decide(outcome, options.status, newest, before, options.limit)
-        if run_dir.is_dir():
-            with written_whole(run_dir / REQUEUES) as partial:
-                partial.write_text(json.dumps(after._asdict()) + "\n")
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with written_whole(run_dir / REQUEUES) as partial:
+            partial.write_text(json.dumps(after._asdict()) + "\n")
     except (SidScaleError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return options.status or 1

@@ -28,7 +28,6 @@ fail() {
 }
 
 # What comes before a command for it to run where sid_scale is installed.
-# shellcheck disable=SC2034
 inside=()
 if [ -n "${SID_SCALE_MODULES:-}" ]; then
     # shellcheck disable=SC2086
@@ -36,6 +35,7 @@ if [ -n "${SID_SCALE_MODULES:-}" ]; then
 fi
 if [ -n "${SID_SCALE_CONTAINER:-}" ]; then
     binds=$home,$PWD${SID_SCALE_BIND:+,$SID_SCALE_BIND}
+    # shellcheck disable=SC2034
     inside=(apptainer exec --nv --bind "$binds" "$SID_SCALE_CONTAINER")
 else
     venv=${SID_SCALE_VENV:-$home/.venv}

@@ -196,6 +196,10 @@ class Cluster:
         """`sbatch ARGUMENTS`; returns the job's id."""
         return int(self.run("sbatch", "--parsable", *arguments, **environment).split(";")[0])
 
+    def cancel_all(self) -> None:
+        """Ends what a failed test may have left; a test that has passed has left nothing."""
+        self.run("scancel", "--user", getuser(), check=False)
+
     def job(self, job: int) -> dict[str, str]:
         """What `scontrol show job` tells."""
         told = self.run("scontrol", "--oneliner", "show", "job", str(job))

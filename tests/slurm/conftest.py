@@ -9,8 +9,8 @@ from tests.slurm.cluster import Cluster, missing_programs
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Two nodes, idle at first; every test leaves them so."""
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Two nodes, for all tests."""
     missing = missing_programs()
     if missing and "CI" not in os.environ:
         pytest.skip(f"no SLURM here: {', '.join(missing)} missing")
@@ -22,3 +22,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     finally:
         cluster.stop()
     assert cluster.processes() == []
+
+
+@pytest.fixture
+def cluster(nodes: Cluster) -> Iterator[Cluster]:
+    """The two nodes, idle before and after."""
+    yield nodes
+    nodes.cancel_all()
+    nodes.wait(lambda: set(nodes.node_states().values()) == {"IDLE"}, "two idle nodes")

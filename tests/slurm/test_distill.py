@@ -132,6 +132,9 @@ def test_a_run_outlives_all_that_a_scheduler_does_to_it(cluster: Cluster, tmp_pa
         cluster.wait(lambda: cluster.restarts(job) == life + 1, f"restart after {life}", 60, job)
         return f"{told.kind} {told.reason}"
 
+    assert outcome(0, 150) == "stopped SIGUSR1"  # by itself, for its minute is over
+    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+
     goes_on()
     # Another job on the same folder is refused, and not queued again.
     second = distil(cluster, run)
@@ -139,10 +142,6 @@ def test_a_run_outlives_all_that_a_scheduler_does_to_it(cluster: Cluster, tmp_pa
     assert f"is in use by SLURM job {job} on " in cluster.log(second)
     assert "Traceback" not in cluster.log(second)
 
-    assert outcome(0, 120) == "stopped SIGUSR1"  # by itself, for its minute is over
-    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
-
-    goes_on()
     cluster.run("scancel", "--signal=TERM", str(job))  # as preemption does
     assert outcome(1) == "stopped SIGTERM"
 
@@ -169,15 +168,16 @@ def test_a_run_outlives_all_that_a_scheduler_does_to_it(cluster: Cluster, tmp_pa
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_a_lost_node_costs_nothing_but_its_share(cluster: Cluster, tmp_path: Path):
+def test_a_run_that_loses_a_node_goes_on_with_the_others(cluster: Cluster, tmp_path: Path):
     run, values = tiny_run(tmp_path)
     folder = Path(values["run_dir"])
-    job = distil(cluster, run, "--nodes=1-2")
+    job = distil(cluster, run)
     cluster.wait(lambda: seen(folder) > 16, "progress", 90, job)
     assert len(cluster.ranks(job)) == 2
     cluster.kill_node("node2")
     try:
         cluster.wait(lambda: cluster.restarts(job) == 1, "restart", 90, job)
+        cluster.run("scontrol", "update", f"JobId={job}", "NumNodes=1", "NumTasks=1")
         let_it_end(run, values)
         assert cluster.finish(job) == "COMPLETED", cluster.log(job)
     finally:
