@@ -91,7 +91,12 @@ def joined_ranks(
     device = _device()
     backend = "nccl" if device.type == "cuda" else "gloo"
     leaving = threading.Event()
-    threading.Thread(target=_watch, args=(watched, rank, leaving), daemon=True).start()
+    answered = threading.Event()
+    for target, arguments in (
+        (_watch, (watched, rank, leaving, answered)),
+        (_guard, (rank, leaving, answered, timeout_seconds)),
+    ):
+        threading.Thread(target=target, args=arguments, daemon=True).start()
     try:
         dist.init_process_group(
             backend, store=store, rank=rank, world_size=world_size, timeout=timeout
@@ -157,8 +162,11 @@ def _device() -> torch.device:
     return device
 
 
-def _watch(store: dist.TCPStore, rank: int, leaving: threading.Event) -> None:
+def _watch(
+    store: dist.TCPStore, rank: int, leaving: threading.Event, answered: threading.Event
+) -> None:
     while not leaving.wait(POLL_SECONDS):
+        answered.set()
         try:
             failed = store.check([FAILED])
             who = f"rank {store.get(FAILED).decode()} failed" if failed else ""
@@ -169,27 +177,49 @@ def _watch(store: dist.TCPStore, rank: int, leaving: threading.Event) -> None:
             os._exit(1)
 
 
+def _guard(
+    rank: int, leaving: threading.Event, answered: threading.Event, timeout_seconds: float
+) -> None:
+    """Ends this rank when the store is silent: a stopped rank 0 leaves its clients waiting."""
+    while answered.wait(timeout_seconds):
+        answered.clear()
+    if not leaving.is_set():
+        silent = f"rank 0 has not answered for {timeout_seconds:g} s"
+        print(f"rank {rank} stops: {silent}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
 def _end_all_ranks(
     store: dist.TCPStore,
     rank: int,
     error: BaseException,
     on_failure: Callable[[BaseException, str], None] | None,
 ) -> None:
+    def tell(first: bool) -> None:
+        told = f"rank {rank} stops: another rank failed\n"
+        if first and isinstance(error, SidScaleError):
+            told = f"error: {error}\n"
+        elif first:
+            told = f"rank {rank} failed:\n" + "".join(traceback.format_exception(error))
+        print(told, end="", file=sys.stderr, flush=True)
+        try:
+            if first and on_failure is not None:
+                on_failure(error, told)
+        except Exception as also:  # ending matters more
+            print(f"rank {rank}: {type(also).__name__}: {also}", file=sys.stderr, flush=True)
+
+    def end_alone() -> None:
+        tell(first=True)
+        os._exit(1)
+
+    alone = threading.Timer(20 * POLL_SECONDS, end_alone)  # the store does not answer
+    alone.start()
     try:
         first = store.compare_set(FAILED, "", str(rank)).decode() == str(rank)
     except (RuntimeError, dist.DistError):
         first = False  # the store went down with rank 0, which has told why
-    told = f"rank {rank} stops: another rank failed\n"
-    if first and isinstance(error, SidScaleError):
-        told = f"error: {error}\n"
-    elif first:
-        told = f"rank {rank} failed:\n" + "".join(traceback.format_exception(error))
-    print(told, end="", file=sys.stderr, flush=True)
-    try:
-        if first and on_failure is not None:
-            on_failure(error, told)
-    except Exception as also:  # ending matters more
-        print(f"rank {rank}: {type(also).__name__}: {also}", file=sys.stderr, flush=True)
+    alone.cancel()
+    tell(first)
     if rank == 0:
         time.sleep(4 * POLL_SECONDS)  # the store lives here: let the others read it
     sys.stdout.flush()

@@ -63,7 +63,7 @@ from sid_scale.config import load_config
 value = getattr(load_config(sys.argv[2], sys.argv[3:]), sys.argv[1])
 print("" if value is None else value)' "$@"
 }
-plan=$("${inside[@]}" python -m sid_scale.memory --nodes "$nodes" --gpus-per-node "$gpus" \
+plan=$(DS_ACCELERATOR=cpu "${inside[@]}" python -m sid_scale.memory --nodes "$nodes" --gpus-per-node "$gpus" \
     --gpu-memory "$memory" --config "$@") || {
     echo "$plan"
     [ -n "$plan" ] || exit 1

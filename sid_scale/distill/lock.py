@@ -16,15 +16,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 
 from sid_scale.distill.job import current_job, is_running
 from sid_scale.errors import SidScaleError
+from sid_scale.files import written_whole
 
 LOCK = "lock.json"
 TOUCH_SECONDS = 15.0
 STALE_SECONDS = 300.0  # without a touch
+BREAKING_SECONDS = 20.0  # that taking over a stale lock may take
 
 
 class LockedError(SidScaleError):
@@ -119,49 +122,52 @@ def locked(run_dir: Path) -> Iterator[list[str]]:
 
 
 def _take(run_dir: Path) -> tuple[Holder, list[str]]:
-    path, holder, told = run_dir / LOCK, Holder.ourselves(), []
+    path, holder = run_dir / LOCK, Holder.ourselves()
+    patience = time.monotonic() + BREAKING_SECONDS
     while True:
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        except FileExistsError:
-            found = read_lock(run_dir)
-            reason = why_stale(run_dir)
-            if reason is None and path.exists():
-                raise LockedError(_in_use(run_dir, found)) from None
-            if reason is not None:
-                told = [f"took over the lock of {found or 'an unknown run'}: {reason}"]
-                _break(path, found)
-            continue
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(asdict(holder), file)
-            file.flush()
-            os.fsync(descriptor)
-        return holder, told
+        with suppress(FileExistsError), open(path, "x") as file:
+            _write(file, holder)
+            return holder, []
+        found, stale = read_lock(run_dir), why_stale(run_dir)
+        if stale is not None and _take_over(run_dir, holder):
+            return holder, [f"took over the lock of {found or 'an unknown run'}: {stale}"]
+        if path.exists() and (stale is None or time.monotonic() > patience):
+            raise LockedError(_in_use(run_dir, found))
+
+
+def _take_over(run_dir: Path, holder: Holder) -> bool:
+    """Puts our lock in the place of a stale one, unless somebody else has or is about to."""
+    breaking = run_dir / f".{LOCK}.breaking"
+    try:
+        open(breaking, "x").close()
+    except FileExistsError:
+        if _age(breaking) > BREAKING_SECONDS:
+            breaking.unlink(missing_ok=True)  # of a process that died just then
+        time.sleep(0.05)
+        return False
+    try:
+        found = read_lock(run_dir)
+        if why_stale(run_dir) is None or read_lock(run_dir) != found:
+            return False
+        with written_whole(run_dir / LOCK) as partial, open(partial, "w") as file:
+            _write(file, holder)
+        return True
+    finally:
+        breaking.unlink(missing_ok=True)
+
+
+def _write(file: TextIO, holder: Holder) -> None:
+    json.dump(asdict(holder), file)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _in_use(run_dir: Path, holder: Holder | None) -> str:
     return (
         f"run_dir {run_dir} is in use by {holder or 'a run that has only just begun'}; last sign "
-        f"of life {max(0.0, _silence(run_dir)):.0f} s ago. Wait for it, stop it, or take another "
+        f"of life {_silence(run_dir):.0f} s ago. Wait for it, stop it, or take another "
         f"run_dir; if it is dead for certain, remove {run_dir / LOCK}"
     )
-
-
-def _break(path: Path, stale: Holder | None) -> None:
-    """Removes a stale lock, and no other: two may have found it stale at once."""
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        path.rename(aside)
-    except FileNotFoundError:
-        return
-    try:
-        taken = json.loads(aside.read_text()).get("token")
-    except (OSError, ValueError, AttributeError):
-        taken = None
-    if taken is not None and (stale is None or taken != stale.token):
-        with suppress(FileExistsError):
-            os.link(aside, path)  # the other was faster: this lock is alive
-    aside.unlink()
 
 
 def _lives(holder: Holder) -> bool:
@@ -176,8 +182,13 @@ def _lives(holder: Holder) -> bool:
 
 
 def _silence(run_dir: Path) -> float:
-    """Seconds since the lock was touched, by the file server's clock; below 0: there is none."""
-    probe = run_dir / f".{LOCK}.now.{secrets.token_hex(4)}"
+    """Seconds since the lock was touched; below 0: there is none."""
+    return _age(run_dir / LOCK)
+
+
+def _age(path: Path) -> float:
+    """Seconds since a file was touched, by the file server's clock; below 0: it is not there."""
+    probe = path.with_name(f".{path.name}.now.{secrets.token_hex(4)}")
     try:
         probe.touch()
         now = probe.stat().st_mtime
@@ -185,7 +196,7 @@ def _silence(run_dir: Path) -> float:
     except OSError:
         now = time.time()  # a folder that can only be read: clocks must do
     try:
-        return now - (run_dir / LOCK).stat().st_mtime
+        return max(0.0, now - path.stat().st_mtime)
     except OSError:
         return -1.0
 

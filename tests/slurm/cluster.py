@@ -212,6 +212,11 @@ class Cluster:
     def restarts(self, job: int) -> int:
         return int(self.job(job)["Restarts"])
 
+    def hurry(self, job: int) -> None:
+        """Starts a requeued job without the delay that SLURM gives those."""
+        self.wait(lambda: self.job(job)["JobState"] == "PENDING", "requeued job", 30, job)
+        self.run("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
+
     def log(self, job: int) -> str:
         """The batch log so far."""
         path = Path(self.job(job)["StdOut"])

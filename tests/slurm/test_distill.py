@@ -130,6 +130,7 @@ def test_a_run_outlives_all_that_a_scheduler_does_to_it(cluster: Cluster, tmp_pa
             lambda: read_outcome(folder / "logs" / f"{job}-{life}"), f"end {life}", seconds, job
         )
         cluster.wait(lambda: cluster.restarts(job) == life + 1, f"restart after {life}", 60, job)
+        cluster.hurry(job)
         return f"{told.kind} {told.reason}"
 
     assert outcome(0, 150) == "stopped SIGUSR1"  # by itself, for its minute is over
@@ -177,8 +178,9 @@ def test_a_run_that_loses_a_node_goes_on_with_the_others(cluster: Cluster, tmp_p
     cluster.kill_node("node2")
     try:
         cluster.wait(lambda: cluster.restarts(job) == 1, "restart", 90, job)
-        cluster.run("scontrol", "update", f"JobId={job}", "NumNodes=1", "NumTasks=1")
         let_it_end(run, values)
+        cluster.run("scontrol", "update", f"JobId={job}", "NumNodes=1", "NumTasks=1", "NumCPUs=1")
+        cluster.hurry(job)
         assert cluster.finish(job) == "COMPLETED", cluster.log(job)
     finally:
         cluster.start_node("node2")
