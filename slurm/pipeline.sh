@@ -18,7 +18,7 @@
 #     --parts N            jobs that encode (default 8)
 #     --sbatch OPTION      for every job, again and again, as --sbatch --account=NAME
 #     --dry-run            print what would be submitted, and submit nothing
-set -euo pipefail
+set -Eeuo pipefail
 home=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 source "$home/slurm/common.sh"
 
@@ -76,7 +76,7 @@ echo "distil $1: $plan"
 echo
 
 # submit NAME DEPENDENCY SBATCH-OPTIONS ... -- SCRIPT ARGUMENTS: sets `job` to its id.
-before=""
+before="" submitted=()
 submit() {
     local options=("--output=$run/slurm/%x-%j.out" "${common[@]}")
     [ -z "$before" ] || options+=("--dependency=afterok:$before" --kill-on-invalid-dep=yes)
@@ -91,10 +91,13 @@ submit() {
         mkdir -p "$run/slurm"
         before=$(sbatch --parsable "${options[@]}" "$home/slurm/$script" "$@")
         before=${before%%;*}
+        submitted+=("$before")
         echo "$before  ${script%.sbatch}"
     fi
 }
 
+# All of them or none.
+trap 'echo "error: what was submitted is cancelled" >&2; [ ${#submitted[@]} = 0 ] || scancel "${submitted[@]}"' ERR
 vae_option=(${vae:+--vae "$vae"})
 if [ -n "$data" ] && [ ! -e "$data/index.json" ]; then
     [ -n "$images" ] || fail "--images: $data holds no shards yet, so say what to encode"
