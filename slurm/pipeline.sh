@@ -56,22 +56,35 @@ while [ $# -gt 0 ]; do
 done
 [ $# -ge 1 ] || usage
 
-# The run's own settings, and whether they fit.
+# A setting of the run.
 setting() {
     "${inside[@]}" python -c 'import sys
 from sid_scale.config import load_config
-value = getattr(load_config(sys.argv[2], sys.argv[3:]), sys.argv[1])
+from sid_scale.errors import SidScaleError
+try:
+    value = getattr(load_config(sys.argv[2], sys.argv[3:]), sys.argv[1])
+except SidScaleError as error:
+    sys.exit(f"error: {error}")
 print("" if value is None else value)' "$@"
 }
-plan=$(DS_ACCELERATOR=cpu "${inside[@]}" python -m sid_scale.memory --nodes "$nodes" --gpus-per-node "$gpus" \
-    --gpu-memory "$memory" --config "$@") || {
-    echo "$plan"
-    [ -n "$plan" ] || exit 1
-    [ -n "$dry" ] || fail "nothing was submitted, because the run would not fit; --gpu-memory says how much there is"
-}
-run=$(setting run_dir "$@") data=$(setting data "$@") teacher=$(setting teacher "$@")
+run=$(setting run_dir "$@")
+data=$(setting data "$@")
+teacher=$(setting teacher "$@")
 reference=${reference:-${data:+$data/statistics-$metrics.npz}}
 [ -n "$reference" ] || fail "--reference: this run reads no data to take statistics of"
+encodes=""
+if [ -n "$data" ] && [ ! -e "$data/index.json" ]; then
+    [ -n "$images" ] || fail "--images: $data holds no shards yet, so say what to encode"
+    encodes=1
+fi
+
+# Whether it fits, before it waits in a queue for days.
+plan=$(DS_ACCELERATOR=cpu "${inside[@]}" python -m sid_scale.memory --nodes "$nodes" \
+    --gpus-per-node "$gpus" --gpu-memory "$memory" --config "$@") || {
+    echo "$plan"
+    [ -n "$plan" ] || exit 1
+    [ -n "$dry" ] || fail "nothing was submitted; --gpu-memory says how much memory a GPU has"
+}
 echo "distil $1: $plan"
 echo
 
@@ -99,8 +112,7 @@ submit() {
 # All of them or none.
 trap 'echo "error: what was submitted is cancelled" >&2; [ ${#submitted[@]} = 0 ] || scancel "${submitted[@]}"' ERR
 vae_option=(${vae:+--vae "$vae"})
-if [ -n "$data" ] && [ ! -e "$data/index.json" ]; then
-    [ -n "$images" ] || fail "--images: $data holds no shards yet, so say what to encode"
+if [ -n "$encodes" ]; then
     submit "--array=0-$((parts - 1))" "--output=$run/slurm/%x-%A_%a.out" -- encode_latents.sbatch \
         --source "$images" --out "$data" --codec "$teacher" --resolution "$resolution" "${vae_option[@]}"
 fi
