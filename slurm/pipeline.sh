@@ -88,7 +88,7 @@ plan=$(DS_ACCELERATOR=cpu "${inside[@]}" python -m sid_scale.memory --nodes "$no
 echo "distil $1: $plan"
 echo
 
-# submit NAME DEPENDENCY SBATCH-OPTIONS ... -- SCRIPT ARGUMENTS: sets `job` to its id.
+# submit SBATCH-OPTION ... -- SCRIPT ARGUMENT ...: a job that waits for the one before.
 before="" submitted=()
 submit() {
     local options=("--output=$run/slurm/%x-%j.out" "${common[@]}")

@@ -65,7 +65,10 @@ def test_a_run_that_would_not_fit_says_so(tmp_path: Path):
         (["edm2-img512-xs-sida", "metod=sid"], "unknown key metod"),
         (["edm2-img512-xs-sida"], "--images: data/imagenet512 holds no shards yet"),
         (["edm2-img512-xs-sid", "data=null"], "--reference: this run reads no data"),
-        (["--gpus-per-node", "7", "edm2-img512-xs-sida"], "is no multiple of micro_batch"),
+        (
+            ["--images", "i", "--gpus-per-node", "7", "edm2-img512-xs-sida"],
+            "is no multiple of micro_batch",
+        ),
         (["--account", "lab", "edm2-img512-xs-sida"], "unknown option --account"),
     ],
 )
