@@ -70,5 +70,5 @@ port() { echo "${SID_SCALE_PORT:-$((20000 + SLURM_JOB_ID % 20000))}"; }
 
 # Whether this job is still meant to run: not cancelled, nor requeued by somebody else.
 is_wanted() {
-    scontrol --oneliner show job "$SLURM_JOB_ID" | grep -q 'JobState=RUNNING'
+    scontrol --oneliner show job "$SLURM_JOB_ID" | grep 'JobState=RUNNING' >/dev/null
 }

@@ -28,7 +28,12 @@ SCRIPT = str(ROOT / "slurm" / "distill.sbatch")
 
 def distil(cluster: Cluster, run: Path, *options: str, **environment: str) -> int:
     """Submits a run (a YAML file) on two nodes with one rank each; returns the job's id."""
-    place = ["--gpus-per-node=1", f"--output={run.parent}/%j.out", f"--chdir={run.parent}"]
+    place = [
+        "--gpus-per-node=1",
+        "--oversubscribe",
+        f"--output={run.parent}/%j.out",
+        f"--chdir={run.parent}",
+    ]
     return cluster.submit(*place, *options, SCRIPT, str(run), **environment)
 
 
