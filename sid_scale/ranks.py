@@ -28,7 +28,7 @@ T = TypeVar("T")
 POLL_SECONDS = 0.5
 # torchrun's store outlives a restart of the ranks: each start has a key of its own.
 FAILED = f"sid_scale/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-TIMEOUT_SECONDS = 600.0
+TIMEOUT_SECONDS = 1800.0  # where ranks work for themselves, some may be done much sooner
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ import psutil
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # Launcher, scheduler and terminal may each pass on one and the same request.
 SAME_REQUEST_SECONDS = 2.0
+POLL_SECONDS = 0.5
 EX_STOPPED = os.EX_TEMPFAIL  # exit status of a run that was asked to stop: `resume: auto` goes on
 
 
@@ -59,9 +60,10 @@ class StopRequests:
     def listen(self, pipe: int) -> None:
         """Receives the signals whose numbers are written to `pipe`, until that is closed."""
         while True:
-            left = None if self._deadline is None else max(0, self._deadline - time.monotonic())
-            if not select.select([pipe], [], [], left)[0]:
-                _end(getattr(signal, self.reason), f"no end within {self._timeout:g} s of it")
+            if not select.select([pipe], [], [], POLL_SECONDS)[0]:
+                if self._deadline is not None and time.monotonic() > self._deadline:
+                    _end(getattr(signal, self.reason), f"no end within {self._timeout:g} s of it")
+                continue
             numbers = os.read(pipe, 64)
             if not numbers:
                 return
