@@ -34,7 +34,7 @@ class Journal:
     def __init__(self, run_dir: str | Path):
         self._run_dir = Path(run_dir)
         self._life: Path | None = None
-        self._console = os.dup(sys.__stderr__.fileno()) if sys.__stderr__ else None
+        self._console: int | None = None  # where standard error went before it went to a log
 
     def open(self, ranks: Ranks) -> None:
         """Begins a life. In a job, what this rank prints goes to its log from here on; rank 0's
@@ -47,6 +47,7 @@ class Journal:
         self._life = on_first_rank(lambda: _make_life(self._run_dir, job))
         if job is None:
             return
+        self._console = os.dup(2)
         _send_output_to(self._life / f"rank-{ranks.rank}.log", echo=ranks.is_first)
         print(f"rank {ranks.rank} of {ranks.world_size} on {socket.gethostname()}, {time.ctime()}")
         if ranks.is_first:

@@ -63,9 +63,9 @@ CompleteWait=0
 EpilogMsgTime=0
 MinJobAge=3600
 GresTypes=gpu
-NodeName=DEFAULT NodeHostname={host} NodeAddr=127.0.0.1 CPUs=8 RealMemory=64000 Gres=gpu:{gpus}
-NodeName={node1} Port={port1}
-NodeName={node2} Port={port2}
+NodeName=DEFAULT CPUs=8 RealMemory=64000 Gres=gpu:{gpus}
+NodeName={node1} NodeHostname={host} NodeAddr=127.0.0.1 Port={port1}
+NodeName={node2} NodeHostname={host} NodeAddr=127.0.0.1 Port={port2}
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
 """
 
