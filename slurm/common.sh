@@ -46,15 +46,15 @@ else
     fi
 fi
 
-# The ways in which a job asks for GPUs, as ranks on each node; on a cluster without any, one.
+# One rank for each GPU that was asked for on a node (a whole node may have more); without any, one.
 ranks_per_node() {
-    local gpus=${SLURM_GPUS_ON_NODE:-}
+    local gpus=${SLURM_GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
     case "${CUDA_VISIBLE_DEVICES:-}" in
         "" | 0 | 0,*) ;;
         *) fail "this job shares its nodes' GPUs (CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES), and" \
             "DeepSpeed counts from 0: ask for whole nodes (--exclusive)" ;;
     esac
-    echo "${gpus:-1}"
+    echo "${gpus##*:}" # of a100:8, 8
 }
 
 # Where rank 0 will be, as SLURM itself reaches that node.
