@@ -9,6 +9,7 @@
     classes.py        the same class by class
     views.py          what the page says of a run, and of several
     page.py           the page, out of `page.html` and `style.css`
+    making.py         from run folders to the page's file
     command.py        the command line
 
 Nothing here changes a run folder, and nothing on the page is fetched from anywhere.

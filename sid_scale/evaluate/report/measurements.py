@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from sid_scale.errors import SidScaleError
 
@@ -36,12 +36,12 @@ class MetricKind(NamedTuple):
 METRICS = {
     "fid": MetricKind("FID", "lower"),
     "fd_dinov2": MetricKind("FD-DINOv2", "lower"),
-    "is": MetricKind("Inception Score", "higher"),
-    "precision": MetricKind("precision", "higher"),
-    "recall": MetricKind("recall", "higher"),
     "fd_pixels": MetricKind("FD in pixels", "lower"),
     "fd_latents": MetricKind("FD in latents", "lower"),
     DEMO_FD: MetricKind("FD of the demo (8x8 grey)", "lower"),
+    "is": MetricKind("Inception Score", "higher"),
+    "precision": MetricKind("precision", "higher"),
+    "recall": MetricKind("recall", "higher"),
 }
 
 
@@ -175,7 +175,9 @@ def read_demo_summary(path: Path) -> list[Evaluation]:
         if match := re.fullmatch(r"teacher_fd_(\d{1,6})", name):
             found.append((Network(TEACHER, evaluations=int(match[1])), value))
     for name, seen in (("student_fd_start", 0), ("student_fd", fields.get("images_seen"))):
-        found.append((Network(GENERATOR, images_seen=_integer(seen), evaluations=1), fields.get(name)))
+        found.append(
+            (Network(GENERATOR, images_seen=_integer(seen), evaluations=1), fields.get(name))
+        )
     return [
         Evaluation(path, network, {DEMO_FD: float(value)})
         for network, value in found
@@ -234,6 +236,6 @@ def _integer(value: Any) -> int | None:
     return int(value) if is_number(value) and value == int(value) else None
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether it is a finite number, and no truth value."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST

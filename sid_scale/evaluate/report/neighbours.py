@@ -96,8 +96,9 @@ def find_neighbours(
     generator.load_codec()
     few = config.label_dim <= FEW_CLASSES
     count = max(shown, SAMPLES_A_CLASS * config.label_dim if few else 0)
-    classes = classes_in_turn(shown, config.label_dim)
-    classes += [i % config.label_dim for i in range(shown, count)]
+    classes = [i % config.label_dim for i in range(count)]
+    if not few:
+        classes = classes_in_turn(shown, config.label_dim)
     latents = generator.sample_latents(classes, range(count))
 
     batches = real_latents(generator, data, index, min(limit, index.samples))
@@ -185,7 +186,10 @@ def real_latents(
         stored = torch.from_numpy(np.stack([array for array, _ in decoded]).astype(np.float32))
         stored = stored.to(generator.device)
         no_noise = torch.zeros_like(stored[:, : stored.shape[1] // 2])
-        yield generator.codec.sample(stored, no_noise), torch.tensor([label for _, label in decoded])
+        yield (
+            generator.codec.sample(stored, no_noise),
+            torch.tensor([label for _, label in decoded]),
+        )
 
 
 def small_latents(latents: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ bytes.
 import io
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -22,7 +22,7 @@ from sid_scale.evaluate.report.curves import Curve, Level, thinned
 SERIES = 6  # colours of runs, --series-0 ...; then they begin again, dashed
 WIDTH, HEIGHT = 5.0, 3.1  # inches; a phone shows this at its full size
 FEW = 40  # points up to which each is marked
-LONGEST_LABEL = 34  # characters
+LONGEST_LABEL, HALF_A_LINE = 50, 24  # characters of a legend
 IMAGES_SEEN = "images seen"
 LOG_FROM = 8.0  # ratio of largest to smallest value from which a logarithmic axis reads better
 
@@ -36,7 +36,7 @@ _VARIABLES = {
     **{colour: f"var(--series-{i})" for i, colour in enumerate(_COLOURS)},
     **{colour: f"var(--level-{i})" for i, colour in enumerate(_LEVELS)},
 }
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "sid_scale",
     "font.size": 10.5,
@@ -63,7 +63,7 @@ def draw(
     levels: Sequence[Level] = (),
     description: str,
 ) -> Markup | None:
-    """One plot as an `<svg>` element; None if there is nothing to draw over that axis.
+    """One plot as an `<svg>` element; None if there is no curve over that axis.
 
     Args:
         curves: of one quantity, one a run, None where a run has none; the place gives the colour.
@@ -73,6 +73,8 @@ def draw(
         description: of the plot, for those who do not see it. Its heading on the page names the
             quantity.
     """
+    if max((len(curve.values) for curve in curves if curve is not None), default=0) < 2:
+        return None  # a point is no curve, and stands in a table
     drawn = [
         (place, thinned(curve))
         for place, curve in enumerate(curves)
@@ -92,8 +94,13 @@ def draw(
             _draw_level(axes, level, index)
         _finish(axes, [curve for _, curve in drawn], levels, unit)
         if levels or len(curves) > 1:
+            names = [level.label for level in levels] + [curve.run for _, curve in drawn]
             figure.legend(
-                loc="outside upper left", ncols=2, frameon=False, fontsize=9.5, handlelength=2.4
+                loc="outside upper left",
+                ncols=2 if max(map(len, names)) <= HALF_A_LINE else 1,
+                frameon=False,
+                fontsize=9.5,
+                handlelength=2.4,
             )
         file = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -113,6 +120,7 @@ def _draw_curve(axes: Axes, curve: Curve, x: np.ndarray, index: int) -> None:
         linestyle="-" if index < SERIES else "--",
         marker="o" if len(x) <= FEW else "",
         markersize=3.2,
+        clip_on=False,  # a first point at 0 images is seen whole
         label=_legible(curve.run),
     )
 
@@ -127,15 +135,14 @@ def _draw_level(axes: Axes, level: Level, index: int) -> None:
     )
 
 
-def _finish(
-    axes: Axes, curves: Sequence[Curve], levels: Sequence[Level], unit: "_Unit"
-) -> None:
+def _finish(axes: Axes, curves: Sequence[Curve], levels: Sequence[Level], unit: "_Unit") -> None:
     values = np.concatenate([*(c.values for c in curves), [level.value for level in levels]])
     if values.min() > 0 and values.max() / values.min() > LOG_FROM:
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlim(left=0)
     axes.set_xlabel(unit.label)
     axes.xaxis.set_major_locator(MaxNLocator(5))
     if unit.label == IMAGES_SEEN:

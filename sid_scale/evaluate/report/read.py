@@ -58,9 +58,7 @@ def read_runs(folders: Iterable[Path]) -> list[RunFolder]:
         ReportError: one is no run folder.
     """
     unique = list({folder.resolve(): folder for folder in folders}.values())
-    return [
-        read_run(folder, name) for folder, name in zip(unique, names_of(unique), strict=True)
-    ]
+    return [read_run(folder, name) for folder, name in zip(unique, names_of(unique), strict=True)]
 
 
 def read_run(folder: Path, name: str) -> RunFolder:

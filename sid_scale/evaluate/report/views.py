@@ -11,6 +11,7 @@ from sid_scale.card import METHODS
 from sid_scale.evaluate.report.curves import (
     MOST_POINTS,
     Curve,
+    Level,
     curve_of,
     hours_of,
     levels_of,
@@ -29,7 +30,7 @@ from sid_scale.evaluate.report.read import RunFolder
 LOSS = "loss/"
 NO_CURVE = {"images_seen", "time", "images_per_second_per_device"}
 SHORT_HASH = 10  # characters of a SHA-256 that are shown
-NOTHING = "–"
+NOTHING = "\N{EN DASH}"
 AXES = ("images", "hours")
 
 
@@ -82,13 +83,19 @@ def sentence(run: RunFolder) -> str:
     where, stage = run.environment, run.environment.get("zero_stage")
     parts = [
         METHODS[method][0] if method in METHODS else method,
-        f"steps: {run.config['steps']}" if "steps" in run.config else "",
-        f"teacher: {teacher}" if teacher else "",
-        f"{where['ranks']} × {where.get('device', '?')}" if "ranks" in where else "",
+        _steps(run.config.get("steps")),
+        f"teacher {teacher}" if teacher else "",
+        f"{where['ranks']} \N{MULTIPLICATION SIGN} {where.get('device')}"
+        if "ranks" in where
+        else "",
         f"ZeRO {stage}" if stage is not None else "",
         str(where.get("compute_dtype", "")),
     ]
     return " · ".join(part for part in parts if part)
+
+
+def _steps(steps: Any) -> str:
+    return "one step" if steps == 1 else f"{steps} steps" if steps else ""
 
 
 def facts(run: RunFolder) -> list[tuple[str, str]]:
@@ -155,10 +162,9 @@ def _value(evaluation: Evaluation, metric: str) -> str:
     value, repeats = evaluation.values.get(metric), evaluation.repeats.get(metric)
     if repeats is None or len(repeats.values) < 2:
         return number(value)
-    return (
-        f"{number(value)} (mean {number(repeats.mean)}, min {number(min(repeats.values))}, "
-        f"std {number(repeats.std)} of {len(repeats.values)})"
-    )
+    low, high = min(repeats.values), max(repeats.values)
+    spread = f"{number(repeats.mean)} ± {number(repeats.std)}"
+    return f"{spread} ({number(low)} to {number(high)}), {len(repeats.values)} times"
 
 
 def _seeds(evaluation: Evaluation) -> str:
@@ -178,9 +184,7 @@ def metric_plots(runs: Sequence[RunFolder], prefix: str) -> list[Plots]:
     for metric in in_order(set().union(*(metrics_of(run) for run in runs))):
         curves = [metric_curve(run, metric) for run in runs]
         levels, title = levels_of(runs, metric), metric_kind(metric).title
-        drawings = _drawn(
-            curves, name=f"{prefix}-{_word(metric)}", levels=levels, title=title
-        )
+        drawings = _drawn(curves, name=f"{prefix}-{_word(metric)}", levels=levels, title=title)
         if drawings:
             plots.append(Plots(_heading(metric), drawings, _note(curves)))
     return plots
@@ -219,14 +223,16 @@ def other_plots(run: RunFolder, prefix: str) -> list[Plots]:
     return plots
 
 
-def _drawn(curves: Sequence[Curve | None], *, name: str, title: str, **rest: Any) -> tuple[Markup, ...]:
+def _drawn(
+    curves: Sequence[Curve | None], *, name: str, title: str, levels: Sequence[Level] = ()
+) -> tuple[Markup, ...]:
     drawings = (
         draw(
             curves,
             name=f"{name}-{over}",
             over=over,
             description=f"{title} over {'images seen' if over == 'images' else 'hours'}",
-            **rest,
+            levels=levels,
         )
         for over in AXES
     )
@@ -278,7 +284,7 @@ def differing_settings(runs: Sequence[RunFolder]) -> Table:
     rows = [
         (name, *(settings.get(name, NOTHING) for settings in flat))
         for name in names
-        if len({settings.get(name) for settings in flat}) > 1
+        if len({settings.get(name) for settings in flat}) > 1 and name != "run_dir"
     ]
     return Table(("setting", *(run.name for run in runs)), tuple(rows))
 
@@ -303,4 +309,3 @@ def _last_and_best(run: RunFolder, metric: str) -> str:
         return last
     best = curve.values.min() if better == "lower" else curve.values.max()
     return f"{last} ({number(float(best))})"
-

@@ -1,5 +1,6 @@
 """A real browser without a window: Debian's chromium, driven through chromedriver."""
 
+import base64
 import json
 import os
 import shutil
@@ -85,7 +86,7 @@ def overflow(driver: webdriver.Chrome) -> int:
 
 def screenshot(driver: webdriver.Chrome, file: Path) -> None:
     """The whole page, from top to bottom."""
-    import base64
-
     shot = {"captureBeyondViewport": True, "format": "png"}
-    file.write_bytes(base64.b64decode(driver.execute_cdp_cmd("Page.captureScreenshot", shot)["data"]))
+    file.write_bytes(
+        base64.b64decode(driver.execute_cdp_cmd("Page.captureScreenshot", shot)["data"])
+    )
