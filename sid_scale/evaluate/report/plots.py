@@ -20,7 +20,8 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocat
 from sid_scale.evaluate.report.curves import Curve, Level, thinned
 
 SERIES = 6  # colours of runs, --series-0 ...; then they begin again, dashed
-WIDTH, HEIGHT = 5.0, 3.1  # inches; a phone shows this at its full size
+WIDTH, HEIGHT, LINE = 5.0, 2.8, 0.19  # inches, of a plot and of a line of its legend; a phone
+# shows this at its full size
 FEW = 40  # points up to which each is marked
 LONGEST_LABEL, HALF_A_LINE = 50, 24  # characters of a legend
 IMAGES_SEEN = "images seen"
@@ -84,7 +85,11 @@ def draw(
         return None
     unit = _unit(over, max(float(np.nanmax(getattr(curve, over))) for _, curve in drawn))
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+        names = [_legible(curve.run) for _, curve in drawn]
+        names += [_legible(level.label) for level in levels]
+        columns = 2 if max(map(len, names)) <= HALF_A_LINE else 1
+        lines = -(-len(names) // columns) if levels or len(curves) > 1 else 0
+        figure = Figure(figsize=(WIDTH, HEIGHT + LINE * lines), layout="constrained")
         figure.patch.set_alpha(0)
         axes = figure.add_subplot()
         axes.patch.set_alpha(0)
@@ -93,11 +98,10 @@ def draw(
         for index, level in enumerate(levels):
             _draw_level(axes, level, index)
         _finish(axes, [curve for _, curve in drawn], levels, unit)
-        if levels or len(curves) > 1:
-            names = [level.label for level in levels] + [curve.run for _, curve in drawn]
+        if lines:
             figure.legend(
                 loc="outside upper left",
-                ncols=2 if max(map(len, names)) <= HALF_A_LINE else 1,
+                ncols=columns,
                 frameon=False,
                 fontsize=9.5,
                 handlelength=2.4,
@@ -142,6 +146,7 @@ def _finish(axes: Axes, curves: Sequence[Curve], levels: Sequence[Level], unit: 
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.margins(y=0.08)
     axes.set_xlim(left=0)
     axes.set_xlabel(unit.label)
     axes.xaxis.set_major_locator(MaxNLocator(5))

@@ -36,7 +36,7 @@ AXES = ("images", "hours")
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text; the first column names the row."""
+    """Rows of text; the first column names the row. A cell's further lines are set smaller."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -135,7 +135,7 @@ def metrics_table(evaluations: Sequence[Evaluation]) -> Table:
                 *(_value(evaluation, metric) for metric in metrics),
                 count(evaluation.num),
                 _seeds(evaluation),
-                ", ".join(f"{what} {h[:SHORT_HASH]}" for what, h in evaluation.hashes.items())
+                "\n".join(f"{what} {h[:SHORT_HASH]}" for what, h in evaluation.hashes.items())
                 or NOTHING,
                 evaluation.network.sha256[:SHORT_HASH] or NOTHING,
                 "/".join(evaluation.source.parts[-2:]),
@@ -162,9 +162,8 @@ def _value(evaluation: Evaluation, metric: str) -> str:
     value, repeats = evaluation.values.get(metric), evaluation.repeats.get(metric)
     if repeats is None or len(repeats.values) < 2:
         return number(value)
-    low, high = min(repeats.values), max(repeats.values)
-    spread = f"{number(repeats.mean)} ± {number(repeats.std)}"
-    return f"{spread} ({number(low)} to {number(high)}), {len(repeats.values)} times"
+    low, high = number(min(repeats.values)), number(max(repeats.values))
+    return f"{number(repeats.mean)}\n± {repeats.std:.2g}, {low} to {high}"
 
 
 def _seeds(evaluation: Evaluation) -> str:
@@ -172,7 +171,7 @@ def _seeds(evaluation: Evaluation) -> str:
     if first is None or num is None:
         return NOTHING
     times = max((len(repeats.values) for repeats in evaluation.repeats.values()), default=1)
-    return f"{first:,} to {first + times * num - 1:,}" + (f", {times} sets" if times > 1 else "")
+    return f"{first:,} to {first + times * num - 1:,}" + (f"\n{times} sets" if times > 1 else "")
 
 
 # --- curves, of one run or several --------------------------------------------------------
@@ -183,6 +182,8 @@ def metric_plots(runs: Sequence[RunFolder], prefix: str) -> list[Plots]:
     plots = []
     for metric in in_order(set().union(*(metrics_of(run) for run in runs))):
         curves = [metric_curve(run, metric) for run in runs]
+        if len(runs) == 1:  # beside teachers, not beside other runs
+            curves = [curve and _renamed(curve, "generator") for curve in curves]
         levels, title = levels_of(runs, metric), metric_kind(metric).title
         drawings = _drawn(curves, name=f"{prefix}-{_word(metric)}", levels=levels, title=title)
         if drawings:

@@ -47,8 +47,8 @@ def test_it_tells_what_was_measured_and_how(tmp_path: Path):
     )  # fmt: skip
     page = page_of(run)
     distance, precision, num, seeds, reference, weights, _ = cells(page, "generator, 4,000 images")
-    assert distance == "2.000 ± 1.000 (1.000 to 3.000), 3 times"
-    assert (precision, num, seeds) == ("0.7500", "5,000", "0 to 14,999, 3 sets")
+    assert distance == "2.000<small>± 1, 1.000 to 3.000</small>"
+    assert (precision, num, seeds) == ("0.7500", "5,000", "0 to 14,999<small>3 sets</small>")
     assert (reference, weights) == ("reference fd_pixels cdcdcdcdcd", "ababababab")
     assert cells(page, "teacher, 63 evaluations")[:2] == ["0.3750", NOTHING]
     assert page.index("teacher, 63 evaluations") < page.index("generator, 4,000 images")
