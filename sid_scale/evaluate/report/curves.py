@@ -2,13 +2,18 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from sid_scale.evaluate.report.measurements import GENERATOR, TEACHER, Network
+from sid_scale.evaluate.report.measurements import (
+    GENERATOR,
+    TEACHER,
+    Evaluation,
+    Network,
+)
 from sid_scale.evaluate.report.read import RunFolder
 
 MOST_POINTS = 300  # of a curve that is drawn; more would be finer than a screen
@@ -27,6 +32,7 @@ class Curve:
     low: np.ndarray  # of the records that a point stands for
     high: np.ndarray
     per_point: int = 1  # records that a point stands for, at most
+    num: int | None = None  # images that a metric rests on
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class Level:
 
     label: str
     value: float
+    num: int | None = None  # images that it rests on
 
 
 def curve_of(run: RunFolder, name: str) -> Curve | None:
@@ -49,28 +56,40 @@ def curve_of(run: RunFolder, name: str) -> Curve | None:
 
 
 def metric_curve(run: RunFolder, metric: str) -> Curve | None:
-    """A metric of a run's generators: while it trained, and of evaluations afterwards.
+    """A metric of a run's generators, while it trained or of snapshots evaluated afterwards.
 
-    What was evaluated at the same number of images while training stands back behind an
-    evaluation of its own, which has more samples.
+    All points rest on the same number of images, that of which there are the most points: of fewer
+    images a Frechet distance comes out larger, and would bend the curve.
     """
-    hours = hours_of(run.records)
-    measured = {
-        record["images_seen"]: record[EVALUATION + metric]
-        for record in run.records
-        if record.get(EVALUATION + metric) is not None
-    }
+    by_num: dict[int | None, dict[float, float]] = {}
+    in_training = training_num(run)
+    for record in run.records:
+        images, value = record["images_seen"], record.get(EVALUATION + metric)
+        if images is not None and value is not None:
+            by_num.setdefault(in_training, {})[images] = value
     for evaluation in run.evaluations:
         network = evaluation.network
-        unguided = network.kind == GENERATOR and network.images_seen is not None
-        if unguided and metric in evaluation.values:
-            measured[float(network.images_seen or 0)] = evaluation.values[metric]
+        of_the_run = network.kind == GENERATOR and network.images_seen is not None
+        if of_the_run and metric in evaluation.values:
+            points_of_num = by_num.setdefault(evaluation.num, {})
+            points_of_num[float(network.images_seen or 0)] = evaluation.values[metric]
+    if not by_num:
+        return None
+    num, measured = max(by_num.items(), key=lambda item: (len(item[1]), item[0] or 0))
     seen = [record["images_seen"] or 0.0 for record in run.records]
+    hours = hours_of(run.records)
     points = [
-        (images, _hour_at(images or 0.0, seen, hours), value)
-        for images, value in sorted(measured.items(), key=lambda item: item[0] or 0)
+        (images, _hour_at(images, seen, hours), value) for images, value in sorted(measured.items())
     ]
-    return _curve(run.name, points)
+    curve = _curve(run.name, points)
+    return curve and replace(curve, num=num)
+
+
+def training_num(run: RunFolder) -> int | None:
+    """Images on which a metric rests that is measured while training; None if nothing tells."""
+    settings = run.config.get("evaluation")
+    num = settings.get("num") if isinstance(settings, Mapping) else None
+    return num if isinstance(num, int) else None
 
 
 def metrics_of(run: RunFolder) -> set[str]:
@@ -86,17 +105,18 @@ def metrics_of(run: RunFolder) -> set[str]:
 
 def levels_of(runs: Sequence[RunFolder], metric: str) -> list[Level]:
     """The teachers' values, each once, by their number of evaluations."""
-    found: dict[Network, float] = {}
+    found: dict[Network, Evaluation] = {}
     for run in runs:
         for evaluation in run.evaluations:
             if evaluation.network.kind == TEACHER and metric in evaluation.values:
-                found[evaluation.network] = evaluation.values[metric]
+                found[evaluation.network] = evaluation
     titles = Counter(network.title for network in found)
     ordered = sorted(found, key=lambda n: (n.evaluations or 0, n.title, n.sha256))
     return [
         Level(
             n.title if titles[n.title] == 1 else f"{n.title} ({Path(n.path).name or n.sha256[:8]})",
-            found[n],
+            found[n].values[metric],
+            found[n].num,
         )
         for n in ordered
     ]
@@ -136,14 +156,14 @@ def thinned(curve: Curve, most: int = MOST_POINTS) -> Curve:
     def means(array: np.ndarray) -> np.ndarray:
         return np.array([array[part].mean() for part in parts])
 
-    return Curve(
-        curve.run,
-        means(curve.images),
-        means(curve.hours),
-        means(curve.values),
-        np.array([curve.low[part].min() for part in parts]),
-        np.array([curve.high[part].max() for part in parts]),
-        per_point,
+    return replace(
+        curve,
+        images=means(curve.images),
+        hours=means(curve.hours),
+        values=means(curve.values),
+        low=np.array([curve.low[part].min() for part in parts]),
+        high=np.array([curve.high[part].max() for part in parts]),
+        per_point=per_point,
     )
 
 

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
@@ -102,7 +102,7 @@ class Repeats:
 class Evaluation:
     """One network's metrics."""
 
-    source: Path
+    source: Path  # its file; below a run folder, from there on
     network: Network
     values: Mapping[str, float]
     num: int | None = None
@@ -112,13 +112,14 @@ class Evaluation:
 
 
 def read_evaluations(run: Path) -> tuple[tuple[Evaluation, ...], list[str]]:
-    """What lies in a run folder, and notices about what cannot be read: `evaluation/*/metrics.json`
-    and the demo's `summary.json`."""
+    """What lies in a run folder, and notices about what cannot be read: any
+    `metrics.json` below `evaluation/`, and the demo's `summary.json`."""
     evaluations: list[Evaluation] = []
     notices: list[str] = []
-    for path in sorted(run.glob("evaluation/*/metrics.json")):
+    for path in sorted(run.glob("evaluation/**/metrics.json")):
         try:
-            evaluations.append(read_evaluation(path))
+            found = read_evaluation(path)
+            evaluations.append(replace(found, source=path.relative_to(run)))
         except MeasurementError as error:
             notices.append(f"{error}.")
     if (run / "summary.json").is_file():
@@ -179,7 +180,7 @@ def read_demo_summary(path: Path) -> list[Evaluation]:
             (Network(GENERATOR, images_seen=_integer(seen), evaluations=1), fields.get(name))
         )
     return [
-        Evaluation(path, network, {DEMO_FD: float(value)})
+        Evaluation(Path(path.name), network, {DEMO_FD: float(value)})
         for network, value in found
         if is_number(value)
     ]

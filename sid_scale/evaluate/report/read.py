@@ -42,7 +42,7 @@ class RunFolder:
     records: tuple[Mapping[str, float | None], ...]  # of rising images_seen; null: not finite
     grids: tuple[Grid, ...]  # of rising images_seen
     evaluations: tuple[Evaluation, ...]
-    generator: Path | None  # newest network folder: generator/, or else the last snapshot
+    generator: Path | None  # generator/, or else best_generator/, or the last snapshot
     notices: tuple[str, ...]
 
     @property
@@ -183,8 +183,9 @@ def _grids(folder: Path) -> tuple[Grid, ...]:
 
 
 def _newest_generator(folder: Path) -> Path | None:
-    if (folder / "generator").is_dir():
-        return folder / "generator"
+    for name in ("generator", "best_generator"):
+        if (folder / name).is_dir():
+            return folder / name
     snapshots = [p for p in (folder / "snapshots").glob("*") if p.is_dir() and _is_count(p.name)]
     return max(snapshots, key=lambda path: int(path.name), default=None)
 

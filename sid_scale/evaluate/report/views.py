@@ -1,7 +1,7 @@
 """What the page says of a run, and of several side by side: tables and plots, ready to be set."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -138,7 +138,7 @@ def metrics_table(evaluations: Sequence[Evaluation]) -> Table:
                 "\n".join(f"{what} {h[:SHORT_HASH]}" for what, h in evaluation.hashes.items())
                 or NOTHING,
                 evaluation.network.sha256[:SHORT_HASH] or NOTHING,
-                "/".join(evaluation.source.parts[-2:]),
+                str(evaluation.source),
             )
             for evaluation in order
         ],
@@ -187,7 +187,7 @@ def metric_plots(runs: Sequence[RunFolder], prefix: str) -> list[Plots]:
         levels, title = levels_of(runs, metric), metric_kind(metric).title
         drawings = _drawn(curves, name=f"{prefix}-{_word(metric)}", levels=levels, title=title)
         if drawings:
-            plots.append(Plots(_heading(metric), drawings, _note(curves)))
+            plots.append(Plots(_heading(metric), drawings, _samples_note(curves, levels)))
     return plots
 
 
@@ -248,6 +248,14 @@ def _note(curves: Sequence[Curve | None]) -> str:
     return f"{most:,} records: the line is the mean of up to {per_point}, the band their range."
 
 
+def _samples_note(curves: Sequence[Curve | None], levels: Sequence[Level]) -> str:
+    """On how many images the figures of a plot rest."""
+    nums = {x.num for x in (*curves, *levels) if x is not None and x.num is not None}
+    if len(nums) > 1:
+        return f"Of {' or '.join(count(num) for num in sorted(nums))} images: see the table."
+    return f"Of {count(*nums)} images." if nums else ""
+
+
 def _names(runs: Sequence[RunFolder], wanted: Callable[[str], bool]) -> list[str]:
     """Names in the runs' records, in the order in which they first come."""
     names = dict.fromkeys(name for run in runs for record in run.records for name in record)
@@ -256,7 +264,7 @@ def _names(runs: Sequence[RunFolder], wanted: Callable[[str], bool]) -> list[str
 
 def _renamed(curve: Curve, name: str) -> Curve:
     label = name.split("/", 1)[-1].replace("_", " ")
-    return Curve(label, curve.images, curve.hours, curve.values, curve.low, curve.high)
+    return replace(curve, run=label)
 
 
 def _word(name: str) -> str:

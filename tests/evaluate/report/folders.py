@@ -19,6 +19,7 @@ steps: 1
 teacher: /models/digits
 data: /data/digits
 total_images: 4000
+evaluation: {{num: 50000}}
 learning_rate: {{generator: 0.001, fake_score: 0.003}}
 """
 ENVIRONMENT = {"ranks": 2, "device": "cpu", "zero_stage": 2, "compute_dtype": "float32"}

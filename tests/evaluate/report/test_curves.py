@@ -54,6 +54,14 @@ def test_an_evaluation_of_its_own_takes_the_place_of_the_one_in_training(run: Ru
     assert metrics_of(run) == {"fd_pixels"}
 
 
+def test_figures_of_other_numbers_of_images_do_not_bend_a_curve(tmp_path: Path):
+    folder = write_run(tmp_path / "run")
+    write_evaluation(folder / "evaluation" / "final" / "metrics.json", fd_pixels=0.1, num=100_000)
+    curve = metric_curve(read_run(folder, "run"), "fd_pixels")
+    assert curve is not None
+    assert (curve.values.tolist(), curve.num) == ([1.0, 0.5], 50_000)
+
+
 def test_teachers_are_levels_by_their_number_of_evaluations(tmp_path: Path):
     folder = write_run(tmp_path / "run")
     more = {"network__evaluations": 35, "network__guidance": 1.4}

@@ -93,6 +93,13 @@ def test_the_last_snapshot_stands_for_a_generator_that_is_not_there_yet(tmp_path
     assert read_run(run, "run").generator == run / "generator"
 
 
+def test_a_teachers_folders_lie_in_one_another(tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    write_evaluation(run / "evaluation" / "teacher" / "17" / "metrics.json", "teacher")
+    sources = [str(e.source) for e in read_run(run, "run").evaluations]
+    assert "evaluation/teacher/17/metrics.json" in sources
+
+
 def test_runs_are_named_by_what_tells_them_apart(tmp_path: Path):
     a, b = write_run(tmp_path / "a" / "run"), write_run(tmp_path / "b" / "run")
     assert [run.name for run in read_runs([a, b])] == ["a/run", "b/run"]
