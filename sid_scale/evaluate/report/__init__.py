@@ -7,7 +7,8 @@
     pictures.py       images as data: URIs
     neighbours.py     a generator's samples, and the real images nearest to them
     classes.py        the same class by class
-    views.py          what the page says of a run, and of several
+    quantities.py     every recorded quantity as plots
+    tables.py         a run in figures and words
     page.py           the page, out of `page.html` and `style.css`
     making.py         from run folders to the page's file
     command.py        the command line

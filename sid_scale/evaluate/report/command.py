@@ -15,6 +15,7 @@ SAMPLES, SEARCH = 10, 50_000
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line."""
+    parser.description = __doc__
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="a run's folder")
     parser.add_argument(
         "--out", type=Path, default=Path("report.html"), metavar="FILE", help="default report.html"

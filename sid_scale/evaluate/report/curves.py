@@ -13,8 +13,10 @@ from sid_scale.evaluate.report.measurements import (
     TEACHER,
     Evaluation,
     Network,
+    in_order,
+    metric_kind,
 )
-from sid_scale.evaluate.report.read import RunFolder
+from sid_scale.evaluate.report.read import METRICS, RunFolder
 
 MOST_POINTS = 300  # of a curve that is drawn; more would be finer than a screen
 EVALUATION = "evaluation/"  # what names of metrics begin with in metrics.jsonl
@@ -85,11 +87,41 @@ def metric_curve(run: RunFolder, metric: str) -> Curve | None:
     return curve and replace(curve, num=num)
 
 
+def training_evaluations(run: RunFolder) -> list[Evaluation]:
+    """What was measured while training, last and at its best: by the first metric that says what
+    is better."""
+    measured = []
+    for record in run.records:
+        found = {
+            name.removeprefix(EVALUATION): value
+            for name, value in record.items()
+            if name.startswith(EVALUATION) and value is not None
+        }
+        if found:
+            network = Network(GENERATOR, images_seen=int(record["images_seen"] or 0))
+            num, first_seed = training_num(run), _evaluation_setting(run, "first_seed")
+            measured.append(Evaluation(Path(METRICS), network, found, num, first_seed))
+    if not measured:
+        return []
+    last = measured[-1]
+    decides = next((name for name in in_order(last.values) if metric_kind(name).better), None)
+    if decides is None:
+        return [last]
+    sign = 1 if metric_kind(decides).better == "lower" else -1
+    comparable = [evaluation for evaluation in measured if decides in evaluation.values]
+    best = min(comparable, key=lambda evaluation: sign * evaluation.values[decides])
+    return [last] if best is last else [best, last]
+
+
 def training_num(run: RunFolder) -> int | None:
     """Images on which a metric rests that is measured while training; None if nothing tells."""
+    return _evaluation_setting(run, "num")
+
+
+def _evaluation_setting(run: RunFolder, key: str) -> int | None:
     settings = run.config.get("evaluation")
-    num = settings.get("num") if isinstance(settings, Mapping) else None
-    return num if isinstance(num, int) else None
+    value = settings.get(key) if isinstance(settings, Mapping) else None
+    return value if isinstance(value, int) else None
 
 
 def metrics_of(run: RunFolder) -> set[str]:

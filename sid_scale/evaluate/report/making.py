@@ -26,6 +26,8 @@ def write_report(options: argparse.Namespace) -> None:
     """
     if options.samples < 0 or options.search < 1:
         raise ReportError("--samples is to be at least 0 and --search at least 1")
+    if options.out.is_dir() or not options.out.parent.is_dir():
+        raise ReportError(f"--out {options.out}: to be a file in a folder that is there")
     if options.generator is not None and len(options.runs) > 1:
         raise ReportError("--generator is one run's: name one RUN_DIR")
     runs, also = _assigned(

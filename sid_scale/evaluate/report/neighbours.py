@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from sid_scale.data.shards import Record, ShardIndex, decode, read_index, read_shard
 from sid_scale.errors import SidScaleError
@@ -101,7 +102,8 @@ def find_neighbours(
         classes = classes_in_turn(shown, config.label_dim)
     latents = generator.sample_latents(classes, range(count))
 
-    batches = real_latents(generator, data, index, min(limit, index.samples))
+    wanted = min(limit, index.samples)
+    batches = real_latents(generator, data, index, wanted)
     first = next(batches)
     references = min(shown, len(first[0]))
     queries = torch.cat([latents[:shown], first[0][:references]])
@@ -109,13 +111,15 @@ def find_neighbours(
     features: list[Tensor] = []
     labels: list[Tensor] = []
     searched = 0
-    for batch, batch_labels in chain([first], batches):
-        small = small_latents(batch)
-        shortlist.look_at(small, batch, batch_labels, searched)
-        searched += len(batch)
-        if few:
-            features.append(small)
-            labels.append(batch_labels)
+    with tqdm(total=wanted, unit="img", desc="real images", leave=False, disable=None) as bar:
+        for batch, batch_labels in chain([first], batches):
+            small = small_latents(batch)
+            shortlist.look_at(small, batch, batch_labels, searched)
+            searched += len(batch)
+            bar.update(len(batch))
+            if few:
+                features.append(small)
+                labels.append(batch_labels)
 
     images = generator.codec.decode(queries)
     found = [_by_pixels(generator, shortlist, q, images[q]) for q in range(len(queries))]

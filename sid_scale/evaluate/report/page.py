@@ -12,23 +12,21 @@ from markupsafe import Markup
 
 from sid_scale.classes import ListError, read_class_names
 from sid_scale.evaluate.report.classes import class_rows
+from sid_scale.evaluate.report.curves import training_evaluations
 from sid_scale.evaluate.report.measurements import Evaluation
 from sid_scale.evaluate.report.neighbours import Findings
 from sid_scale.evaluate.report.pictures import Picture, chosen_grids, grid_picture, thumbnail
+from sid_scale.evaluate.report.quantities import Plots, loss_plots, metric_plots, other_plots
 from sid_scale.evaluate.report.read import ReportError, RunFolder
-from sid_scale.evaluate.report.views import (
-    Plots,
+from sid_scale.evaluate.report.tables import (
     Table,
     comparison_table,
     count,
     differing_settings,
     facts,
     flatten,
-    loss_plots,
-    metric_plots,
     metrics_table,
     number,
-    other_plots,
     sentence,
 )
 
@@ -130,7 +128,7 @@ def _run_view(run: RunFolder, anchor: str, look: Look) -> RunView:
         sentence(run),
         facts(run),
         notices,
-        metrics_table(run.evaluations),
+        metrics_table([*run.evaluations, *training_evaluations(run)]),
         metric_plots([run], anchor),
         loss_plots([run], anchor),
         other_plots(run, anchor),

@@ -93,7 +93,7 @@ def test_errors_are_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
         "cannot be read as JSON": [run, "--metrics", tmp_path / "none.json"],
         "name one RUN_DIR": [run, write_run(tmp_path / "b"), "--generator", run / "generator"],
         "at least": [run, "--search", 0],
-        "cannot be written": [run, "--samples", 0, "--out", tmp_path / "none" / "r.html"],
+        "a folder that is there": [run, "--samples", 0, "--out", tmp_path / "none" / "r.html"],
     }
     for message, arguments in wrong.items():
         assert report(*arguments) == 1

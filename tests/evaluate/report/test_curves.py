@@ -12,6 +12,7 @@ from sid_scale.evaluate.report.curves import (
     metric_curve,
     metrics_of,
     thinned,
+    training_evaluations,
 )
 from sid_scale.evaluate.report.read import RunFolder, read_run
 from tests.evaluate.report.folders import record, write_evaluation, write_records, write_run
@@ -60,6 +61,18 @@ def test_figures_of_other_numbers_of_images_do_not_bend_a_curve(tmp_path: Path):
     curve = metric_curve(read_run(folder, "run"), "fd_pixels")
     assert curve is not None
     assert (curve.values.tolist(), curve.num) == ([1.0, 0.5], 50_000)
+
+
+def test_of_what_was_measured_in_training_the_last_and_the_best_are_told(tmp_path: Path):
+    figures = {1000: 3.0, 2000: 1.0, 3000: 2.0}
+    records = [record(n, evaluation__fd_pixels=fd) for n, fd in figures.items()]
+    write_records(tmp_path, [*records, record(4000)])
+    told = training_evaluations(read_run(tmp_path, "run"))
+    assert [(e.network.images_seen, e.values["fd_pixels"]) for e in told] == [(2000, 1), (3000, 2)]
+    rising = [record(n, evaluation__precision=n / 4000) for n in figures]
+    write_records(tmp_path, rising)
+    told = training_evaluations(read_run(tmp_path, "run"))
+    assert [e.network.images_seen for e in told] == [3000]
 
 
 def test_teachers_are_levels_by_their_number_of_evaluations(tmp_path: Path):

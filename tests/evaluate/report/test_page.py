@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sid_scale.evaluate.report.pictures import chosen_grids
 from sid_scale.evaluate.report.read import Grid
-from sid_scale.evaluate.report.views import NOTHING
+from sid_scale.evaluate.report.tables import NOTHING
 from tests.evaluate.report.folders import (
     page_of,
     record,
@@ -90,7 +90,7 @@ def test_strings_from_files_stay_strings(tmp_path: Path):
 def test_what_is_missing_is_said_in_its_place(tmp_path: Path):
     (tmp_path / "config.yaml").write_text("method: sid")
     page = page_of(tmp_path)
-    for sentence in ("Nothing in evaluation/ yet", "No losses are recorded", "No pictures",
+    for sentence in ("Nothing is measured yet", "No losses are recorded", "No pictures",
                      "Nobody has looked.", "no environment.json"):  # fmt: skip
         assert sentence in page
 

@@ -1,37 +1,18 @@
-"""What the page says of a run, and of several side by side: tables and plots, ready to be set."""
+"""A run in figures and words: what stands at its head, and the tables."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from sid_scale.card import METHODS
-from sid_scale.evaluate.report.curves import (
-    MOST_POINTS,
-    Curve,
-    Level,
-    curve_of,
-    hours_of,
-    levels_of,
-    metric_curve,
-    metrics_of,
-)
-from sid_scale.evaluate.report.measurements import (
-    TEACHER,
-    Evaluation,
-    in_order,
-    metric_kind,
-)
-from sid_scale.evaluate.report.plots import draw
+from sid_scale.evaluate.report.curves import hours_of, metric_curve, metrics_of
+from sid_scale.evaluate.report.measurements import TEACHER, Evaluation, in_order, metric_kind
 from sid_scale.evaluate.report.read import RunFolder
 
-LOSS = "loss/"
-NO_CURVE = {"images_seen", "time", "images_per_second_per_device"}
 SHORT_HASH = 10  # characters of a SHA-256 that are shown
 NOTHING = "\N{EN DASH}"
-AXES = ("images", "hours")
 
 
 @dataclass(frozen=True)
@@ -40,15 +21,6 @@ class Table:
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
-
-
-@dataclass(frozen=True)
-class Plots:
-    """One quantity, over images and over hours as far as they are known."""
-
-    title: str
-    drawings: tuple[Markup, ...]
-    note: str = ""
 
 
 # --- numbers ------------------------------------------------------------------------------
@@ -126,7 +98,7 @@ def metrics_table(evaluations: Sequence[Evaluation]) -> Table:
             str(e.source),
         ),
     )
-    headings = [_heading(metric) for metric in metrics]
+    headings = [heading(metric) for metric in metrics]
     return _without_empty_columns(
         ("network", *headings, "images", "seeds", "compared with (SHA-256)", "weights", "file"),
         [
@@ -152,7 +124,7 @@ def _without_empty_columns(columns: Sequence[str], rows: Sequence[Sequence[str]]
     )
 
 
-def _heading(metric: str) -> str:
+def heading(metric: str) -> str:
     kind = metric_kind(metric)
     arrow = {"lower": " ↓", "higher": " ↑"}.get(kind.better, "")
     return kind.title + arrow
@@ -174,104 +146,6 @@ def _seeds(evaluation: Evaluation) -> str:
     return f"{first:,} to {first + times * num - 1:,}" + (f"\n{times} sets" if times > 1 else "")
 
 
-# --- curves, of one run or several --------------------------------------------------------
-
-
-def metric_plots(runs: Sequence[RunFolder], prefix: str) -> list[Plots]:
-    """Every metric that is known of the runs' generators, with the teachers' lines."""
-    plots = []
-    for metric in in_order(set().union(*(metrics_of(run) for run in runs))):
-        curves = [metric_curve(run, metric) for run in runs]
-        if len(runs) == 1:  # beside teachers, not beside other runs
-            curves = [curve and _renamed(curve, "generator") for curve in curves]
-        levels, title = levels_of(runs, metric), metric_kind(metric).title
-        drawings = _drawn(curves, name=f"{prefix}-{_word(metric)}", levels=levels, title=title)
-        if drawings:
-            plots.append(Plots(_heading(metric), drawings, _samples_note(curves, levels)))
-    return plots
-
-
-def loss_plots(runs: Sequence[RunFolder], prefix: str) -> list[Plots]:
-    """The losses."""
-    plots = []
-    for loss in _names(runs, lambda name: name.startswith(LOSS)):
-        curves = [curve_of(run, loss) for run in runs]
-        title = loss.removeprefix(LOSS).replace("_", " ")
-        drawings = _drawn(curves, name=f"{prefix}-{_word(loss)}", title=title)
-        if drawings:
-            plots.append(Plots(title, drawings, _note(curves)))
-    return plots
-
-
-def other_plots(run: RunFolder, prefix: str) -> list[Plots]:
-    """All else that a run has recorded, over images; names with a common beginning together."""
-    groups: dict[str, list[str]] = {}
-    for name in _names([run], lambda name: not name.startswith((LOSS, "evaluation/"))):
-        if name not in NO_CURVE:
-            groups.setdefault(name.split("/")[0], []).append(name)
-    plots = []
-    for i, (group, names) in enumerate(sorted(groups.items())):
-        found = [(name, curve_of(run, name)) for name in names]
-        curves = [_renamed(c, name) for name, c in found if c is not None]
-        drawing = draw(
-            curves,
-            name=f"{prefix}-other{i}",
-            over="images",
-            description=f"{group} over images seen",
-        )
-        if drawing is not None:
-            plots.append(Plots(group.replace("_", " "), (drawing,), _note(curves)))
-    return plots
-
-
-def _drawn(
-    curves: Sequence[Curve | None], *, name: str, title: str, levels: Sequence[Level] = ()
-) -> tuple[Markup, ...]:
-    drawings = (
-        draw(
-            curves,
-            name=f"{name}-{over}",
-            over=over,
-            description=f"{title} over {'images seen' if over == 'images' else 'hours'}",
-            levels=levels,
-        )
-        for over in AXES
-    )
-    return tuple(drawing for drawing in drawings if drawing is not None)
-
-
-def _note(curves: Sequence[Curve | None]) -> str:
-    most = max((len(curve.values) for curve in curves if curve is not None), default=0)
-    if most <= MOST_POINTS:
-        return ""
-    per_point = -(-most // MOST_POINTS)
-    return f"{most:,} records: the line is the mean of up to {per_point}, the band their range."
-
-
-def _samples_note(curves: Sequence[Curve | None], levels: Sequence[Level]) -> str:
-    """On how many images the figures of a plot rest."""
-    nums = {x.num for x in (*curves, *levels) if x is not None and x.num is not None}
-    if len(nums) > 1:
-        return f"Of {' or '.join(count(num) for num in sorted(nums))} images: see the table."
-    return f"Of {count(*nums)} images." if nums else ""
-
-
-def _names(runs: Sequence[RunFolder], wanted: Callable[[str], bool]) -> list[str]:
-    """Names in the runs' records, in the order in which they first come."""
-    names = dict.fromkeys(name for run in runs for record in run.records for name in record)
-    return [name for name in names if wanted(name)]
-
-
-def _renamed(curve: Curve, name: str) -> Curve:
-    label = name.split("/", 1)[-1].replace("_", " ")
-    return replace(curve, run=label)
-
-
-def _word(name: str) -> str:
-    """A name as a part of an id: no two names give the same."""
-    return "".join(c if c.isascii() and c.isalnum() else f"_{ord(c):x}_" for c in name)
-
-
 # --- several runs -------------------------------------------------------------------------
 
 
@@ -282,7 +156,7 @@ def comparison_table(runs: Sequence[RunFolder]) -> Table:
     for run in runs:
         given = dict(facts(run)[:3])
         rows.append((run.name, *given.values(), *(_last_and_best(run, m) for m in metrics)))
-    headings = [f"{_heading(metric)}, last (best)" for metric in metrics]
+    headings = [f"{heading(metric)}, last (best)" for metric in metrics]
     return Table(("run", "images seen", "training", "images a second", *headings), tuple(rows))
 
 
