@@ -34,10 +34,10 @@ def class_rows(generated: Features, real: Features, num_classes: int) -> list[Cl
     """The table, a row a class."""
     rows = []
     for label in range(num_classes):
-        samples = generated.values[(generated.labels == label).to(generated.values.device)]
+        samples = generated.values[generated.labels == label]
         places = (real.labels == label).nonzero().flatten()
         some = places[:MOST_REAL]
-        images = real.values[some.to(real.values.device)]
+        images = real.values[some]
         own, near = _nearest(samples, real, None)
         own_real, near_real = _nearest(images, real, some)
         rows.append(
@@ -56,7 +56,7 @@ def class_rows(generated: Features, real: Features, num_classes: int) -> list[Cl
 
 
 def _nearest(queries: Tensor, real: Features, places: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Of queries (Q, D): labels (Q,) of the nearest real images, and distances (Q,), on the CPU.
+    """Of queries (Q, D): labels (Q,) of the nearest real images, and distances (Q,).
 
     `places` (Q,) are the queries' own among the real ones, where they are left out.
     """
@@ -65,11 +65,10 @@ def _nearest(queries: Tensor, real: Features, places: Tensor | None) -> tuple[Te
     for first in range(0, len(queries), AT_ONCE):
         part = torch.cdist(queries[first : first + AT_ONCE], real.values)
         if places is not None:
-            own = places[first : first + AT_ONCE].to(part.device)
-            part.scatter_(1, own[:, None], torch.inf)
+            part.scatter_(1, places[first : first + AT_ONCE, None], torch.inf)
         near, which = part.min(dim=1)
-        labels.append(torch.where(near.isfinite().cpu(), real.labels[which.cpu()], -1))
-        distances.append(near.cpu() * scale)
+        labels.append(torch.where(near.isfinite(), real.labels[which], -1))
+        distances.append(near * scale)
     if not labels:
         return torch.zeros(0), torch.zeros(0)
     return torch.cat(labels), torch.cat(distances)

@@ -83,7 +83,7 @@ def find_neighbours(
     """Samples from seeds 0, 1, ... with the classes in turn, and their nearest real images.
 
     Args:
-        generator: on the device that is to work.
+        generator: on the device that is to make and decode images; the search is the CPU's.
         data: a folder of shards, the generator's kind of latents.
         shown: samples to look at.
         limit: real images to read at most; the first ones.
@@ -100,7 +100,7 @@ def find_neighbours(
     classes = [i % config.label_dim for i in range(count)]
     if not few:
         classes = classes_in_turn(shown, config.label_dim)
-    latents = generator.sample_latents(classes, range(count))
+    latents = generator.sample_latents(classes, range(count)).cpu()
 
     wanted = min(limit, index.samples)
     batches = real_latents(generator, data, index, wanted)
@@ -121,11 +121,11 @@ def find_neighbours(
                 features.append(small)
                 labels.append(batch_labels)
 
-    images = generator.codec.decode(queries)
+    images = _decoded(generator, queries)
     found = [_by_pixels(generator, shortlist, q, images[q]) for q in range(len(queries))]
     nearest_of_real = [neighbours[0].distance for neighbours in found[shown:] if neighbours]
     return Findings(
-        tuple(Sample(classes[q], q, images[q].cpu(), found[q]) for q in range(shown)),
+        tuple(Sample(classes[q], q, images[q], found[q]) for q in range(shown)),
         float(np.median(nearest_of_real)) if nearest_of_real else float("nan"),
         len(nearest_of_real),
         searched,
@@ -165,13 +165,12 @@ class Shortlist:
         was_held = chosen < held
         old = chosen.clamp(max=max(held - 1, 0))
         added = (chosen - held).clamp(min=0)
-        rows = torch.arange(len(chosen), device=chosen.device)[:, None]
-        new_latents, new_labels = latents[added], labels[added.cpu()]
+        rows = torch.arange(len(chosen))[:, None]
+        new_latents, new_labels = latents[added], labels[added]
         if held:
             mask = was_held[..., None, None, None]
             new_latents = torch.where(mask, self.latents[rows, old], new_latents)
-            kept = self.labels[rows.cpu(), old.cpu()]
-            new_labels = torch.where(was_held.cpu(), kept, new_labels)
+            new_labels = torch.where(was_held, self.labels[rows, old], new_labels)
         self.latents, self.labels = new_latents, new_labels
 
 
@@ -179,7 +178,7 @@ def real_latents(
     generator: OneStepGenerator, data: str | Path, index: ShardIndex, limit: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The first `limit` real images as the network sees them: latents (B, C, h, w), those that
-    the codec calls the likeliest, on the generator's device, and labels (B,).
+    the codec calls the likeliest, and labels (B,).
 
     Raises:
         ShardError: a shard is missing or damaged.
@@ -188,7 +187,6 @@ def real_latents(
     while part := list(islice(records, READ_AT_ONCE)):
         decoded = [decode(record, index) for record in part]
         stored = torch.from_numpy(np.stack([array for array, _ in decoded]).astype(np.float32))
-        stored = stored.to(generator.device)
         no_noise = torch.zeros_like(stored[:, : stored.shape[1] // 2])
         yield (
             generator.codec.sample(stored, no_noise),
@@ -216,11 +214,15 @@ def _by_pixels(
     there = shortlist.distances[query].isfinite()
     if not there.any():
         return ()
-    images = generator.codec.decode(shortlist.latents[query][there])
-    labels = shortlist.labels[query][there.cpu()].tolist()
+    images = _decoded(generator, shortlist.latents[query][there])
+    labels = shortlist.labels[query][there].tolist()
     distances = pixel_distance(images, image.expand_as(images)).tolist()
     order = sorted(range(len(images)), key=lambda i: distances[i])[:NEIGHBOURS]
-    return tuple(Neighbour(labels[i], distances[i], images[i].cpu()) for i in order)
+    return tuple(Neighbour(labels[i], distances[i], images[i]) for i in order)
+
+
+def _decoded(generator: OneStepGenerator, latents: Tensor) -> Tensor:
+    return generator.codec.decode(latents.to(generator.device)).cpu()
 
 
 def _records(data: str | Path, index: ShardIndex) -> Iterator[Record]:
