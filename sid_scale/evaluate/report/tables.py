@@ -100,7 +100,7 @@ def metrics_table(evaluations: Sequence[Evaluation]) -> Table:
     )
     headings = [heading(metric) for metric in metrics]
     return _without_empty_columns(
-        ("network", *headings, "images", "seeds", "compared with (SHA-256)", "weights", "file"),
+        ("network", *headings, "images", "seeds", "compared with (SHA-256)", "weights", "from"),
         [
             (
                 evaluation.network.title,
@@ -110,7 +110,7 @@ def metrics_table(evaluations: Sequence[Evaluation]) -> Table:
                 "\n".join(f"{what} {h[:SHORT_HASH]}" for what, h in evaluation.hashes.items())
                 or NOTHING,
                 evaluation.network.sha256[:SHORT_HASH] or NOTHING,
-                str(evaluation.source),
+                str(evaluation.source).removesuffix("/metrics.json"),
             )
             for evaluation in order
         ],
