@@ -74,8 +74,9 @@ def draw(
         description: of the plot, for those who do not see it. Its heading on the page names the
             quantity.
     """
-    if max((len(curve.values) for curve in curves if curve is not None), default=0) < 2:
-        return None  # a point is no curve, and stands in a table
+    points = max((len(curve.values) for curve in curves if curve is not None), default=0)
+    if points < 2 and not levels:
+        return None  # a point beside nothing is no curve, and stands in a table
     drawn = [
         (place, thinned(curve))
         for place, curve in enumerate(curves)

@@ -68,7 +68,9 @@ def test_what_is_no_curve_is_not_drawn():
     assert draw([no_hours], name="p", over="hours", description="d") is None
     assert draw([no_hours], name="p", over="images", description="d") is not None
     assert draw([curve(values=(1.0,))], name="p", over="images", description="d") is None
-    assert draw([None], name="p", over="images", description="d") is None
+    level = Level("teacher", 2.0)
+    assert draw([curve(values=(1.0,))], name="p", over="images", levels=[level], description="d")
+    assert draw([None], name="p", over="images", levels=[level], description="d") is None
 
 
 def test_minutes_for_short_runs():
