@@ -17,8 +17,8 @@ from sid_scale.data.shards import (
     read_index,
     read_shard,
     verify_shards,
-    write_shards,
 )
+from sid_scale.data.writing import write_shards
 
 SHAPE = (4, 3, 3)
 
