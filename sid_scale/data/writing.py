@@ -55,6 +55,21 @@ class SampleFormat:
         np.save(npy, np.broadcast_to(np.zeros((), DTYPES[self.dtype]), self.shape))
         return 3 * TAR_BLOCK + -(-len(npy.getvalue()) // TAR_BLOCK) * TAR_BLOCK
 
+    def record(self, sample: Sample) -> dict[str, Any]:
+        """A sample, checked and ready for `write_shard`.
+
+        Raises:
+            ShardError: it has a bad key, another shape, a non-finite value or a class out of range.
+        """
+        key, stored, label = sample
+        with np.errstate(over="ignore"):  # an overflow is reported, by its key, just below
+            array = np.ascontiguousarray(stored, dtype=DTYPES[self.dtype])
+        where = f"sample {checked_key(key)!r}"
+        label = checked_label(array, label, self.shape, self.num_classes, where)
+        npy = io.BytesIO()
+        np.save(npy, array, allow_pickle=False)
+        return {"__key__": key, "npy": npy.getvalue(), "cls": b"%d" % label}
+
 
 class WrittenShard(NamedTuple):
     """A finished shard, and how often each class occurs in it."""
@@ -69,16 +84,15 @@ def shard_name(number: int) -> str:
 
 
 def write_shard(
-    path: Path, samples: Iterable[Sample], sample_format: SampleFormat, partial: Path | None = None
+    path: Path, records: Iterable[dict[str, Any]], partial: Path | None = None
 ) -> WrittenShard:
-    """Write samples, in the order given, as one tar file. The same samples give the same bytes.
+    """Write records, in the order given, as one tar file. The same records give the same bytes.
 
     Args:
+        records: from `SampleFormat.record`; if they raise, there is no file.
         partial: what the file is called until it is complete; must be on the same file system.
 
     Raises:
-        ShardError: a sample has a bad key, another shape, a non-finite value or a class out of
-            range; there is no file then.
         OSError: the file cannot be written.
     """
     partial = partial or path.with_name(f".{path.name}.partial")
@@ -86,9 +100,9 @@ def write_shard(
     try:
         with open(partial, "wb") as file:
             with wds.TarWriter(file, encoder=False, mtime=0) as tar:
-                for sample in samples:
-                    tar.write(_record(sample, sample_format))
-                    classes[int(sample.label)] += 1
+                for record in records:
+                    tar.write(record)
+                    classes[int(record["cls"])] += 1
             file.flush()
             os.fsync(file.fileno())  # whoever finds the name finds all of it, after a power cut too
         os.replace(partial, path)
@@ -134,7 +148,7 @@ def write_shards(
     for sample in remaining:
         path = folder / shard_name(len(shards))
         part = chain([sample], islice(remaining, shard_samples - 1))
-        shards.append(write_shard(path, part, sample_format))
+        shards.append(write_shard(path, map(sample_format.record, part)))
     index = index_of(shards, sample_format, codec)
     write_index(folder, index)
     return index
@@ -166,23 +180,6 @@ def checked_key(key: str) -> str:
     if not KEY.fullmatch(key):
         raise ShardError(f"sample {key!r}: a key is up to 90 of A-Z a-z 0-9 _ - /")
     return key
-
-
-def _record(sample: Sample, sample_format: SampleFormat) -> dict[str, Any]:
-    """A sample checked and ready for TarWriter.
-
-    Raises:
-        ShardError: it has no place in the data set.
-    """
-    key, stored, label = sample
-    checked_key(key)
-    with np.errstate(over="ignore"):  # an overflow is reported, by its key, just below
-        array = np.ascontiguousarray(stored, dtype=DTYPES[sample_format.dtype])
-    where = f"sample {key!r}"
-    label = checked_label(array, label, sample_format.shape, sample_format.num_classes, where)
-    npy = io.BytesIO()
-    np.save(npy, array, allow_pickle=False)
-    return {"__key__": key, "npy": npy.getvalue(), "cls": b"%d" % label}
 
 
 def _each_key_once(samples: Iterable[tuple[str, np.ndarray, int]]) -> Iterator[Sample]:
