@@ -23,9 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from sid_scale.data.inputs import Source
 from sid_scale.data.shards import INDEX, Shard, ShardError, ShardIndex, read_index, write_index
 from sid_scale.data.shuffle import permutation
-from sid_scale.data.sources import Source
 from sid_scale.data.writing import SampleFormat, WrittenShard, index_of, shard_name, write_shard
 from sid_scale.errors import SidScaleError
 from sid_scale.recipes import differences

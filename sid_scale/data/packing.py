@@ -9,6 +9,7 @@ import torch
 
 from sid_scale.codecs import IdentityCodec
 from sid_scale.data.images import centre_crop
+from sid_scale.data.inputs import Raw, Source, SourcePart
 from sid_scale.data.making import (
     Making,
     Plan,
@@ -18,7 +19,6 @@ from sid_scale.data.making import (
     shuffled,
 )
 from sid_scale.data.shards import ShardError
-from sid_scale.data.sources import Raw, Source, SourcePart
 from sid_scale.data.writing import Sample, SampleFormat
 from sid_scale.processes import over_processes
 

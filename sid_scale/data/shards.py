@@ -211,6 +211,23 @@ def checked_label(
     return int(label)
 
 
+def parse_index(text: str | bytes, where: str) -> ShardIndex:
+    """The index that a text holds, without a look at its shards.
+
+    Raises:
+        ShardError: it is damaged or of another version.
+    """
+    try:
+        fields = json.loads(text)
+        if (version := fields.pop("format_version")) == FORMAT_VERSION:
+            return _parse(fields)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ShardError(
+            f"{where}: damaged ({type(error).__name__}: {error}); write the shards again"
+        ) from error
+    raise ShardError(f"{where}: format version {version!r}; this is for {FORMAT_VERSION}")
+
+
 def _parse(fields: dict[str, Any]) -> ShardIndex:
     shards = tuple(Shard(**shard) for shard in fields.pop("shards"))
     shape = tuple(int(size) for size in fields.pop("sample_shape"))

@@ -30,7 +30,6 @@ import torch
 from torch import Tensor
 
 from sid_scale.data.shards import Record, ShardIndex, decode, read_index, read_shard
-from sid_scale.data.shuffle import permutation
 
 # These define the order: another value is another order, and old runs would resume elsewhere.
 BLOCK = 16
@@ -185,7 +184,7 @@ class _Lane:
         # Windows are passed over only where ranks share a lane, a few at a time: read through.
         for _ in range(first - self.at[1]):
             next(self.source)
-        order = permutation(last - first, self.seed, 1 + self.lane, epoch, first)
+        order = _permutation(last - first, self.seed, 1 + self.lane, epoch, first)
         for slot in order:
             self.held[first + int(slot)] = next(self.source)
         self.at = (epoch, last)
@@ -196,7 +195,7 @@ class _Lane:
         for lane in range(self.lane):
             skip += _dealt((epoch + 1) * self.total, lane, self.lanes)
             skip -= _dealt(epoch * self.total, lane, self.lanes)
-        for number in permutation(len(self.index.shards), self.seed, 0, epoch):
+        for number in _permutation(len(self.index.shards), self.seed, 0, epoch):
             shard = self.index.shards[number]
             if skip < shard.samples:
                 yield from read_shard(self.folder, shard, skip)
@@ -249,3 +248,9 @@ def _dealt(positions: int, lane: int, lanes: int) -> int:
     """How many of the first `positions` positions fall on a lane."""
     turns, rest = divmod(positions, lanes * BLOCK)
     return turns * BLOCK + min(max(rest - lane * BLOCK, 0), BLOCK)
+
+
+def _permutation(size: int, *key: int) -> np.ndarray:
+    # From raw bits: NumPy promises those for ever, but not what Generator.permutation does.
+    bits = np.random.Philox(np.random.SeedSequence(key)).random_raw(size)
+    return np.argsort(bits, kind="stable")
