@@ -26,6 +26,7 @@ from sid_scale.data.shards import (
 from sid_scale.processes import over_processes
 
 MOST_OF_A_SHARD = 20  # faults that are told of one shard
+MOST_REPEATED = 5
 TOLERANCE = 0.1  # of a channel's mean and deviation, in deviations
 
 
@@ -170,10 +171,13 @@ def _check_shard(task: _Task) -> _Checked:
                 moments.add(stored)
     except ShardError as error:
         checked.faults.append(str(error))
-    told = checked.faults[:MOST_OF_A_SHARD]
-    if (left := len(checked.faults) - len(told)) > 0:
-        told.append(f"{path}: and {left} faults more")
+    told = _at_most(checked.faults, MOST_OF_A_SHARD, f"{path}: faults")
     return checked._replace(faults=told, keys=np.array(keys, np.uint64))
+
+
+def _at_most(faults: list[str], most: int, what: str) -> list[str]:
+    left = len(faults) - most
+    return faults if left <= 0 else [*faults[:most], f"{what}: {left} more"]
 
 
 def _hash(key: str) -> int:
@@ -193,11 +197,12 @@ def _repeated(folder: Path, index: ShardIndex, keys: list[np.ndarray]) -> list[s
             shard = index.shards[number]
             for record in islice(read_shard(folder, shard, place), 1):
                 places.setdefault(record.key, []).append(shard.name)
-    return [
+    faults = [
         f"{folder}: sample {key!r} is there {len(shards)} times: {', '.join(shards)}"
         for key, shards in places.items()
         if len(shards) > 1
     ]
+    return _at_most(faults, MOST_REPEATED, f"{folder}: keys repeated")
 
 
 def _histogram_faults(index: ShardIndex, classes: Counter[int]) -> list[str]:

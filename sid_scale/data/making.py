@@ -16,10 +16,10 @@ import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -62,6 +62,11 @@ class Plan:
         """Where in the shuffled order a shard's samples stand."""
         begin, end = (self.samples * n // self.shards for n in (shard, shard + 1))
         return slice(begin, end)
+
+    def count(self, shard: int) -> int:
+        """How many samples a shard holds."""
+        positions = self.positions(shard)
+        return positions.stop - positions.start
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -137,21 +142,11 @@ class Making:
         """
         try:
             self._claim()
-            lock = open(self._scratch / "lock", "w")  # noqa: SIM115  held below
+            # Of a finished data set there is nothing to hold.
+            held: AbstractContextManager[Any] = nullcontext() if self.is_finished else self._hold()
         except OSError as error:
             raise ShardError(f"{self.folder} cannot be used: {error}") from error
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ShardError(
-                    f"{self.folder}: another process makes part {self.part.number}/{self.part.of} "
-                    "of it at the moment"
-                ) from error
-            except OSError:
-                pass  # a file system without locks: then care is the user's
-            for left_over in self._scratch.glob("shard-*"):
-                left_over.unlink()
+        with held:
             yield
 
     def make(self, number: int, records: Callable[[], Iterable[dict[str, Any]]]) -> int:
@@ -164,8 +159,7 @@ class Making:
             ShardError: it cannot be written.
         """
         path = self.folder / shard_name(number)
-        positions = self.plan.positions(number)
-        count = positions.stop - positions.start
+        count = self.plan.count(number)
         try:
             noted = self._noted(number)
             if noted is not None and path.is_file() and Shard.of(path, count) == noted.shard:
@@ -202,10 +196,10 @@ class Making:
 
     def _claim(self) -> None:
         recipe, path = self.plan.recipe, self.folder / RECIPE
-        self._scratch.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             if self.is_finished:
                 raise ShardError(f"{self.folder} already holds a data set; choose another folder")
+            self._scratch.mkdir(parents=True, exist_ok=True)
             (self._scratch / RECIPE).write_text(json.dumps(recipe, indent=1) + "\n")
             os.replace(self._scratch / RECIPE, path)
         try:
@@ -217,6 +211,23 @@ class Making:
                 f"{path} says that the shards there are made otherwise: {'; '.join(differing)}. "
                 "Choose another folder, or delete this one."
             )
+
+    def _hold(self) -> IO[str]:
+        """This part's lock, and its place to write in, empty."""
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        lock = (self._scratch / "lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ShardError(
+                f"{self.folder}: another process makes part {self.part.number}/{self.part.of} of "
+                "it at the moment"
+            ) from error
+        except OSError:
+            pass  # a file system without locks: then care is the user's
+        for left_over in self._scratch.glob("shard-*"):
+            left_over.unlink()
+        return lock
 
     def _note_path(self, number: int) -> Path:
         return self.folder / WORK / f"{shard_name(number)}.json"
