@@ -69,7 +69,8 @@ def open_files(path: Path) -> "FolderFiles | ZipFiles":
 
 
 def _is_hidden(name: str) -> bool:
-    return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+    parts = (part for part in name.split("/") if part not in (".", ".."))
+    return any(part.startswith((".", "__MACOSX")) for part in parts)
 
 
 # --- folders ------------------------------------------------------------------------------

@@ -126,6 +126,19 @@ def check_shards(folder: str | Path, workers: int) -> Iterator[int | Report]:
     yield report
 
 
+def verify_shards(folder: str | Path) -> ShardIndex:
+    """The index of a local data set, if `check_shards` finds no fault.
+
+    Raises:
+        ShardError: it finds some, or the index cannot be read.
+    """
+    *_, report = check_shards(folder, workers=1)
+    assert isinstance(report, Report)
+    if report.faults:
+        raise ShardError("\n".join(report.faults))
+    return report.index
+
+
 # --- one shard ----------------------------------------------------------------------------
 
 

@@ -202,6 +202,8 @@ def _labels_in_json(path: Path, files: Files, numbers: list[int]) -> list[int]:
     with files.part([files.names.index(LABELS)]).open() as (read,):
         try:
             labels = json.loads(read())["labels"]
+            if not isinstance(labels, list | None):
+                raise TypeError("no list")
             known = dict(labels or ())
         except (ValueError, TypeError, KeyError) as error:
             raise SourceError(

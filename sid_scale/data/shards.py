@@ -171,29 +171,6 @@ def decode(record: Record, index: ShardIndex) -> tuple[np.ndarray, int]:
     return array, checked_label(array, label, index.sample_shape, index.num_classes, where)
 
 
-def verify_shards(folder: str | Path) -> ShardIndex:
-    """Read a local data set from end to end and compare everything with its index.
-
-    Raises:
-        ShardError: the first difference in checksum, count, shape, value, class or key.
-    """
-    index = read_index(folder)
-    histogram = [0] * index.num_classes
-    seen: set[str] = set()
-    for shard in index.shards:
-        path = Path(folder) / shard.name
-        if _sha256(path) != shard.sha256:
-            raise ShardError(f"{path}: another SHA-256 than in {INDEX}; fetch it again")
-        for record in read_shard(folder, shard):
-            if record.key in seen:
-                raise ShardError(f"{record.url}: sample {record.key!r} is there a second time")
-            seen.add(record.key)
-            histogram[decode(record, index)[1]] += 1
-    if tuple(histogram) != index.class_histogram:
-        raise ShardError(f"{folder}/{INDEX}: class_histogram does not match the shards")
-    return index
-
-
 def checked_label(
     array: np.ndarray, label: int, shape: tuple[int, ...], num_classes: int, where: str
 ) -> int:
