@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sid_scale.codecs import SIGMA_DATA, Codec, VAECodec, open_codec
+from sid_scale.codecs import SIGMA_DATA, Codec, CodecError, VAECodec, open_codec
 from sid_scale.data.shards import (
     INDEX,
     Shard,
@@ -227,12 +227,11 @@ def _histogram_faults(index: ShardIndex, classes: Counter[int]) -> list[str]:
 
 
 def _compare_with_codec(index: ShardIndex, moments: Moments) -> tuple[list[Channel], list[str]]:
-    """The channels; and faults, if a VAE's raw latents are not what its codec assumes.
-
-    Raises:
-        CodecError: the index describes no codec.
-    """
-    codec: Codec = open_codec(index.codec)
+    """The channels; and faults, if a VAE's raw latents are not what its codec assumes."""
+    try:
+        codec: Codec = open_codec(index.codec)
+    except CodecError as error:
+        return [], [f"{INDEX}: {error}"]
     channels = len(moments.mean)
     scale, bias = [1.0] * channels, [0.0] * channels
     if isinstance(codec, VAECodec):
