@@ -3,10 +3,7 @@
 import os
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -14,52 +11,16 @@ import pytest
 
 from sid_scale.data.shards import read_index
 from tests.conftest import ROOT, flip_last_bit
+from tests.launches import Start, contents, wait_for
 from tests.sources import digits, latents, write_folder, write_zip
 from tools import check_shards, make_shards
 
-Start = Callable[..., subprocess.Popen[str]]
-
 STUCK = "00001/img-latents-00000017.npy"
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """Starts a tool in a session of its own; what is left of it is killed."""
-    started = []
-
-    def start(tool: str, *arguments: str | Path) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "tools" / tool), *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-            start_new_session=True,
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
 
 
 def make(source: Path, out: Path, *more: str) -> int:
     arguments = ["--source", str(source), "--out", str(out), "--shard-size", "20kB", *more]
     return make_shards.main(arguments)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + 60
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end, "nothing happened in time"
-        time.sleep(0.05)
 
 
 def test_edm2s_archive_becomes_shards_that_are_found_good(
@@ -129,7 +90,7 @@ def test_interrupted_it_leaves_nobody_behind_and_goes_on(
     os.mkfifo(source / STUCK)
     out = tmp_path / "out"
     arguments = ("--source", source, "--out", out, "--shard-size", "20kB", "--workers", "2")
-    process = start("make_shards.py", *arguments)
+    process = start(ROOT / "tools" / "make_shards.py", *arguments)
     others = len(read_index(tmp_path / "straight").shards) - 1
     wait_for(lambda: len(list(out.glob("shard-*.tar"))) == others, process)
     workers = workers_of(process)
