@@ -19,9 +19,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sid_scale.data.making import Part, parse_bytes
+import torch
+from tqdm import tqdm
+
+from sid_scale.codecs import CodecError, VAECodec, read_codec, stability_vae
+from sid_scale.data.encode import PRECISIONS, Encoder, Encoding, encode, plan_encoding
+from sid_scale.data.inputs import open_source
+from sid_scale.data.making import Making, Part, parse_bytes
+from sid_scale.data.shards import DTYPES
 from sid_scale.errors import SidScaleError
 from sid_scale.processes import usable_cores
+from sid_scale.ranks import launched_rank, tell_once
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -49,13 +57,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--flip", action="store_true", help="add each image's mirror image")
     parser.add_argument(
         "--precision",
-        choices=("float32", "bfloat16", "float16"),
+        choices=PRECISIONS,
         default="float32",
         help="what the VAE computes in (default float32)",
     )
-    parser.add_argument(
-        "--dtype", choices=("float32", "float16"), default="float32", help="of what is stored"
-    )
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of what is stored")
     parser.add_argument(
         "--shard-size",
         type=parse_bytes,
@@ -100,8 +106,8 @@ def _part(text: str) -> Part:
 
 def my_part(part: Part) -> Part:
     """The share of this rank within a part."""
-    rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    return Part(part.number * ranks + rank, part.of * ranks)
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    return Part(part.number * ranks + launched_rank(), part.of * ranks)
 
 
 def my_threads() -> int:
@@ -110,28 +116,14 @@ def my_threads() -> int:
     return max(1, usable_cores() // int(ranks))
 
 
-def run(options: argparse.Namespace) -> str:
-    """Encodes this process's share; returns what to say in the end.
+def run(options: argparse.Namespace) -> int:
+    """Encodes this process's share; returns the exit status.
 
     Raises:
-        SidScaleError: something given cannot be used, or the work cannot go on.
+        SidScaleError: the work cannot go on.
     """
-    # These import torch, which takes its time: a typo should not.
-    import torch
-    from tqdm import tqdm
-
-    from sid_scale.codecs import CodecError, VAECodec, read_codec, stability_vae
-    from sid_scale.data.encode import Encoder, Encoding, encode, plan_encoding
-    from sid_scale.data.inputs import open_source
-    from sid_scale.data.making import Making
-
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else "cpu"
-    vae = Path(options.vae).resolve() if options.vae else None
-    codec = read_codec(options.codec, vae) if options.codec else stability_vae(vae or "")
-    if not isinstance(codec, VAECodec):
-        raise CodecError(f"{options.codec} describes no VAE: tools/make_shards.py stores pixels")
-    codec.folder = codec.folder.resolve()
     encoding = Encoding(
         options.resolution,
         options.flip,
@@ -142,34 +134,53 @@ def run(options: argparse.Namespace) -> str:
         options.batch_size,
         options.threads or my_threads(),
     )
-    source = open_source(options.source, options.num_classes, options.unlabelled)
-    encoder = Encoder(codec, encoding, torch.device(device))
-    plan = plan_encoding(source, codec, encoding, encoder)
+    try:
+        codec = codec_of(options)
+        source = open_source(options.source, options.num_classes, options.unlabelled)
+        encoder = Encoder(codec, encoding, torch.device(device))
+        plan = plan_encoding(source, codec, encoding, encoder)
+    except SidScaleError as error:  # the same on every rank
+        tell_once(error)
+        return 1
     making = Making(options.out, plan, my_part(options.part))
     with making.claimed():
         if not making.is_finished:
             mine = sum(plan.count(number) for number in making.mine)
-            quiet = os.environ.get("RANK", "0") != "0"
-            with tqdm(total=mine, unit=" images", disable=quiet) as bar:
+            with tqdm(total=mine, unit=" images", disable=launched_rank() > 0) as bar:
                 encode(source, making, encoding, encoder, bar.update)
         index = making.finish()
     if index is None:
-        return f"{options.out}: part {making.part.number}/{making.part.of} is done, others are not"
-    return f"{options.out}: {index.samples:,} samples in {len(index.shards):,} shards"
+        part = f"part {making.part.number}/{making.part.of}"
+        print(f"{options.out}: {part} is done, others are not", flush=True)
+    else:
+        print(f"{options.out}: {index.samples:,} samples in {len(index.shards):,} shards")
+    return 0
+
+
+def codec_of(options: argparse.Namespace) -> VAECodec:
+    """The VAE to encode with, and its normalisation.
+
+    Raises:
+        CodecError: nothing describes them.
+    """
+    codec = read_codec(options.codec, options.vae) if options.codec else stability_vae(options.vae)
+    if not isinstance(codec, VAECodec):
+        raise CodecError(f"{options.codec} describes no VAE: tools/make_shards.py stores pixels")
+    codec.folder = codec.folder.resolve()
+    return codec
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Encodes; returns the exit status."""
     options = parse(arguments)
     try:
-        print(run(options), flush=True)
+        return run(options)
     except SidScaleError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr, flush=True)
         return 1
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

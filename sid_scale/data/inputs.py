@@ -182,18 +182,19 @@ def _load(kind: str, read: Callable[[], bytes]) -> np.ndarray:
 
 
 def _latents(content: bytes) -> np.ndarray:
-    """The numbers in a .npy, which is not believed before it is measured."""
+    """The numbers in a .npy, whose header is not believed before they are measured."""
     npy = io.BytesIO(content)
     try:
         if np.lib.format.read_magic(npy) != (1, 0):
             raise ValueError("not version 1.0")
-        shape, _, dtype = np.lib.format.read_array_header_1_0(npy)
-        size = len(content) - npy.tell()
+        shape, transposed, dtype = np.lib.format.read_array_header_1_0(npy)
     except Exception as error:  # whatever a hostile header provokes in Python's parser
         raise ValueError(f"no sound {LATENT}: {error}") from error
+    size = len(content) - npy.tell()
     if dtype.kind != "f" or dtype.itemsize * math.prod(shape) != size:
         raise ValueError(f"no sound {LATENT}: {dtype} {shape} in {size} bytes")
-    return np.load(io.BytesIO(content), allow_pickle=False)
+    numbers = np.frombuffer(content, dtype, offset=npy.tell())
+    return numbers.reshape(shape, order="F" if transposed else "C")
 
 
 def _labels_in_json(path: Path, files: Files, numbers: list[int]) -> list[int]:

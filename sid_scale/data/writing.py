@@ -30,6 +30,7 @@ from sid_scale.data.shards import (
 # WebDataset cuts a key at its first dot and skips `__names`; ustar has room for 100 characters.
 KEY = re.compile(r"(?!__)[A-Za-z0-9_/-]{1,90}")
 TAR_BLOCK = 512
+BUFFER = 1 << 20  # tarfile writes bits of 10 kB
 
 
 class Sample(NamedTuple):
@@ -98,7 +99,7 @@ def write_shard(
     partial = partial or path.with_name(f".{path.name}.partial")
     classes: Counter[int] = Counter()
     try:
-        with open(partial, "wb") as file:
+        with open(partial, "wb", buffering=BUFFER) as file:
             with wds.TarWriter(file, encoder=False, mtime=0) as tar:
                 for record in records:
                     tar.write(record)
