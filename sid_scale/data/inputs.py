@@ -201,7 +201,8 @@ def _latents(content: bytes) -> np.ndarray:
 
 
 class ShardSource:
-    """The images of pixel shards, in the order in which they lie there."""
+    """The images of pixel shards, in the order in which they lie there: it is shuffled already,
+    and read from end to end, which no other order would be."""
 
     kind = "images"
     shuffled = True

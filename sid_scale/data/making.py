@@ -27,7 +27,7 @@ from sid_scale.recipes import differences
 RECIPE = "recipe.json"
 WORK = ".making"
 MOST_TOLD = 20  # refused samples in one message
-GO_ON = "The same command goes on from here"
+GO_ON = "With that mended, the same command goes on from here"
 
 
 # --- the folder ---------------------------------------------------------------------------
