@@ -13,9 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sid_scale.data import order as order_module
 from sid_scale.data import stream as module
 from sid_scale.data.shards import Record, Shard, ShardError, read_index, read_shard, write_shards
-from sid_scale.data.stream import LatentStream, lane_count
+from sid_scale.data.order import lane_count
+from sid_scale.data.stream import LatentStream
 
 SHAPE = (2, 1, 2)
 
@@ -67,7 +69,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def windows(samples: int) -> Iterator[None]:
     """Windows of this size in all: 4096 holds whole lanes here, 64 far less, as ImageNet's."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "SHUFFLE", samples)
+        patch.setattr(order_module, "SHUFFLE", samples)
         yield
 
 
