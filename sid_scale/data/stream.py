@@ -14,6 +14,8 @@ order puts each sample at one position of each epoch, and that position lies in 
 import queue
 import sys
 import threading
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -139,12 +141,14 @@ class _Reader:
         self._skips = settings.on_bad_sample == "skip"
         self._told: set[tuple[int, int]] = set()
         self._lanes: dict[int, _Lane] = {}
+        self._memory = _Memory()
         self._workers = settings.workers
         self._pool = ThreadPoolExecutor(settings.workers, "latent-reader")
 
     def batch(self, positions: range) -> Batch:
         """The samples at these positions, checked."""
-        draft = _Draft(self._source, len(positions))
+        shape = (len(positions), *self._source.index.sample_shape)
+        draft = _Draft(self._source, self._memory.tensor(shape))
         work: dict[int, _LaneWork] = {}
         for run in self._order.runs(positions):
             number = run.window.lane
@@ -234,14 +238,34 @@ class _LaneWork(NamedTuple):
                 self.draft.read(row, opened[shard], shard, number)
 
 
+class _Memory:
+    """Float32 tensors, pinned if CUDA is there, from memory that was used before.
+
+    Fresh memory would cost as much as the copy into it: the system has to clear it first.
+    """
+
+    def __init__(self) -> None:
+        self._free: deque[np.ndarray] = deque()
+
+    def tensor(self, shape: tuple[int, ...]) -> Tensor:
+        """Any values. All tensors have one shape."""
+        if torch.cuda.is_available():
+            return torch.empty(shape, pin_memory=True)  # PyTorch keeps pinned memory for reuse
+        memory = self._free.pop() if self._free else np.empty(shape, np.float32)
+        # The last tensor that shares the memory drops this view, and so hands the memory back.
+        view = memory.view()
+        weakref.finalize(view, self._free.append, memory).atexit = False
+        return torch.from_numpy(view)
+
+
 class _Draft:
     """A micro-batch in the making."""
 
-    def __init__(self, source: ShardSource, rows: int):
+    def __init__(self, source: ShardSource, stored: Tensor):
+        rows = len(stored)
         self._index, self._layout = source.index, source.layout
-        pinned = torch.cuda.is_available()
-        self.stored = torch.empty(rows, *self._index.sample_shape, pin_memory=pinned)
-        self._values = self.stored.numpy().reshape(rows, -1)
+        self.stored = stored
+        self._values = stored.numpy().reshape(rows, -1)
         dtype = DTYPES[self._index.dtype]
         in_place = dtype == self._values.dtype
         self._payloads = self._values if in_place else np.empty(self._values.shape, dtype)
@@ -282,8 +306,11 @@ class _Draft:
 
 def _is_finite(values: np.ndarray) -> bool:
     """Whether float32 values (n,) hold neither NaN nor infinity: either times zero is NaN."""
-    parts = (values[i : i + len(_ZEROS)] for i in range(0, len(values), len(_ZEROS)))
-    return all(np.dot(part, _ZEROS[: len(part)]) == 0 for part in parts)
+    for begin in range(0, len(values), len(_ZEROS)):
+        part = values[begin : begin + len(_ZEROS)]
+        if np.dot(part, _ZEROS[: len(part)]) != 0:
+            return False
+    return True
 
 
 def _pinned(tensor: Tensor) -> Tensor:
