@@ -117,7 +117,7 @@ class StreamConfig:
     cache_dir: str | None = None
     cache_gb: float = 200.0  # least recently used shards go
     prefetch: int = 4  # micro-batches that wait ready
-    workers: int = 4  # threads that read and fetch
+    workers: int = 4  # threads that fetch what is not a local file
     retries: int = 5  # of what is not a local file
     backoff_seconds: float = 1.0  # before the first retry; doubled before each other
     timeout_seconds: float = 60.0  # without a byte

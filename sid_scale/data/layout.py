@@ -13,6 +13,7 @@ and .npy headers that belong there. Any other tar file is for `shards.read_shard
 
 import io
 import os
+from collections.abc import Iterator
 from typing import IO
 
 import numpy as np
@@ -21,16 +22,9 @@ from sid_scale.data.shards import DTYPES, HEAD_BYTES, INDEX, Shard, ShardError, 
 
 TAR_BLOCK = 512
 TAR_RECORD = 10240  # a tar file is padded to a multiple of this
-# What of a member's header (POSIX 1003.1, ustar) is looked at; its checksum takes too long.
-USTAR = np.dtype(
-    {
-        "names": ["name", "size", "type", "magic", "prefix"],
-        "formats": ["S100", "S12", "S1", "V8", "S155"],
-        "offsets": [0, 124, 156, 257, 345],
-        "itemsize": TAR_BLOCK,
-    }
-)
-MAGIC = np.void(b"ustar\x0000")
+# Fields of a member's header (POSIX 1003.1, ustar). Its checksum would take too long.
+NAME, SIZE = slice(0, 100), slice(124, 136)
+FIXED = {156: b"0", 257: b"ustar\x0000", 345: b"\0"}  # a plain file, by its short name
 DIGITS = 16  # of a class, at most
 
 
@@ -42,21 +36,18 @@ class Layout:
         dtype = DTYPES[index.dtype]
         header = {"descr": dtype.str, "fortran_order": False, "shape": index.sample_shape}
         np.lib.format.write_array_header_1_0(preamble, header)
-        self.preamble = np.void(preamble.getvalue())
         self.num_classes = index.num_classes
         payload = int(np.prod(index.sample_shape)) * dtype.itemsize
         npy = len(preamble.getvalue()) + payload
-        self.npy_size = b"%011o" % npy
+        self.head_bytes = 3 * TAR_BLOCK + len(preamble.getvalue())
+        self.record_bytes = 3 * TAR_BLOCK + npy  # of a sample, without the zeros behind it
         self.stride = 3 * TAR_BLOCK + -(-npy // TAR_BLOCK) * TAR_BLOCK
-        self.head = np.dtype(
-            [
-                ("cls", USTAR),
-                ("label", f"S{DIGITS}"),
-                ("padding", f"V{TAR_BLOCK - DIGITS}"),
-                ("npy", USTAR),
-                ("preamble", f"V{npy - payload}"),
-            ]
-        )
+        same = {base + at: text for base in (0, 2 * TAR_BLOCK) for at, text in FIXED.items()}
+        same[2 * TAR_BLOCK + SIZE.start] = b"%011o\0" % npy
+        same[3 * TAR_BLOCK] = preamble.getvalue()
+        # Bytes that are the same in all heads: where they lie, and what they are.
+        self._where = np.concatenate([at + np.arange(len(text)) for at, text in same.items()])
+        self._what = np.frombuffer(b"".join(same.values()), np.uint8)
 
     def file_bytes(self, samples: int) -> int:
         """Bytes of a shard of so many samples, with the two zero blocks at the end of a tar."""
@@ -64,20 +55,19 @@ class Layout:
 
     def labels(self, heads: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The classes that heads, uint8 (n, head_bytes), tell, int64 (n,), and which heads are
-        in order, bool (n,); the class of one that is not is -1."""
-        fields = heads.view(self.head)[:, 0]
-        cls, npy = fields["cls"], fields["npy"]
-        sound = (npy["size"] == self.npy_size) & (fields["preamble"] == self.preamble)
-        for member in (cls, npy):
-            sound &= (member["type"] == b"0") & (member["magic"] == MAGIC)
-            sound &= member["prefix"] == b""
-        texts = fields["label"].tolist()
-        labels = np.array([int(text) if text.isdigit() else -1 for text in texts], np.int64)
-        sound &= (labels >= 0) & (labels < self.num_classes)
-        sound &= cls["size"] == [b"%011o" % len(text) for text in texts]
-        names = zip(cls["name"].tolist(), npy["name"].tolist(), strict=True)
-        sound &= [npy == cls[:-3] + b"npy" and cls.endswith(b".cls") for cls, npy in names]
-        return np.where(sound, labels, -1), sound
+        in order, bool (n,)."""
+        sound = (heads[:, self._where] == self._what).all(axis=1)
+        labels = np.full(len(heads), -1)
+        for row, head in enumerate(heads[:, : 2 * TAR_BLOCK + NAME.stop]):
+            text = head.tobytes()
+            cls, npy = text[NAME].rstrip(b"\0"), text[2 * TAR_BLOCK :].rstrip(b"\0")
+            digits = text[TAR_BLOCK : TAR_BLOCK + DIGITS].rstrip(b"\0")
+            paired = cls.endswith(b".cls") and npy == cls[:-3] + b"npy"
+            sized = text[SIZE] == b"%011o\0" % len(digits)
+            label = int(digits) if digits.isdigit() else -1
+            sound[row] &= paired and sized and 0 <= label < self.num_classes
+            labels[row] = label
+        return labels, sound
 
 
 class LaidOutShard:
@@ -100,19 +90,22 @@ class LaidOutShard:
         except OSError:
             os.posix_fadvise(self._descriptor, begin, end - begin, os.POSIX_FADV_WILLNEED)
 
-    def read_into(self, number: int, head: np.ndarray, payload: np.ndarray) -> None:
-        """Sample `number`, unchecked: uint8 arrays of the head's size and the payload's.
+    def read_into(self, numbers: list[int], buffers: list[list[memoryview]]) -> Iterator[None]:
+        """Samples, unchecked, each into buffers of the head's size and the payload's; pauses
+        after each.
 
         Raises:
             ShardError: the file ends too early or cannot be read.
         """
-        place = number * self._layout.stride
-        try:
-            count = os.preadv(self._descriptor, [head.data, payload.data], place)
-        except OSError as error:
-            raise ShardError(f"{self._url}: cannot be read at sample {number}: {error}") from error
-        if count != head.nbytes + payload.nbytes:
-            raise ShardError(f"{self._url}: ends within sample {number}; fetch it again")
+        stride, wanted = self._layout.stride, self._layout.record_bytes
+        for number, buffer in zip(numbers, buffers, strict=True):
+            try:
+                count = os.preadv(self._descriptor, buffer, number * stride)
+            except OSError as error:
+                raise ShardError(f"{self._url}: sample {number}: {error.strerror}") from error
+            if count != wanted:
+                raise ShardError(f"{self._url}: ends within sample {number}; fetch it again")
+            yield
 
     def close(self) -> None:
         self._file.close()

@@ -62,6 +62,11 @@ class ShardSource:
             self._ahead = ThreadPoolExecutor(settings.workers, "shard-fetcher")
         self._told_full = False
 
+    @property
+    def is_fetched(self) -> bool:
+        """Whether opening a shard may mean waiting for a network."""
+        return self._local is None or self._cache is not None
+
     def open(self, number: int, *, in_place: bool = True) -> "LaidOutShard | ReadThrough":
         """Shard `number`: in place, if that is wanted and its layout allows it.
 

@@ -27,15 +27,14 @@ import torch
 from torch import Tensor
 
 from sid_scale.config import StreamConfig
-from sid_scale.data.layout import LaidOutShard
+from sid_scale.data.layout import LaidOutShard, Layout
 from sid_scale.data.order import Order, Run, Schedule, Window
-from sid_scale.data.shards import DTYPES, BadSampleError, decode
+from sid_scale.data.shards import DTYPES, BadSampleError, Record, decode
 from sid_scale.data.source import ReadThrough, ShardSource
 
 OPEN_SHARDS = 4  # a lane's window of more of them (tiny ones) is read through, not kept open
 TOLD = 20  # bad samples that are told of one by one
-# A sum's terms are few enough that BLAS stays on this thread.
-_ZEROS = np.zeros(8192, np.float32)
+BLAS_ONE_THREAD = 10_000  # numbers up to which OpenBLAS keeps a dot product on this thread
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,14 +140,15 @@ class _Reader:
         self._skips = settings.on_bad_sample == "skip"
         self._told: set[tuple[int, int]] = set()
         self._lanes: dict[int, _Lane] = {}
-        self._memory = _Memory()
+        self._memory = _Memory(source)
         self._workers = settings.workers
         self._pool = ThreadPoolExecutor(settings.workers, "latent-reader")
 
     def batch(self, positions: range) -> Batch:
         """The samples at these positions, checked."""
         shape = (len(positions), *self._source.index.sample_shape)
-        draft = _Draft(self._source, self._memory.tensor(shape))
+        stored, rows = self._memory.rows(shape)
+        draft = _Draft(self._source, rows)
         work: dict[int, _LaneWork] = {}
         for run in self._order.runs(positions):
             number = run.window.lane
@@ -156,12 +156,12 @@ class _Reader:
             first = run.positions.start - positions.start
             work.setdefault(number, _LaneWork(lane, draft, [])).runs.append((run, first))
         # One thread to a lane: a lane is read in order.
-        several = len(work) > 1 and self._workers > 1
+        several = len(work) > 1 and self._source.is_fetched and self._workers > 1
         list((self._pool.map if several else map)(_LaneWork.read, work.values()))
         skipped = sum(self._mend(draft, row) for row in draft.unsound())
         labels = _pinned(torch.from_numpy(draft.labels))
         index = _pinned(torch.arange(positions.start, positions.stop))
-        return Batch(draft.stored, labels, index, skipped)
+        return Batch(stored, labels, index, skipped)
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -234,83 +234,113 @@ class _LaneWork(NamedTuple):
         for (window, _, slots), first in self.runs:
             opened = self.lane.shards(window)
             shards, numbers = window.shards[slots].tolist(), window.numbers[slots].tolist()
-            for row, (shard, number) in enumerate(zip(shards, numbers, strict=True), first):
-                self.draft.read(row, opened[shard], shard, number)
+            self.draft.places[first : first + len(shards)] = zip(shards, numbers, strict=True)
+            for shard in dict.fromkeys(shards):
+                mine = [i for i, other in enumerate(shards) if other == shard]
+                rows = [first + i for i in mine]
+                self.draft.read(opened[shard], [numbers[i] for i in mine], rows)
+
+
+class _Rows:
+    """Where a micro-batch is read to, and views of it that reading needs.
+
+    Args:
+        values: float32 (n, 2C, H, W), any values.
+    """
+
+    def __init__(self, values: np.ndarray, layout: Layout, dtype: np.dtype[Any]):
+        flat = values.reshape(len(values), -1)
+        self.values = list(flat)
+        # What is stored in half precision is read beside the place where it is wanted.
+        self.in_place = dtype == flat.dtype
+        stored = flat if self.in_place else np.empty(flat.shape, dtype)
+        self.stored = list(stored)
+        self.heads = np.zeros((len(values), layout.head_bytes), np.uint8)
+        self.buffers = [list(map(_memory, pair)) for pair in zip(self.heads, stored, strict=True)]
+        # Each row as row vectors and as column vectors: their products are the sums of squares.
+        parts = flat.reshape(len(values), -1, 1, _divisor(flat.shape[1], BLAS_ONE_THREAD))
+        self.products = np.zeros((*parts.shape[:3], 1), np.float32)
+        self.factors = list(zip(parts, parts.swapaxes(2, 3), self.products, strict=True))
 
 
 class _Memory:
-    """Float32 tensors, pinned if CUDA is there, from memory that was used before.
+    """Rows in memory that was used before, pinned if CUDA is there.
 
     Fresh memory would cost as much as the copy into it: the system has to clear it first.
     """
 
-    def __init__(self) -> None:
-        self._free: deque[np.ndarray] = deque()
+    def __init__(self, source: ShardSource):
+        self._layout, self._dtype = source.layout, DTYPES[source.index.dtype]
+        self._free: deque[tuple[np.ndarray, _Rows]] = deque()
 
-    def tensor(self, shape: tuple[int, ...]) -> Tensor:
-        """Any values. All tensors have one shape."""
+    def rows(self, shape: tuple[int, ...]) -> tuple[Tensor, _Rows]:
+        """A tensor of a shape (always the same one) with any values, and its rows."""
         if torch.cuda.is_available():
-            return torch.empty(shape, pin_memory=True)  # PyTorch keeps pinned memory for reuse
-        memory = self._free.pop() if self._free else np.empty(shape, np.float32)
+            stored = torch.empty(shape, pin_memory=True)  # PyTorch keeps pinned memory for reuse
+            return stored, _Rows(stored.numpy(), self._layout, self._dtype)
+        if self._free:
+            memory, rows = self._free.pop()
+        else:
+            memory = np.empty(shape, np.float32)
+            rows = _Rows(memory, self._layout, self._dtype)
         # The last tensor that shares the memory drops this view, and so hands the memory back.
         view = memory.view()
-        weakref.finalize(view, self._free.append, memory).atexit = False
-        return torch.from_numpy(view)
+        weakref.finalize(view, self._free.append, (memory, rows)).atexit = False
+        return torch.from_numpy(view), rows
 
 
 class _Draft:
     """A micro-batch in the making."""
 
-    def __init__(self, source: ShardSource, stored: Tensor):
-        rows = len(stored)
-        self._index, self._layout = source.index, source.layout
-        self.stored = stored
-        self._values = stored.numpy().reshape(rows, -1)
-        dtype = DTYPES[self._index.dtype]
-        in_place = dtype == self._values.dtype
-        self._payloads = self._values if in_place else np.empty(self._values.shape, dtype)
-        self._bytes = self._payloads.view(np.uint8)
-        self._heads = np.zeros((rows, self._layout.head.itemsize), np.uint8)
-        self._laid_out = np.zeros(rows, bool)
-        self._sound = np.zeros(rows, bool)
-        self.labels = np.full(rows, -1)
-        self.places = [(-1, -1)] * rows
+    def __init__(self, source: ShardSource, rows: _Rows):
+        self._index, self._layout, self._rows = source.index, source.layout, rows
+        size = len(rows.values)
+        self._laid_out, self._sound = np.zeros(size, bool), np.zeros(size, bool)
+        self.labels = np.full(size, -1)
+        self.places = [(-1, -1)] * size  # shard and number of the sample in each row
 
-    def read(self, row: int, source: LaidOutShard | ReadThrough, shard: int, number: int) -> None:
-        """Sample `number` of a shard into a row; whether it is sound, `unsound` tells."""
-        self.places[row] = shard, number
-        if isinstance(source, LaidOutShard):
-            source.read_into(number, self._heads[row], self._bytes[row])
-            values = self._values[row]
-            if self._payloads is not self._values:
-                np.copyto(values, self._payloads[row])
-            self._laid_out[row] = self._sound[row] = _is_finite(values)
+    def read(self, source: LaidOutShard | ReadThrough, numbers: list[int], rows: list[int]) -> None:
+        """Samples of one shard into their rows; whether they are sound, `unsound` tells."""
+        if isinstance(source, ReadThrough):
+            for number, row in zip(numbers, rows, strict=True):
+                self._take(row, source.take(number))
             return
+        self._laid_out[rows] = True
+        buffers = [self._rows.buffers[row] for row in rows]
+        for row, _ in zip(rows, source.read_into(numbers, buffers), strict=True):
+            if not self._rows.in_place:
+                np.copyto(self._rows.values[row], self._rows.stored[row])
+            # Whether all is finite: the quickest pass, now that the cache holds the row.
+            across, down, products = self._rows.factors[row]
+            np.matmul(across, down, out=products)
+
+    def _take(self, row: int, record: Record) -> None:
         try:
-            self.put(row, *decode(source.take(number), self._index))
+            self.put(row, *decode(record, self._index))
         except BadSampleError:
             self._sound[row] = False  # and named when it is mended
 
     def put(self, row: int, array: np.ndarray, label: int) -> None:
         """A decoded sample into a row."""
-        self._values[row] = array.reshape(-1)
+        self._rows.values[row][:] = array.reshape(-1)
         self.labels[row], self._sound[row] = label, True
 
     def unsound(self) -> list[int]:
-        """Rows whose samples are not what the index promises, when all have been read."""
-        labels, in_order = self._layout.labels(self._heads[self._laid_out])
-        self.labels[self._laid_out] = labels
-        self._sound[self._laid_out] &= in_order
+        """Rows whose samples are not what the index promises, when all have been read; with
+        them some whose values are only huge."""
+        rows = self._laid_out
+        self.labels[rows], self._sound[rows] = self._layout.labels(self._rows.heads[rows])
+        self._sound[rows] &= np.isfinite(self._rows.products[rows]).all(axis=(1, 2, 3))
         return np.flatnonzero(~self._sound).tolist()
 
 
-def _is_finite(values: np.ndarray) -> bool:
-    """Whether float32 values (n,) hold neither NaN nor infinity: either times zero is NaN."""
-    for begin in range(0, len(values), len(_ZEROS)):
-        part = values[begin : begin + len(_ZEROS)]
-        if np.dot(part, _ZEROS[: len(part)]) != 0:
-            return False
-    return True
+def _memory(array: Any) -> memoryview:
+    return memoryview(array).cast("B")
+
+
+def _divisor(number: int, limit: int) -> int:
+    """The largest divisor of a number up to a limit."""
+    return next(d for d in range(min(number, limit), 0, -1) if number % d == 0)
 
 
 def _pinned(tensor: Tensor) -> Tensor:
