@@ -25,7 +25,10 @@ TAR_RECORD = 10240  # a tar file is padded to a multiple of this
 # Fields of a member's header (POSIX 1003.1, ustar). Its checksum would take too long.
 NAME, SIZE = slice(0, 100), slice(124, 136)
 FIXED = {156: b"0", 257: b"ustar\x0000", 345: b"\0"}  # a plain file, by its short name
-DIGITS = 16  # of a class, at most
+CLASS = slice(TAR_BLOCK, TAR_BLOCK + 16)  # as ASCII, behind its header
+# How a header tells the size of a class, by the number of its digits.
+SIZES = np.array([list(b"%011o\0" % digits) for digits in range(17)], np.uint8)
+CLS, NPY = (np.frombuffer(text, np.uint8) for text in (b".cls\0", b".npy\0"))
 
 
 class Layout:
@@ -57,17 +60,12 @@ class Layout:
         """The classes that heads, uint8 (n, head_bytes), tell, int64 (n,), and which heads are
         in order, bool (n,)."""
         sound = (heads[:, self._where] == self._what).all(axis=1)
-        labels = np.full(len(heads), -1)
-        for row, head in enumerate(heads[:, : 2 * TAR_BLOCK + NAME.stop]):
-            text = head.tobytes()
-            cls, npy = text[NAME].rstrip(b"\0"), text[2 * TAR_BLOCK :].rstrip(b"\0")
-            digits = text[TAR_BLOCK : TAR_BLOCK + DIGITS].rstrip(b"\0")
-            paired = cls.endswith(b".cls") and npy == cls[:-3] + b"npy"
-            sized = text[SIZE] == b"%011o\0" % len(digits)
-            label = int(digits) if digits.isdigit() else -1
-            sound[row] &= paired and sized and 0 <= label < self.num_classes
-            labels[row] = label
-        return labels, sound
+        sound &= _are_pairs(heads[:, NAME], heads[:, 2 * TAR_BLOCK :][:, NAME])
+        digits = np.ascontiguousarray(heads[:, CLASS])
+        sound &= (heads[:, SIZE] == SIZES[(digits != 0).sum(axis=1)]).all(axis=1)
+        texts = digits.view(f"S{digits.shape[1]}")[:, 0].tolist()
+        labels = np.array([int(text) if text.isdigit() else -1 for text in texts], np.int64)
+        return labels, sound & (labels >= 0) & (labels < self.num_classes)
 
 
 class LaidOutShard:
@@ -125,3 +123,13 @@ def is_laid_out(file: IO[bytes], layout: Layout, shard: Shard, url: str) -> bool
         return False
     end = shard.samples * layout.stride
     return not any(os.pread(file.fileno(), size - end, end))
+
+
+def _are_pairs(cls: np.ndarray, npy: np.ndarray) -> np.ndarray:
+    """Which of these names, uint8 (n, 100) each, are `<key>.cls` and `<key>.npy`. -> bool (n,)"""
+    differs = cls != npy
+    dot = differs.argmax(axis=1) - 1  # where they differ first, c stands against n
+    inside = (dot > 0) & (dot + len(CLS) <= cls.shape[1]) & (differs.sum(axis=1) == 3)
+    ending = np.where(inside, dot, 0)[:, None] + np.arange(len(CLS))
+    rows = np.arange(len(cls))[:, None]
+    return inside & ((cls[rows, ending] == CLS) & (npy[rows, ending] == NPY)).all(axis=1)
