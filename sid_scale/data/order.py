@@ -11,11 +11,12 @@ the index; its parts are:
   samples, or WINDOW_BYTES of them if that is less. The first windows of an epoch are cut
   shorter, each lane's by its own measure, so that the lanes refill in turn.
 
-How well this shuffles: a sample's neighbours at stored distance d < SHUFFLE / lanes come anywhere
-in its window; SHUFFLE consecutive positions draw from every lane, that is from `lanes` places
-spread evenly over a fresh order of the shards. Two samples of one stored window stay within
-2 SHUFFLE positions of each other in every epoch. That is why shards should be written in a
-shuffled order; then any SHUFFLE positions are a fair sample of all classes.
+How well this shuffles: SHUFFLE consecutive positions draw from every lane, that is from `lanes`
+places spread evenly over a fresh order of the shards (ImageNet: 64 shards or more, none with twice
+its share). Within a lane, samples stored side by side mostly share a window: with 64 lanes a
+quarter of them meet in one block of BLOCK, the others come whole turns of the lanes (1024
+positions) apart. So shards should be written in a shuffled order; then neighbours are nothing to
+each other, and any stretch of positions is a fair sample of all classes.
 """
 
 from collections.abc import Iterator

@@ -238,7 +238,8 @@ class _LaneWork(NamedTuple):
             for shard in dict.fromkeys(shards):
                 mine = [i for i, other in enumerate(shards) if other == shard]
                 rows = [first + i for i in mine]
-                self.draft.read(opened[shard], [numbers[i] for i in mine], rows)
+                with np.errstate(over="ignore", invalid="ignore"):  # found out by `unsound`
+                    self.draft.read(opened[shard], [numbers[i] for i in mine], rows)
 
 
 class _Rows:
