@@ -25,8 +25,9 @@ import torch
 import webdataset as wds
 
 from sid_scale.data.order import SHUFFLE
-from sid_scale.data.shards import read_index, read_shard, write_shards
+from sid_scale.data.shards import read_index, read_shard
 from sid_scale.data.stream import LatentStream
+from sid_scale.data.writing import write_shards
 
 SHARDS = 100
 CLASSES = 1000

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sid_scale.data.shards import write_shards
+from sid_scale.data.writing import write_shards
 
 SHAPE = (2, 1, 2)
 

@@ -12,8 +12,9 @@ import pytest
 
 from sid_scale.config import StreamConfig
 from sid_scale.data.opening import FetchError, Patience
-from sid_scale.data.shards import BadSampleError, Shard, ShardError, read_index, write_shards
+from sid_scale.data.shards import BadSampleError, Shard, ShardError, read_index
 from sid_scale.data.stream import Batch, LatentStream
+from sid_scale.data.writing import write_shards
 from sid_scale.errors import SidScaleError
 from tests.data.server import Server, served
 from tests.data.shards import SHAPE, write
