@@ -17,7 +17,7 @@ from sid_scale.data.stream import Batch, LatentStream
 from sid_scale.data.writing import write_shards
 from sid_scale.errors import SidScaleError
 from tests.data.server import Server, served
-from tests.data.shards import SHAPE, write
+from tests.data.shards import SHAPE, put_value, write
 from tests.ranks import free_port
 
 SHARD = "shard-000002.tar"
@@ -173,16 +173,8 @@ def test_waits_double_up_to_a_limit_and_differ_between_ranks() -> None:
 
 
 def harm(folder: Path, *bad: int, value: float = np.nan) -> Path:
-    """Puts a value into samples of the third shard (from 120 on); the index believes it."""
-    path = folder / SHARD
-    content = bytearray(path.read_bytes())
-    for number in bad:
-        place = content.index(f"{120 + number:06d}.npy".encode()) + 512 + 128
-        content[place : place + 4] = np.float32(value).tobytes()
-    path.write_bytes(content)
-    index = json.loads((folder / "index.json").read_text())
-    index["shards"][2] = dataclasses.asdict(Shard.of(path, 60))
-    (folder / "index.json").write_text(json.dumps(index))
+    """Puts a value into samples of the third shard, which holds numbers from 120 on."""
+    put_value(folder, SHARD, [f"{120 + number:06d}" for number in bad], value)
     return folder
 
 
