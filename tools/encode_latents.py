@@ -25,7 +25,8 @@ from tqdm import tqdm
 from sid_scale.codecs import CodecError, VAECodec, read_codec, stability_vae
 from sid_scale.data.encode import PRECISIONS, Encoder, Encoding, encode, plan_encoding
 from sid_scale.data.inputs import open_source
-from sid_scale.data.making import Making, Part, parse_bytes
+from sid_scale.data.making import Making, Part
+from sid_scale.data.plan import parse_bytes
 from sid_scale.data.shards import DTYPES
 from sid_scale.errors import SidScaleError
 from sid_scale.processes import usable_cores

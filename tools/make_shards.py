@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from sid_scale.codecs import Codec, read_codec, stability_vae
 from sid_scale.data.inputs import open_source
-from sid_scale.data.making import Making, parse_bytes
+from sid_scale.data.making import Making
 from sid_scale.data.packing import Packing, pack, plan_packing
+from sid_scale.data.plan import parse_bytes
 from sid_scale.data.shards import DTYPES
 from sid_scale.errors import SidScaleError
 from sid_scale.processes import usable_cores

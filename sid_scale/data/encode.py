@@ -19,7 +19,8 @@ from torch import Tensor
 from sid_scale.codecs import VAE_WEIGHTS, VAECodec
 from sid_scale.data.images import centre_crop
 from sid_scale.data.inputs import Raw, Source, SourceError
-from sid_scale.data.making import Making, Plan, Refusals, describe_source, shard_count, shuffled
+from sid_scale.data.making import Making, Refusals
+from sid_scale.data.plan import Plan, describe_source, shard_count, shuffled
 from sid_scale.data.writing import Sample, SampleFormat
 from sid_scale.errors import SidScaleError
 from sid_scale.networks.checkpoints import sha256

@@ -9,7 +9,6 @@ folders in ImageNet's layout: one a class, in the order of their names.
 
 import hashlib
 import io
-import json
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -24,13 +23,12 @@ import numpy as np
 
 from sid_scale.codecs import IdentityCodec
 from sid_scale.data.archives import Files, Part, SourceError, open_files
+from sid_scale.data.file_labels import LABELS, labels_by_folder, labels_in_json
 from sid_scale.data.images import SUFFIXES, decode_image
 from sid_scale.data.shards import INDEX, ShardIndex, decode, read_index, read_shard
 from sid_scale.data.writing import checked_key
 
-LABELS = "dataset.json"
 LATENT = ".npy"
-SPLITS = {"train", "val", "valid", "validation", "test"}
 _NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9_/-]")
 
 
@@ -117,9 +115,11 @@ class FileSource:
         if unlabelled:
             labels = [0] * len(numbers)
         elif LABELS in files.names:
-            labels = _labels_in_json(path, files, numbers)
+            labels = labels_in_json(path, files, numbers)
+        elif latents:
+            raise SourceError(f"{path}: there is no {LABELS} that says what class a file is of")
         else:
-            numbers, labels, self.classes = _labels_by_folder(path, files, numbers, self.kind)
+            numbers, labels, self.classes = labels_by_folder(path, files, numbers)
         order = sorted(range(len(numbers)), key=lambda i: files.names[numbers[i]])
         self._numbers = np.array(numbers)[order]
         self._labels = np.array(labels)[order]
@@ -195,65 +195,6 @@ def _latents(content: bytes) -> np.ndarray:
         raise ValueError(f"no sound {LATENT}: {dtype} {shape} in {size} bytes")
     numbers = np.frombuffer(content, dtype, offset=npy.tell())
     return numbers.reshape(shape, order="F" if transposed else "C")
-
-
-def _labels_in_json(path: Path, files: Files, numbers: list[int]) -> list[int]:
-    """The classes of the files with these numbers."""
-    where = f"{path}: {LABELS}"
-    with files.part([files.names.index(LABELS)]).open() as (read,):
-        try:
-            labels = json.loads(read())["labels"]
-            if not isinstance(labels, list | None):
-                raise TypeError("no list")
-            known = dict(labels or ())
-        except (ValueError, TypeError, KeyError) as error:
-            raise SourceError(
-                f'{where}: not of the form {{"labels": [[file, class], ...]}} '
-                f"({type(error).__name__}: {error})"
-            ) from error
-    if not known:
-        raise SourceError(f"{where} holds no labels; give --unlabelled to make all class 0")
-    names = [files.names[number] for number in numbers]
-    for name in names:
-        if type(known.get(name, 0)) is not int:
-            raise SourceError(f"{where}: {name}: class {known[name]!r:.80} is no integer")
-    _name_some(set(names) - known.keys(), f"{where}: these files have no class")
-    _name_some(known.keys() - set(names), f"{where}: these files have a class, but are not there")
-    return [known[name] for name in names]
-
-
-def _name_some(names: set[str], complaint: str) -> None:
-    if names:
-        some = ", ".join(map(str, sorted(names, key=str)[:5]))
-        raise SourceError(f"{complaint}: {some}{' ...' if len(names) > 5 else ''} ({len(names)})")
-
-
-def _labels_by_folder(
-    path: Path, files: Files, numbers: list[int], kind: str
-) -> tuple[list[int], list[int], list[str]]:
-    """Files in class folders, their classes, and the folders' names in the order of classes.
-
-    Of a data set's splits only `train` is taken.
-    """
-    if kind == "latents":
-        raise SourceError(f"{path}: there is no {LABELS} that says which class each file is of")
-    parts = [files.names[number].split("/") for number in numbers]
-    depth = 0
-    if {part[0] for part in parts if len(part) > 1} <= SPLITS and any(
-        part[0] == "train" and len(part) > 2 for part in parts
-    ):
-        depth = 1
-        chosen = [i for i, part in enumerate(parts) if part[0] == "train"]
-        numbers, parts = [numbers[i] for i in chosen], [parts[i] for i in chosen]
-    for part in parts:
-        if len(part) < depth + 2:
-            raise SourceError(
-                f"{path}: {'/'.join(part)} lies in no class folder, and there is no {LABELS}. "
-                "Put each class's images in a folder, or give --unlabelled to make all class 0"
-            )
-    classes = sorted({part[depth] for part in parts})
-    number_of = {name: number for number, name in enumerate(classes)}
-    return numbers, [number_of[part[depth]] for part in parts], classes
 
 
 # --- pixel shards -------------------------------------------------------------------------

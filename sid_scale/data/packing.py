@@ -10,14 +10,8 @@ import torch
 from sid_scale.codecs import IdentityCodec
 from sid_scale.data.images import centre_crop
 from sid_scale.data.inputs import Raw, Source, SourcePart
-from sid_scale.data.making import (
-    Making,
-    Plan,
-    Refusals,
-    describe_source,
-    shard_count,
-    shuffled,
-)
+from sid_scale.data.making import Making, Refusals
+from sid_scale.data.plan import Plan, describe_source, shard_count, shuffled
 from sid_scale.data.shards import ShardError
 from sid_scale.data.writing import Sample, SampleFormat
 from sid_scale.processes import over_processes

@@ -11,8 +11,9 @@ import pytest
 
 from sid_scale.codecs import IdentityCodec, stability_vae
 from sid_scale.data.inputs import Source, open_source
-from sid_scale.data.making import Making, Part, Plan, parse_bytes, shuffled
+from sid_scale.data.making import Making, Part
 from sid_scale.data.packing import Packing, pack, plan_packing
+from sid_scale.data.plan import Plan, parse_bytes, shuffled
 from sid_scale.data.shards import ShardError, ShardIndex, decode, read_index, read_shard
 from sid_scale.data.writing import SampleFormat
 from tests.conftest import flip_last_bit

@@ -10,12 +10,10 @@ from sid_scale.data.making import Part
 from sid_scale.data.shards import read_index, read_shard
 from sid_scale.demo.prepare import ASSETS, TEACHER
 from tests.conftest import ROOT
-from tests.launches import Start, contents, start, wait_for
+from tests.launches import Start, contents, wait_for
 from tests.ranks import free_port
 from tests.sources import digits, write_folder
 from tools import check_shards, encode_latents
-
-__all__ = ["start"]
 
 
 def arguments(source: Path, out: Path, *more: str) -> list[str]:
