@@ -107,10 +107,10 @@ class Draft:
     def unsound(self) -> list[int]:
         """Rows whose samples are not what the index promises, when all have been read; with
         them some whose values are only huge."""
-        rows = self._laid_out
-        self.labels[rows], self._sound[rows] = self._layout.labels(self._rows.heads[rows])
-        self._sound[rows] &= np.isfinite(self._rows.products[rows]).all(axis=(1, 2, 3))
-        return np.flatnonzero(~self._sound).tolist()
+        labels, sound = self._layout.labels(self._rows.heads)
+        sound &= np.isfinite(self._rows.products).all(axis=(1, 2, 3))
+        self.labels = np.where(self._laid_out, labels, self.labels)
+        return np.flatnonzero(~np.where(self._laid_out, sound, self._sound)).tolist()
 
 
 def _memory(array: Any) -> memoryview:
