@@ -9,7 +9,7 @@ from tests.conftest import ROOT
 
 
 def test_the_smallest_comparison_tells_rates_starts_memory_and_bars(tmp_path: Path) -> None:
-    options = ["--samples", "100", "--side", "8", "--sizes", "1,2", "--rounds", "1"]
+    options = ["--samples", "100", "--side", "8", "--sizes", "1", "--rounds", "1"]
     command = [sys.executable, "tools/bench_stream.py", "--folder", str(tmp_path), *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
