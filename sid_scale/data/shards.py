@@ -8,25 +8,27 @@ Nothing in a shard is ever executed: WebDataset's own decoder, which knows pickl
 and other members are refused.
 """
 
+import builtins
 import dataclasses
 import hashlib
 import io
 import json
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
-import webdataset as wds
 from webdataset import tariterators
 
+from sid_scale.data.opening import ONCE, TIMEOUT, FetchError, Patience, local_path, open_url
 from sid_scale.errors import SidScaleError
 from sid_scale.files import written_whole
 
 FORMAT_VERSION = 1
 INDEX = "index.json"
+HEAD_BYTES = 1 << 16
 DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
 # A plain file name: no folder, no `..`, no URL, no pipe that WebDataset would run.
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
@@ -36,19 +38,39 @@ class ShardError(SidScaleError):
     """Shards that cannot be written or read; the message says what, where and what to do."""
 
 
+class BadSampleError(ShardError):
+    """One sample that is not what the index promises, in a shard that can be read."""
+
+
 @dataclass(frozen=True)
 class Shard:
-    """One tar file as the index describes it."""
+    """One tar file as the index describes it.
+
+    `head_sha256`, of the first HEAD_BYTES, tells whenever the shard is opened that it is this
+    one; the whole `sha256` takes too long for that. An index may lack it.
+    """
 
     name: str
     samples: int
     bytes: int
     sha256: str
+    head_sha256: str = ""
 
     @classmethod
     def of(cls, path: Path, samples: int) -> "Shard":
         """What the index says of a finished tar file that holds so many samples."""
-        return cls(path.name, samples, path.stat().st_size, _sha256(path))
+        with open(path, "rb") as file:
+            head = hashlib.sha256(file.read(HEAD_BYTES)).hexdigest()
+        return cls(path.name, samples, path.stat().st_size, _sha256(path), head)
+
+    def check_head(self, url: str, head: "builtins.bytes") -> None:
+        """Compares the first HEAD_BYTES of what lies at `url` (all of it, if it has fewer).
+
+        Raises:
+            ShardError: this is another file than the index describes.
+        """
+        if self.head_sha256 and hashlib.sha256(head).hexdigest() != self.head_sha256:
+            raise ShardError(f"{url}: not the shard that {INDEX} describes; fetch it again")
 
 
 @dataclass(frozen=True)
@@ -83,42 +105,48 @@ def write_index(folder: Path, index: ShardIndex) -> None:
         partial.write_text(text + "\n")
 
 
-def read_index(folder: str | Path) -> ShardIndex:
+def read_index(
+    folder: str | Path, patience: Patience = ONCE, timeout: float = TIMEOUT
+) -> ShardIndex:
     """The index of a data set in a local folder, or in anything that WebDataset opens when
-    `/index.json` is put behind it. Of local shards, presence and size are checked.
+    `/index.json` is put behind it; that is tried with `patience`. Of local shards, presence and
+    size are checked.
 
     Raises:
         ShardError: there is no index, it is damaged or of another version, or a local shard is
             missing or has another size than the index says.
     """
     where = f"{folder}/{INDEX}"
+    local = local_path(folder)
+
+    def read() -> bytes:
+        with open_url(where, timeout) as stream:
+            return stream.read()
+
     try:
-        with wds.gopen(where, "rb") as stream:
-            fields = json.loads(stream.read())
-        version = fields.pop("format_version")
-        index = _parse(fields) if version == FORMAT_VERSION else None
-    except OSError as error:
+        text = read() if local else patience.attempts(read, where)
+    except (OSError, FetchError) as error:
         raise ShardError(
             f"{where}: no index can be read there ({error}); was writing cut short? It comes last"
         ) from error
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ShardError(
-            f"{where}: damaged ({type(error).__name__}: {error}); write the shards again"
-        ) from error
-    if index is None:
-        raise ShardError(f"{where}: format version {version!r}; this is for {FORMAT_VERSION}")
-    if Path(folder).is_dir():
-        for shard in index.shards:
-            path = Path(folder) / shard.name
-            if not path.is_file():
-                raise ShardError(f"{path}: missing, but named in {INDEX}; fetch it again")
-            if (size := path.stat().st_size) != shard.bytes:
-                raise ShardError(f"{path}: {size} bytes, not {shard.bytes}; fetch it again")
+    index = parse_index(text, where)
+    for path, shard in ((local / shard.name, shard) for shard in index.shards if local):
+        if not path.is_file():
+            raise ShardError(f"{path}: missing, but named in {INDEX}; fetch it again")
+        if (size := path.stat().st_size) != shard.bytes:
+            raise ShardError(f"{path}: {size} bytes, not {shard.bytes}; fetch it again")
     return index
 
 
-def read_shard(folder: str | Path, shard: Shard, first: int = 0) -> Generator[Record, None, None]:
+def read_shard(
+    folder: str | Path,
+    shard: Shard,
+    first: int = 0,
+    opened: Callable[[str], IO[bytes]] = open_url,
+) -> Generator[Record, None, None]:
     """The records of a shard in stored order, from number `first` on, undecoded.
+
+    `opened` opens a URL; what it returns is closed at the end.
 
     Raises:
         ShardError: the shard cannot be read to its end, holds another number of samples than
@@ -127,8 +155,8 @@ def read_shard(folder: str | Path, shard: Shard, first: int = 0) -> Generator[Re
     url = f"{folder}/{shard.name}"
     count = 0
     try:
-        with wds.gopen(url, "rb") as stream:
-            records = tariterators.group_by_keys(_members(stream, url))
+        with opened(url) as stream:
+            records = tariterators.group_by_keys(_members(_Rest(stream, url, shard), url))
             for record in records:
                 count += 1
                 # Looked ahead, so that a reader that stops after the last sample learns it too.
@@ -149,11 +177,23 @@ def read_shard(folder: str | Path, shard: Shard, first: int = 0) -> Generator[Re
         raise ShardError(f"{url}: ends after {count} of {shard.samples} samples; fetch it again")
 
 
+class _Rest:
+    """A shard's bytes from a stream whose first ones have been compared with the index."""
+
+    def __init__(self, stream: IO[bytes], url: str, shard: Shard):
+        self._stream, self._head = stream, stream.read(HEAD_BYTES)
+        shard.check_head(url, self._head)
+
+    def read(self, size: int) -> bytes:
+        part, self._head = self._head[:size], self._head[size:]
+        return part + self._stream.read(size - len(part)) if len(part) < size else part
+
+
 def decode(record: Record, index: ShardIndex) -> tuple[np.ndarray, int]:
     """A record's stored array, (2C, H, W) in the index's dtype, and its class.
 
     Raises:
-        ShardError: it is not what the index promises; the message names shard and key.
+        BadSampleError: it is not what the index promises; the message names shard and key.
     """
     where = f"{record.url}: sample {record.key!r}"
     try:
@@ -167,7 +207,7 @@ def decode(record: Record, index: ShardIndex) -> tuple[np.ndarray, int]:
         array = np.load(io.BytesIO(record.npy), allow_pickle=False)
         label = int(record.cls)
     except (ValueError, EOFError, OSError) as error:
-        raise ShardError(f"{where}: {error}") from error
+        raise BadSampleError(f"{where}: {error}") from error
     return array, checked_label(array, label, index.sample_shape, index.num_classes, where)
 
 
@@ -177,14 +217,14 @@ def checked_label(
     """The label, if sample and label are sound.
 
     Raises:
-        ShardError: another shape, a non-finite value or a class out of range.
+        BadSampleError: another shape, a non-finite value or a class out of range.
     """
     if array.shape != shape or array.ndim != 3 or array.shape[0] % 2:
-        raise ShardError(f"{where}: shape {array.shape}; wanted (2C, H, W), here {shape}")
+        raise BadSampleError(f"{where}: shape {array.shape}; wanted (2C, H, W), here {shape}")
     if not np.isfinite(array).all():
-        raise ShardError(f"{where}: NaN or infinity (as {array.dtype})")
+        raise BadSampleError(f"{where}: NaN or infinity (as {array.dtype})")
     if int(label) != label or not 0 <= label < num_classes:
-        raise ShardError(f"{where}: class {label} is not in 0..{num_classes - 1}")
+        raise BadSampleError(f"{where}: class {label} is not in 0..{num_classes - 1}")
     return int(label)
 
 

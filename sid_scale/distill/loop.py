@@ -9,7 +9,13 @@ from sid_scale.distill.outputs import (
     write_final_generator,
     write_generator,
 )
-from sid_scale.distill.resume import checkpoint_writer, resume, save, tell_completed
+from sid_scale.distill.resume import (
+    checkpoint_writer,
+    resume,
+    save,
+    skipped_samples,
+    tell_completed,
+)
 from sid_scale.distill.step import update_fake_score, update_generator
 from sid_scale.distill.stop import stop_requests
 from sid_scale.distill.telemetry import Telemetry
@@ -61,6 +67,8 @@ def train(config: RunConfig, ranks: Ranks) -> None:
 
             finished = progress.images_seen >= config.total_images
             if finished or run.is_due(config.log.every_images):
+                if config.adversarial and config.stream.on_bad_sample == "skip":
+                    telemetry.note({"data/skipped_samples": skipped_samples(run)})
                 telemetry.report(progress, meter.report(), run.learning_rates)
             if run.is_due(config.log.samples_every_images):
                 show_samples(run, telemetry)
