@@ -82,7 +82,7 @@ def claim_folder(folder: Path, made_by: dict[str, Any]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            _compare(path, json.loads(path.read_text()), made_by)
+            _refuse_other(path, json.loads(path.read_text()), made_by)
         elif any(folder.glob("class*-seed*.png")):
             raise ImageFolderError(
                 f"{folder} holds images, but no {RECIPE} that says what made them: choose another "
@@ -97,18 +97,23 @@ def claim_folder(folder: Path, made_by: dict[str, Any]) -> None:
         raise ImageFolderError(f"{folder} cannot be used: {error}") from error
 
 
-def _compare(path: Path, there: Any, here: dict[str, Any]) -> None:
-    there = there if isinstance(there, dict) else {}
-    differing = [
-        f"{key} {json.dumps(there.get(key))} there, {json.dumps(value)} now"
-        for key, value in here.items()
-        if there.get(key) != value
-    ]
+def _refuse_other(path: Path, there: Any, here: dict[str, Any]) -> None:
+    differing = differences(there, here)
     if differing:
         raise ImageFolderError(
             f"{path} says that the images there were made otherwise: {'; '.join(differing)}. "
             "Choose another folder, or delete this one."
         )
+
+
+def differences(there: Any, here: dict[str, Any]) -> list[str]:
+    """In what a recipe that was read differs from the one at hand, for people."""
+    there = there if isinstance(there, dict) else {}
+    return [
+        f"{key} {json.dumps(there.get(key))} there, {json.dumps(value)} now"
+        for key, value in here.items()
+        if there.get(key) != value
+    ]
 
 
 # --- images -------------------------------------------------------------------------------
