@@ -25,8 +25,14 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
         help="EDM2's .pkl, EDM's .npz, or what `reference` wrote; of several, each metric takes "
         "the first that has it",
     )
+    # Launchers take `--num` for the beginning of options of their own.
     parser.add_argument(
-        "--num", type=int, default=PROTOCOL, metavar="N", help="images (default: 50000)"
+        "--num",
+        "--images",
+        type=int,
+        default=PROTOCOL,
+        metavar="N",
+        help="images (default: 50000); behind `deepspeed` or `torchrun` write --images",
     )
     parser.add_argument(
         "--first-seed", type=int, default=0, metavar="S", help="seeds are S to S + N - 1"

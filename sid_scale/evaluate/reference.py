@@ -22,7 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="an .npz file")
     parser.add_argument(
-        "--num", type=int, metavar="N", help="take N images, spread over the data (default: all)"
+        "--num",
+        "--images",
+        type=int,
+        metavar="N",
+        help="take N images, spread over the data (default: all); behind a launcher: --images",
     )
     parser.add_argument(
         "--network",
