@@ -123,6 +123,25 @@ class LogConfig:
 
 
 @dataclass(frozen=True)
+class EvaluationConfig:
+    """When the averaged generator is measured, and by what (evaluate/training.py); 0: never.
+
+    Metrics and files are those of `python -m sid_scale.evaluate run`. The generator that is best by
+    `best_by` (null: the first of the metrics) is kept.
+    """
+
+    every_images: int = 0
+    num: int = 10_000
+    first_seed: int = 0
+    metrics: tuple[str, ...] = ("fid",)
+    reference: tuple[str, ...] = ()  # files
+    inception: str | None = None  # inception-2015-12-05.pt
+    dinov2: str | None = None  # folder of facebook/dinov2-large
+    best_by: str | None = None
+    vae_precision: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A whole run."""
 
@@ -150,6 +169,7 @@ class RunConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     snapshot: SnapshotConfig = field(default_factory=SnapshotConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     @property
     def adversarial(self) -> bool:
@@ -252,6 +272,9 @@ def _check(config: RunConfig) -> None:
         "log.samples_every_images": (config.log.samples_every_images, 0),
         "log.samples": (config.log.samples, 1),
         "ema.ramp_up": (config.ema.ramp_up, 0),
+        "evaluation.every_images": (config.evaluation.every_images, 0),
+        "evaluation.num": (config.evaluation.num, 2),
+        "evaluation.first_seed": (config.evaluation.first_seed, 0),
     }
     for key, (value, least) in at_least.items():
         if value < least:

@@ -158,9 +158,25 @@ class BlockStore:
                 self.join(blocks, kind, path)
             written.setdefault(kind, path)
 
+    def clear(self) -> None:
+        """An empty store, whatever an interruption has left. For one rank to call.
+
+        Raises:
+            BlockError: the folder cannot be written.
+        """
+        self.remove()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BlockError(f"{self.folder} cannot be used: {error}") from error
+
     def remove(self) -> None:
         """Removes the features; the recipe stays."""
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def remove_whole(self) -> None:
+        """Removes all, of an evaluation that nobody goes on with."""
+        shutil.rmtree(self.folder.parent, ignore_errors=True)
 
     def _path(self, block: Block, kind: str) -> Path:
         return self.folder / f"{block.first:010d}.{kind}.npy"

@@ -80,10 +80,13 @@ def make_blocks(
                 return None
             row = missing[turn * ranks.world_size : (turn + 1) * ranks.world_size]
             mine = row[ranks.rank] if ranks.rank < len(row) else None
-            if mine is not None or sampler.together:
-                features = features_of_block(sampler, extract, mine or row[0], watch)
-                if mine is not None:
-                    store.write(mine, features)
+            if sampler.together:
+                in_step = max(-(-block.num // sampler.batch) for block in row)
+                features = features_of_block(sampler, extract, mine or row[0], watch, in_step)
+            elif mine is not None:
+                features = features_of_block(sampler, extract, mine, watch)
+            if mine is not None:
+                store.write(mine, features)
             bar.update(sum(block.num for block in row))
     with watch.stage("waiting"):
         dist.barrier()
@@ -91,9 +94,17 @@ def make_blocks(
 
 
 def features_of_block(
-    sampler: Sampler, extract: dict[str, Extract], block: Block, watch: Stopwatch
+    sampler: Sampler,
+    extract: dict[str, Extract],
+    block: Block,
+    watch: Stopwatch,
+    in_step: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Features (n, D) of a block's samples by kind."""
+    """Features (n, D) of a block's samples by kind.
+
+    `in_step` batches are sampled at least, because other ranks sample as many at the same time;
+    those that are too many are made in vain.
+    """
     seeds = list(block.seeds)
     classes = classes_of(seeds, sampler.architecture.label_dim)
     starts = range(0, len(seeds), sampler.batch)
@@ -104,7 +115,8 @@ def features_of_block(
 
     with watch.stage("sampling"):
         if sampler.together:
-            latents = torch.cat([sample(part) for part in batches])
+            vain = [batches[-1]] * (in_step - len(batches))
+            latents = torch.cat([sample(part) for part in [*batches, *vain]])[: len(seeds)]
         else:
             latents = torch.cat(_each(sample, batches, sampler.device))
     with watch.stage("decoding"):
