@@ -106,6 +106,8 @@ class BlockStore:
         """
         path = self._path(block, kind)
         try:
+            if not path.exists():
+                os.listdir(self.folder)  # a network file system may remember that it was not there
             values = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise BlockError(

@@ -138,7 +138,5 @@ def sampled(codec: Codec, batch: Batch) -> Tensor:
 
 
 def spread(count: int, num: int) -> Taken:
-    """Takes `num` of `count` images, evenly spread; all if there are no more."""
-    return lambda number: (
-        (number + 1) * num // count > number * num // count if num < count else True
-    )
+    """Takes `num` of `count` images, evenly spread."""
+    return lambda number: (number + 1) * num // count > number * num // count
