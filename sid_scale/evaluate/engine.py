@@ -29,6 +29,9 @@ S = TypeVar("S")
 
 STAGES = ("sampling", "decoding", "features", "waiting")
 FEATURE_BATCH = 64  # images that a detector sees at once on a GPU
+# Blocks of each rank between two meetings: ranks that drift farther apart would run into the
+# process group's timeout (10 minutes with nccl) at the end.
+MEETING = 8
 
 
 @dataclass
@@ -87,6 +90,9 @@ def make_blocks(
                 features = features_of_block(sampler, extract, mine, watch)
             if mine is not None:
                 store.write(mine, features)
+            if turn % MEETING == MEETING - 1:
+                with watch.stage("waiting"):
+                    dist.barrier()
             bar.update(sum(block.num for block in row))
     with watch.stage("waiting"):
         dist.barrier()

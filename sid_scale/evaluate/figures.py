@@ -28,7 +28,8 @@ def figures_of(
     blocks: Sequence[Block],
     ranks: Ranks,
 ) -> dict[str, float]:
-    """The metrics of the samples in `blocks`, on every rank. Collective.
+    """The metrics of the samples in `blocks`, on every rank; NaN where features are not finite.
+    Collective.
 
     Raises:
         BlockError: features are missing or damaged.
@@ -40,8 +41,11 @@ def figures_of(
             assert reference is not None  # find_references has seen to it
             statistics = sum_statistics(store, blocks, FEATURES[metric], ranks)
             assert reference.statistics is not None
+            finite = np.isfinite(statistics.outer).all()
             if ranks.is_first:
-                figures[metric] = frechet_distance(statistics, reference.statistics)
+                figures[metric] = (
+                    frechet_distance(statistics, reference.statistics) if finite else float("nan")
+                )
         elif metric == "is" and ranks.is_first:
             num = sum(block.num for block in blocks)
             figures[metric] = inception_score(store.read_all(blocks, FEATURES[metric]), num)

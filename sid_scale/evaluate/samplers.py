@@ -21,6 +21,7 @@ from sid_scale.generator_folder import GeneratorError, codec_of
 from sid_scale.networks.checkpoints import WEIGHTS, load_network, sha256
 from sid_scale.networks.edm2 import EDM2, EDM2Config
 from sid_scale.networks.magnitude import store_weights_in
+from sid_scale.ranks import on_first_rank
 
 CPU_BATCH = 16  # samples; fixed, so that a sample's company never depends on who computes it
 
@@ -159,15 +160,16 @@ def describe_codec(codec: Codec) -> dict[str, Any]:
     """What decoded images depend on in a codec, wherever its files lie."""
     description = {k: v for k, v in codec.describe().items() if k != "vae"}
     if isinstance(codec, VAECodec):
-        description["vae_sha256"] = sha256(codec.folder / VAE_WEIGHTS)
+        weights = codec.folder / VAE_WEIGHTS  # fd_latents alone needs none
+        description["vae_sha256"] = sha256(weights) if weights.is_file() else None
         description["vae_precision"] = str(codec.precision).removeprefix("torch.")
     return description
 
 
 def describe_network(folder: Path, architecture: EDM2Config) -> dict[str, Any]:
-    """What samples depend on in a network folder."""
+    """What samples depend on in a network folder. Collective: one rank reads it."""
     return {
-        "weights_sha256": sha256(folder / WEIGHTS),
+        "weights_sha256": on_first_rank(lambda: sha256(folder / WEIGHTS)),
         "architecture": dataclasses.asdict(architecture),
     }
 

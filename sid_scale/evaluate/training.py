@@ -7,6 +7,7 @@ metrics.jsonl, which a resumed run cuts back to the place where it goes on.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -120,8 +121,10 @@ class TrainingEvaluation:
             telemetry.say(f"evaluation at {seen:,} images given up: the run is to stop")
             return False
         value = figures[self._best_by]
-        is_best = all(self._is_better(value, other) for other in self._values.values())
-        self._values[seen] = value
+        is_best = math.isfinite(value)
+        if is_best:
+            is_best = all(self._is_better(value, other) for other in self._values.values())
+            self._values[seen] = value
         told = "  ".join(f"{metric} {figure:.6g}" for metric, figure in figures.items())
         telemetry.note({f"{PREFIX}{metric}": figure for metric, figure in figures.items()})
         telemetry.note({"evaluation_seconds": seconds})

@@ -1,6 +1,8 @@
 """Evaluation while training: figures appear, the best is kept, and training does not notice."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch.distributed as dist
 from sid_scale.codecs import CodecError
 from sid_scale.config import ConfigError, load_config
 from sid_scale.distill.loop import train
+from sid_scale.evaluate import training as training_evaluation
 from sid_scale.evaluate.detectors import DetectorError
 from sid_scale.evaluate.features import MetricError
 from sid_scale.evaluate.references import ReferenceFile, ReferenceFileError, write_reference
@@ -199,3 +202,51 @@ def test_metrics_and_references_are_lists_or_typed_with_commas(tmp_path: Path):
     assert listed.metrics == ("fid", "is")
     with pytest.raises(ConfigError, match=r"evaluation.metrics: expected str, got 3"):
         load_config(tmp_path / "run.yaml", settings(tmp_path, **{"evaluation.metrics": "[3]"}))
+
+
+def test_a_generator_that_makes_no_numbers_is_told_and_never_the_best(tmp_path: Path):
+    prepare(tmp_path)
+    write_real(tmp_path / "real.npz", fd_latents=192)
+    run_ranks(1, _no_numbers, tmp_path)
+
+
+def _no_numbers(rank: int, folder: Path) -> None:
+    broken = load_network(folder / "teacher")
+    broken.state["unet.out_conv.weight"].fill_(float("nan"))
+    save_network(folder / "broken", broken)
+    only = evaluated(folder, **{"evaluation.metrics": "fd_latents", "teacher": folder / "broken"})
+    train(config(folder, total_images=16, **only), ranks())
+    assert [r["evaluation/fd_latents"] for r in records(folder / "run")] == [None, None]
+    assert not (folder / "run" / "best_generator").exists()
+    given = ["--generator", folder / "run" / "generator", "--reference", folder / "real.npz"]
+    given += ["--metrics", "fd_latents", "--num", 8, "--out", folder / "out"]
+    with pytest.raises(MetricError, match="not finite"):
+        work(rank, "run", [str(word) for word in given])
+
+
+@pytest.mark.faults
+def test_a_run_that_is_to_stop_gives_its_evaluation_up(tmp_path: Path):
+    prepare(tmp_path)
+    write_real(tmp_path / "real.npz", fd_latents=192)
+    run_ranks(1, _gives_up, tmp_path)
+
+
+def _gives_up(rank: int, folder: Path) -> None:
+    """SIGTERM arrives while samples are made: a checkpoint must not wait for 10**7 of them."""
+    latents = training_evaluation.AverageSampler.latents
+
+    def asked_to_stop(self, classes, seeds):
+        os.kill(os.getpid(), signal.SIGTERM)
+        training_evaluation.AverageSampler.latents = latents
+        return latents(self, classes, seeds)
+
+    training_evaluation.AverageSampler.latents = asked_to_stop
+    only = evaluated(folder, **{"evaluation.metrics": "fd_latents", "evaluation.num": 10**7})
+    train(config(folder, **only), ranks())
+    run = folder / "run"
+    assert [p.name for p in (run / "checkpoints").glob("0*")] == ["000000000008"]
+    assert figures(run) == [{}]
+    assert not (run / ".evaluation").exists()
+    once = {**only, "evaluation.num": NUM, "total_images": 16}
+    train(config(folder, **once), ranks())
+    assert records(run)[-1]["evaluation/fd_latents"] > 0
