@@ -90,7 +90,7 @@ def one_round(
 ) -> dict[str, Any]:
     """Both ways of working, one after the other: seconds of every rank. Collective."""
     store = BlockStore(folder)
-    on_first_rank(store.clear)
+    on_first_rank(store.remove)
     blocks = blocks_of(0, options.images, -(-options.images // (2 * ranks.world_size)))
     began = time.perf_counter()
     watch = make_blocks(

@@ -60,7 +60,7 @@ class BlockStore:
         """
         recipe = json.loads(json.dumps(recipe))  # as it reads back: lists for tuples
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
             if self._recipe.exists():
                 differing = differences(json.loads(self._recipe.read_text()), recipe)
                 if differing:
@@ -89,6 +89,7 @@ class BlockStore:
             BlockError: the disk is full, or the folder read-only.
         """
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             for kind, values in features.items():
                 with written_whole(self._path(block, kind)) as partial, open(partial, "wb") as file:
                     np.save(file, values, allow_pickle=False)
@@ -159,18 +160,6 @@ class BlockStore:
             else:
                 self.join(blocks, kind, path)
             written.setdefault(kind, path)
-
-    def clear(self) -> None:
-        """An empty store, whatever an interruption has left. For one rank to call.
-
-        Raises:
-            BlockError: the folder cannot be written.
-        """
-        self.remove()
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BlockError(f"{self.folder} cannot be used: {error}") from error
 
     def remove(self) -> None:
         """Removes the features; the recipe stays."""

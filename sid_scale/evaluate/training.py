@@ -160,7 +160,7 @@ class TrainingEvaluation:
         micro_batches = -(-settings.num // (run.ranks.world_size * self._sampler.batch))
         size = min(BLOCK, micro_batches * self._sampler.batch)
         blocks = blocks_of(settings.first_seed, settings.num, size)
-        on_first_rank(store.clear)
+        on_first_rank(store.remove)
         with run.ema.applied():
             run.generator.module.eval()
             watch = make_blocks(

@@ -218,8 +218,15 @@ def _one_evaluation_only(rank: int, place: Path, folder: Path) -> None:
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
     work(rank, "run", [*quick, "--num", "32"])  # of the same generator: taken
     assert read(folder / "out")["num"] == 32
+    assert {p.name for p in (folder / "out").iterdir()} == {"metrics.json", "recipe.json"}
     with pytest.raises(BlockError, match=r"of something else: made_by .*steps"):
         work(rank, "run", [*quick, "--steps", "2"])
+    (folder / "file").touch()
+    with pytest.raises(BlockError, match="cannot be used"):
+        work(rank, "run", [*quick, "--out", str(folder / "file")])
+    (folder / "out" / "recipe.json").write_text("{")
+    with pytest.raises(BlockError, match=r"recipe\.json: damaged"):
+        work(rank, "run", quick)
 
 
 # --- mistakes -----------------------------------------------------------------------------
