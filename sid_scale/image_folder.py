@@ -23,6 +23,7 @@ from sid_scale.files import written_whole
 from sid_scale.generator import OneStepGenerator
 from sid_scale.networks.checkpoints import WEIGHTS, sha256
 from sid_scale.pictures import image_grid, read_png, write_png
+from sid_scale.recipes import differences
 
 RECIPE = "generate.json"
 GRID = "grid.png"
@@ -82,7 +83,7 @@ def claim_folder(folder: Path, made_by: dict[str, Any]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            _refuse_other(path, json.loads(path.read_text()), made_by)
+            _compare(path, json.loads(path.read_text()), made_by)
         elif any(folder.glob("class*-seed*.png")):
             raise ImageFolderError(
                 f"{folder} holds images, but no {RECIPE} that says what made them: choose another "
@@ -97,23 +98,13 @@ def claim_folder(folder: Path, made_by: dict[str, Any]) -> None:
         raise ImageFolderError(f"{folder} cannot be used: {error}") from error
 
 
-def _refuse_other(path: Path, there: Any, here: dict[str, Any]) -> None:
+def _compare(path: Path, there: Any, here: dict[str, Any]) -> None:
     differing = differences(there, here)
     if differing:
         raise ImageFolderError(
             f"{path} says that the images there were made otherwise: {'; '.join(differing)}. "
             "Choose another folder, or delete this one."
         )
-
-
-def differences(there: Any, here: dict[str, Any]) -> list[str]:
-    """In what a recipe that was read differs from the one at hand, for people."""
-    there = there if isinstance(there, dict) else {}
-    return [
-        f"{key} {json.dumps(there.get(key))} there, {json.dumps(value)} now"
-        for key, value in here.items()
-        if there.get(key) != value
-    ]
 
 
 # --- images -------------------------------------------------------------------------------

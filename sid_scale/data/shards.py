@@ -12,11 +12,9 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 import re
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,9 +28,6 @@ from sid_scale.files import written_whole
 FORMAT_VERSION = 1
 INDEX = "index.json"
 DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
-Sample = tuple[str, np.ndarray, int]
-# WebDataset cuts a key at its first dot and skips `__names`; ustar has room for 100 characters.
-_KEY = re.compile(r"(?!__)[A-Za-z0-9_/-]{1,90}")
 # A plain file name: no folder, no `..`, no URL, no pipe that WebDataset would run.
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
@@ -79,49 +74,6 @@ class Record(NamedTuple):
     key: str
     npy: bytes
     cls: bytes
-
-
-def write_shards(
-    folder: str | Path,
-    samples: Iterable[Sample],
-    *,
-    codec: dict[str, Any],
-    num_classes: int,
-    shard_samples: int,
-    dtype: str = "float32",
-) -> ShardIndex:
-    """Write samples, in the order given, as shards of `shard_samples` each (the last may hold
-    fewer), then the index. The same samples give the same bytes.
-
-    Args:
-        samples: (key, stored, label) triples; the first one sets the shape (2C, H, W).
-        codec: JSON description of the codec that made them (`Codec.describe`).
-
-    Raises:
-        ShardError: the folder already holds a data set, there are no samples, or one of them
-            has a bad or repeated key, another shape, a non-finite value or a class out of range.
-    """
-    folder = Path(folder)
-    if (folder / INDEX).exists():
-        raise ShardError(f"{folder} already holds a data set; remove it or choose another folder")
-    if dtype not in DTYPES or shard_samples < 1:
-        raise ShardError(f"{dtype!r} is not among {', '.join(DTYPES)}, or {shard_samples} < 1")
-    remaining = iter(samples)
-    first = next(remaining, None)
-    if first is None:
-        raise ShardError(f"{folder}: there are no samples to write")
-    shape = np.shape(first[1])
-    histogram = [0] * num_classes
-    records = _encoded(chain([first], remaining), shape, DTYPES[dtype], histogram)
-    folder.mkdir(parents=True, exist_ok=True)
-    shards: list[Shard] = []
-    for record in records:
-        path = folder / f"shard-{len(shards):06d}.tar"
-        count = _write_tar(path, chain([record], islice(records, shard_samples - 1)))
-        shards.append(Shard.of(path, count))
-    index = ShardIndex(shape, dtype, num_classes, tuple(histogram), codec, tuple(shards))
-    write_index(folder, index)
-    return index
 
 
 def write_index(folder: Path, index: ShardIndex) -> None:
@@ -216,35 +168,17 @@ def decode(record: Record, index: ShardIndex) -> tuple[np.ndarray, int]:
         label = int(record.cls)
     except (ValueError, EOFError, OSError) as error:
         raise ShardError(f"{where}: {error}") from error
-    return array, _checked_label(array, label, index.sample_shape, index.num_classes, where)
+    return array, checked_label(array, label, index.sample_shape, index.num_classes, where)
 
 
-def verify_shards(folder: str | Path) -> ShardIndex:
-    """Read a local data set from end to end and compare everything with its index.
-
-    Raises:
-        ShardError: the first difference in checksum, count, shape, value, class or key.
-    """
-    index = read_index(folder)
-    histogram = [0] * index.num_classes
-    seen: set[str] = set()
-    for shard in index.shards:
-        path = Path(folder) / shard.name
-        if _sha256(path) != shard.sha256:
-            raise ShardError(f"{path}: another SHA-256 than in {INDEX}; fetch it again")
-        for record in read_shard(folder, shard):
-            if record.key in seen:
-                raise ShardError(f"{record.url}: sample {record.key!r} is there a second time")
-            seen.add(record.key)
-            histogram[decode(record, index)[1]] += 1
-    if tuple(histogram) != index.class_histogram:
-        raise ShardError(f"{folder}/{INDEX}: class_histogram does not match the shards")
-    return index
-
-
-def _checked_label(
+def checked_label(
     array: np.ndarray, label: int, shape: tuple[int, ...], num_classes: int, where: str
 ) -> int:
+    """The label, if sample and label are sound.
+
+    Raises:
+        ShardError: another shape, a non-finite value or a class out of range.
+    """
     if array.shape != shape or array.ndim != 3 or array.shape[0] % 2:
         raise ShardError(f"{where}: shape {array.shape}; wanted (2C, H, W), here {shape}")
     if not np.isfinite(array).all():
@@ -254,24 +188,21 @@ def _checked_label(
     return int(label)
 
 
-def _encoded(
-    samples: Iterable[Sample], shape: tuple[int, ...], dtype: np.dtype[Any], histogram: list[int]
-) -> Iterator[dict[str, Any]]:
-    """Samples checked and ready for TarWriter, their classes counted into `histogram`."""
-    keys: set[str] = set()
-    for key, stored, label in samples:
-        if not _KEY.fullmatch(key):
-            raise ShardError(f"sample {key!r}: a key is up to 90 of A-Z a-z 0-9 _ - /")
-        if key in keys:
-            raise ShardError(f"sample {key!r}: this key was written before")
-        with np.errstate(over="ignore"):  # an overflow is reported, by its key, just below
-            array = np.ascontiguousarray(stored, dtype=dtype)
-        label = _checked_label(array, label, shape, len(histogram), f"sample {key!r}")
-        keys.add(key)
-        histogram[label] += 1
-        npy = io.BytesIO()
-        np.save(npy, array, allow_pickle=False)
-        yield {"__key__": key, "npy": npy.getvalue(), "cls": b"%d" % label}
+def parse_index(text: str | bytes, where: str) -> ShardIndex:
+    """The index that a text holds, without a look at its shards.
+
+    Raises:
+        ShardError: it is damaged or of another version.
+    """
+    try:
+        fields = json.loads(text)
+        if (version := fields.pop("format_version")) == FORMAT_VERSION:
+            return _parse(fields)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ShardError(
+            f"{where}: damaged ({type(error).__name__}: {error}); write the shards again"
+        ) from error
+    raise ShardError(f"{where}: format version {version!r}; this is for {FORMAT_VERSION}")
 
 
 def _parse(fields: dict[str, Any]) -> ShardIndex:
@@ -295,13 +226,6 @@ def _members(stream: Any, url: str) -> Iterator[dict[str, Any]]:
         if not member["fname"].endswith((".npy", ".cls")):
             raise ShardError(f"{url}: refused member {member['fname']!r}: neither .npy nor .cls")
         yield {**member, "__url__": url}
-
-
-def _write_tar(path: Path, records: Iterable[dict[str, Any]]) -> int:
-    with open(f"{path}.tmp", "wb") as file, wds.TarWriter(file, encoder=False, mtime=0) as tar:
-        count = sum(1 for record in records if tar.write(record))
-    os.replace(f"{path}.tmp", path)
-    return count
 
 
 def _sha256(path: Path) -> str:

@@ -92,7 +92,7 @@ def add_vae_arguments(parser: argparse.ArgumentParser) -> None:
 
 def counts_below_one(options: argparse.Namespace) -> str | None:
     """The first count that is too small, as a complaint; None if there is none."""
-    for name in ("num", "repeats", "batch_size", "vae_batch", "steps"):
+    for name in ("num", "repeats", "batch_size", "vae_batch", "steps", "crop"):
         value = getattr(options, name, None)
         if value is not None and value < 1:
             return f"--{name.replace('_', '-')} {value} is below 1"

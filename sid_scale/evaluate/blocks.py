@@ -18,7 +18,7 @@ import numpy as np
 
 from sid_scale.errors import SidScaleError
 from sid_scale.files import written_whole
-from sid_scale.image_folder import differences
+from sid_scale.recipes import differences
 
 BLOCK = 256  # seeds
 RECIPE = "recipe.json"

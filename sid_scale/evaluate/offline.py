@@ -159,4 +159,4 @@ def set_precision(codec: Codec, options: argparse.Namespace) -> None:
     """Lets a VAE compute as the command line says."""
     if isinstance(codec, VAECodec):
         codec.precision = DTYPES[options.vae_precision]
-        codec.at_once = options.vae_batch
+        codec.decodes_at_once = options.vae_batch

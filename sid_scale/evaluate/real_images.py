@@ -10,16 +10,15 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from sid_scale.codecs import Codec
+from sid_scale.data.images import SUFFIXES, centre_crop, decode_image
 from sid_scale.data.shards import INDEX, decode, read_index, read_shard
 from sid_scale.distill.noise import KeyedNoise
 from sid_scale.errors import SidScaleError
 
 BATCH = 256
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 PURPOSE = "reference"  # of the noise that samples the VAE's posterior
 
 Taken = Callable[[int], bool]  # whether image number i is taken
@@ -81,52 +80,62 @@ class ShardSource:
 
 
 class FolderSource:
-    """Images in a folder and in those below, in the order of their paths."""
+    """Images in a folder and in those below, in the order of their paths.
 
-    def __init__(self, folder: Path):
-        self._paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS)
+    With a `resolution` the middle square of each, at that size (data/images.py); without, they
+    must all be squares of one size.
+    """
+
+    def __init__(self, folder: Path, resolution: int | None = None):
+        self._paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        self._resolution = resolution
         if not self._paths:
             raise RealImageError(
-                f"{folder}: neither shards ({INDEX}) nor images ({', '.join(ENDINGS)}) there"
+                f"{folder}: neither shards ({INDEX}) nor images ({', '.join(SUFFIXES)}) there"
             )
         self.count, self.parts = len(self._paths), -(-len(self._paths) // BATCH)
-        self._size = self._open(self._paths[0]).shape
+        self._shape = self._read(self._paths[0]).shape
 
     def read(self, part: int, taken: Taken) -> Iterator[Batch]:
         every = range(part * BATCH, min((part + 1) * BATCH, self.count))
         numbers = [number for number in every if taken(number)]
         if numbers:
-            images = torch.stack([self._image(self._paths[number]) for number in numbers])
-            yield Batch(torch.tensor(numbers), images, None)
+            images = np.stack([self._image(self._paths[number]) for number in numbers])
+            yield Batch(torch.tensor(numbers), torch.from_numpy(images).permute(0, 3, 1, 2), None)
 
-    def _image(self, path: Path) -> Tensor:
-        image = self._open(path)
-        if image.shape != self._size or image.shape[1] != image.shape[2]:
-            height, width = image.shape[1:]
+    def _image(self, path: Path) -> np.ndarray:
+        pixels = self._read(path)
+        height, width, _ = pixels.shape
+        if pixels.shape != self._shape or height != width:
             raise RealImageError(
                 f"{path}: {width}x{height} pixels; all images must be squares of one size, that of "
-                f"the network's (the first has {self._size[2]}x{self._size[1]}). Crop and resize "
-                "them first, as the training data were"
+                f"the network's (the first has {self._shape[1]}x{self._shape[0]}). --crop SIZE "
+                "takes the middle of each"
             )
-        return image
+        return pixels
 
-    def _open(self, path: Path) -> Tensor:
+    def _read(self, path: Path) -> np.ndarray:
+        """uint8 (H, W, 3)."""
         try:
-            with Image.open(path) as image:
-                return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            pixels = decode_image(path.read_bytes())
+        except (OSError, ValueError) as error:
             raise RealImageError(f"{path}: cannot be read: {error}") from error
+        return pixels if self._resolution is None else centre_crop(pixels, self._resolution)
 
 
-def open_source(folder: Path) -> ShardSource | FolderSource:
-    """What is in a folder.
+def open_source(folder: Path, resolution: int | None = None) -> ShardSource | FolderSource:
+    """What is in a folder; `resolution` is that of images, see `FolderSource`.
 
     Raises:
         ShardError, RealImageError: neither shards nor images are there, or they are damaged.
     """
     if not folder.is_dir():
         raise RealImageError(f"{folder}: no folder; give one of shards or of images")
-    return ShardSource(folder) if (folder / INDEX).is_file() else FolderSource(folder)
+    if not (folder / INDEX).is_file():
+        return FolderSource(folder, resolution)
+    if resolution is not None:
+        raise RealImageError(f"{folder} holds shards, whose images have their size: no --crop")
+    return ShardSource(folder)
 
 
 def sampled(codec: Codec, batch: Batch) -> Tensor:

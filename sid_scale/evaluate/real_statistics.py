@@ -50,7 +50,7 @@ def make_reference(options: argparse.Namespace, ranks: Ranks) -> None:
     metrics = [m for m in options.metrics if m in FRECHET + NEIGHBOURS]
     if not metrics:
         raise MetricError(f"metrics: {', '.join(options.metrics)} are compared with nothing")
-    source = open_source(options.data)
+    source = open_source(options.data, options.crop)
     files = DetectorFiles(options.inception, options.dinov2)
     detectors = open_detectors(metrics, files, ranks.device)
     codec = _codec(source, options, list(detectors.extract))
@@ -122,7 +122,7 @@ def _codec(
         codec.check()
     if isinstance(codec, VAECodec):
         codec.precision = DTYPES[options.vae_precision]
-        codec.at_once = options.vae_batch
+        codec.decodes_at_once = options.vae_batch
     return codec
 
 

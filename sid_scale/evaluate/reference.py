@@ -2,7 +2,7 @@
 real images, from latent shards or from a folder of images, for `--reference` of `run`.
 
 Shards hold latents: for metrics of pixels they are decoded, so what the VAE loses counts on neither
-side. A folder of images is taken as it is; all must have the size of the network's.
+side. A folder of images is taken as it is, or cropped; all must have the size of the network's.
 """
 
 import argparse
@@ -27,6 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="take N images, spread over the data (default: all); behind a launcher: --images",
+    )
+    parser.add_argument(
+        "--crop",
+        type=int,
+        metavar="SIZE",
+        help="of images in a folder take the middle square, at this size (ADM's crop)",
     )
     parser.add_argument(
         "--network",

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sid_scale.data.checking import verify_shards
 from sid_scale.data.shards import (
     ShardError,
     decode,
     read_index,
     read_shard,
-    verify_shards,
-    write_shards,
 )
+from sid_scale.data.writing import write_shards
 
 SHAPE = (4, 3, 3)
 

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sid_scale.data import stream as module
-from sid_scale.data.shards import Record, Shard, ShardError, read_index, read_shard, write_shards
+from sid_scale.data.shards import Record, Shard, ShardError, read_index, read_shard
 from sid_scale.data.stream import LatentStream, lane_count
+from sid_scale.data.writing import write_shards
 
 SHAPE = (2, 1, 2)
 

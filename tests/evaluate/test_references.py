@@ -236,6 +236,10 @@ def _refused(rank: int, folder: Path) -> None:
     odd = folder / "pictures" / "odd.png"
     Image.new("RGB", (8, 9)).save(odd)
     refused(RealImageError, "odd.png: 8x9 pixels; all images must be squares", "pictures")
+    refused(RealImageError, "no --crop", "data", "--crop", "8")
+    cropped = ["--crop", "4", "--metrics", "fd_pixels", "--out", str(folder / "cropped.npz")]
+    work(rank, "reference", ["--data", str(folder / "pictures"), *cropped])
+    assert read_reference(folder / "cropped.npz").about["resolution"] == 4
     odd.write_bytes(b"no image")
     refused(RealImageError, r"odd.png: cannot be read", "pictures")
     (folder / "there.npz").touch()
