@@ -87,6 +87,8 @@ class VAECodec:
     def __init__(self, folder: str | Path, scale: Sequence[float], bias: Sequence[float]):
         self.folder = Path(folder)
         self.scale, self.bias = tuple(scale), tuple(bias)
+        self.precision = torch.float32  # that the VAE computes in
+        self.decodes_at_once: int | None = None  # images; None: what fits beside a training run
         self._vae: Any = None
 
     def describe(self) -> dict[str, Any]:
@@ -116,8 +118,8 @@ class VAECodec:
         vae = self._load(images.device)
         parts = []
         for part in images.split(at_once or _batch(images.shape[-1])):
-            posterior = vae.encode(part.float() / 255).latent_dist
-            parts.append(torch.cat([posterior.mean, posterior.std], dim=1))
+            posterior = vae.encode((part.float() / 255).to(self.precision)).latent_dist
+            parts.append(torch.cat([posterior.mean, posterior.std], dim=1).float())
         return torch.cat(parts)
 
     def sample(self, stored: Tensor, noise: Tensor) -> Tensor:
@@ -130,8 +132,9 @@ class VAECodec:
         raw = latents.float()
         raw = (raw - _per_channel(self.bias, raw)) / _per_channel(self.scale, raw)
         pixels = 2 ** (len(vae.config.block_out_channels) - 1) * latents.shape[-1]
-        parts = [vae.decode(part).sample for part in raw.split(_batch(pixels))]
-        return torch.cat([part.clamp(0, 1).mul(255).to(torch.uint8) for part in parts])
+        parts = raw.to(self.precision).split(self.decodes_at_once or _batch(pixels))
+        decoded = (vae.decode(part).sample.float() for part in parts)
+        return torch.cat([part.clamp(0, 1).mul(255).to(torch.uint8) for part in decoded])
 
     def _load(self, device: torch.device) -> Any:
         if self._vae is None:
@@ -144,6 +147,7 @@ class VAECodec:
                     self.folder,
                     local_files_only=True,
                     use_safetensors=True,
+                    torch_dtype=self.precision,
                     low_cpu_mem_usage=False,  # small, and the other way wants another package
                 )
             except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:

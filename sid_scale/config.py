@@ -141,6 +141,25 @@ class LogConfig:
 
 
 @dataclass(frozen=True)
+class EvaluationConfig:
+    """When the averaged generator is measured, and by what (evaluate/training.py); 0: never.
+
+    Metrics and files are those of `python -m sid_scale.evaluate run`. The generator that is best by
+    `best_by` (null: the first of the metrics) is kept.
+    """
+
+    every_images: int = 0
+    num: int = 10_000
+    first_seed: int = 0
+    metrics: tuple[str, ...] = ("fid",)
+    reference: tuple[str, ...] = ()  # files
+    inception: str | None = None  # inception-2015-12-05.pt
+    dinov2: str | None = None  # folder of facebook/dinov2-large
+    best_by: str | None = None
+    vae_precision: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A whole run."""
 
@@ -170,6 +189,7 @@ class RunConfig:
     snapshot: SnapshotConfig = field(default_factory=SnapshotConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     @property
     def adversarial(self) -> bool:
@@ -276,6 +296,9 @@ def _check(config: RunConfig) -> None:
         "stream.workers": (config.stream.workers, 1),
         "stream.retries": (config.stream.retries, 0),
         "stream.backoff_seconds": (config.stream.backoff_seconds, 0),
+        "evaluation.every_images": (config.evaluation.every_images, 0),
+        "evaluation.num": (config.evaluation.num, 2),
+        "evaluation.first_seed": (config.evaluation.first_seed, 0),
     }
     for key, (value, least) in at_least.items():
         if value < least:

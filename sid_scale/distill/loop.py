@@ -20,6 +20,7 @@ from sid_scale.distill.step import update_fake_score, update_generator
 from sid_scale.distill.stop import stop_requests
 from sid_scale.distill.telemetry import Telemetry
 from sid_scale.errors import SidScaleError
+from sid_scale.evaluate.training import TrainingEvaluation
 from sid_scale.ranks import Ranks
 from sid_scale.zero import power_ema
 from sid_scale.zero.ema import ema_decay
@@ -32,14 +33,15 @@ class DivergedError(SidScaleError):
 def train(config: RunConfig, ranks: Ranks) -> None:
     """Distils a teacher as `config` says. Collective.
 
-    Leaves config.yaml, metrics.jsonl, tensorboard/, samples/, checkpoints/ and, at the end,
-    generator/ in the run folder.
+    Leaves config.yaml, metrics.jsonl, tensorboard/, samples/, checkpoints/, best_generator/ (if it
+    is evaluated) and, at the end, generator/ in the run folder.
 
     Raises:
         SidScaleError: something given cannot be used, or updates keep failing.
     """
     run = build_run(config, ranks)
     resumed = resume(run)
+    evaluation = TrainingEvaluation(run)
     prepare_folder(run)
     writer = checkpoint_writer(config)
     progress, meter = run.progress, Meter(ranks.device, resumed.meters)
@@ -66,7 +68,8 @@ def train(config: RunConfig, ranks: Ranks) -> None:
             telemetry.tick(config.batch_size)
 
             finished = progress.images_seen >= config.total_images
-            if finished or run.is_due(config.log.every_images):
+            evaluated = evaluation.measure_if_due(telemetry, finished=finished, stopped=stop.agreed)
+            if finished or evaluated or run.is_due(config.log.every_images):
                 if config.adversarial and config.stream.on_bad_sample == "skip":
                     telemetry.note({"data/skipped_samples": skipped_samples(run)})
                 telemetry.report(progress, meter.report(), run.learning_rates)
@@ -77,9 +80,11 @@ def train(config: RunConfig, ranks: Ranks) -> None:
             if run.is_due(config.checkpoint.every_images):
                 tell_completed(save(run, meter, writer), telemetry)
             tell_completed(writer.poll(), telemetry)
+            evaluation.point_at_best()
 
         tell_completed(save(run, meter, writer), telemetry)
         tell_completed(writer.finish(), telemetry)
+        evaluation.point_at_best()
         if progress.images_seen < config.total_images:
             telemetry.say(f"stopped at {progress.images_seen:,} images; resume: auto goes on")
             return
