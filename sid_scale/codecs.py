@@ -9,6 +9,7 @@ Training touches only `sample` and needs no VAE weights; `encode` and `decode` r
 first called.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,8 +45,11 @@ class Codec(Protocol):
     def load(self, device: torch.device) -> None:
         """Reads now what `encode` and `decode` read when first called."""
 
-    def encode(self, images: Tensor) -> Tensor:
-        """uint8 (N, 3, H, W) -> what shards store: (N, 2C, h, w) posterior mean and std."""
+    def encode(self, images: Tensor, at_once: int | None = None) -> Tensor:
+        """uint8 (N, 3, H, W) -> what shards store: (N, 2C, h, w) posterior mean and std.
+
+        `at_once` images go through the VAE together; by default what fits beside a training run.
+        """
 
     def sample(self, stored: Tensor, noise: Tensor) -> Tensor:
         """Stored (N, 2C, h, w) and unit noise (N, C, h, w) -> network latents (N, C, h, w)."""
@@ -66,7 +70,7 @@ class IdentityCodec:
     def load(self, device: torch.device) -> None:
         return
 
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor, at_once: int | None = None) -> Tensor:
         mean = images.float() / 127.5 - 1
         return torch.cat([mean, torch.zeros_like(mean)], dim=1)
 
@@ -83,6 +87,8 @@ class VAECodec:
     def __init__(self, folder: str | Path, scale: Sequence[float], bias: Sequence[float]):
         self.folder = Path(folder)
         self.scale, self.bias = tuple(scale), tuple(bias)
+        self.precision = torch.float32  # that the VAE computes in
+        self.decodes_at_once: int | None = None  # images; None: what fits beside a training run
         self._vae: Any = None
 
     def describe(self) -> dict[str, Any]:
@@ -108,12 +114,12 @@ class VAECodec:
         self._load(device)
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor, at_once: int | None = None) -> Tensor:
         vae = self._load(images.device)
         parts = []
-        for part in images.split(_batch(images.shape[-1])):
-            posterior = vae.encode(part.float() / 255).latent_dist
-            parts.append(torch.cat([posterior.mean, posterior.std], dim=1))
+        for part in images.split(at_once or _batch(images.shape[-1])):
+            posterior = vae.encode((part.float() / 255).to(self.precision)).latent_dist
+            parts.append(torch.cat([posterior.mean, posterior.std], dim=1).float())
         return torch.cat(parts)
 
     def sample(self, stored: Tensor, noise: Tensor) -> Tensor:
@@ -126,8 +132,9 @@ class VAECodec:
         raw = latents.float()
         raw = (raw - _per_channel(self.bias, raw)) / _per_channel(self.scale, raw)
         pixels = 2 ** (len(vae.config.block_out_channels) - 1) * latents.shape[-1]
-        parts = [vae.decode(part).sample for part in raw.split(_batch(pixels))]
-        return torch.cat([part.clamp(0, 1).mul(255).to(torch.uint8) for part in parts])
+        parts = raw.to(self.precision).split(self.decodes_at_once or _batch(pixels))
+        decoded = (vae.decode(part).sample.float() for part in parts)
+        return torch.cat([part.clamp(0, 1).mul(255).to(torch.uint8) for part in decoded])
 
     def _load(self, device: torch.device) -> Any:
         if self._vae is None:
@@ -140,6 +147,7 @@ class VAECodec:
                     self.folder,
                     local_files_only=True,
                     use_safetensors=True,
+                    torch_dtype=self.precision,
                     low_cpu_mem_usage=False,  # small, and the other way wants another package
                 )
             except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
@@ -186,6 +194,33 @@ def open_codec(description: dict[str, Any], beside: str | Path | None = None) ->
     if beside is not None and (Path(beside) / folder).is_dir():
         folder = Path(beside) / folder
     return VAECodec(folder, scale, bias)
+
+
+def read_codec(path: str | Path, vae: str | Path | None = None) -> Codec:
+    """The codec that a network folder works with, or that a JSON file describes.
+
+    Args:
+        path: a folder with a `config.json`, or a file as `Codec.describe` has it.
+        vae: the VAE's folder, if it is not the one that is described.
+
+    Raises:
+        CodecError: nothing there describes a codec.
+    """
+    path = Path(path)
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        fields = json.loads(file.read_text())
+        description = dict(fields.get("codec", fields))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise CodecError(
+            f"{file}: describes no codec ({error}); a network folder does, or a file such as "
+            '{"kind": "vae", "vae": FOLDER, "scale": [...], "bias": [...]}, where scale is '
+            "0.5 / deviation and bias -mean * scale of each channel of the raw latents"
+        ) from error
+    codec = open_codec(description, beside=file.parent)
+    if vae is not None and isinstance(codec, VAECodec):
+        codec.folder = Path(vae)
+    return codec
 
 
 def _are_numbers(values: Any) -> bool:

@@ -107,6 +107,24 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class StreamConfig:
+    """How latents are read; nothing here changes which sample comes when.
+
+    With a `cache_dir`, shards are copied there before they are read; it is best on a disk of
+    the node's own, whose ranks share it.
+    """
+
+    cache_dir: str | None = None
+    cache_gb: float = 200.0  # least recently used shards go
+    prefetch: int = 4  # micro-batches that wait ready
+    workers: int = 4  # threads that fetch what is not a local file
+    retries: int = 5  # of what is not a local file
+    backoff_seconds: float = 1.0  # before the first retry; doubled before each other
+    timeout_seconds: float = 60.0  # without a byte
+    on_bad_sample: Literal["stop", "skip"] = "stop"  # skip: take its neighbour instead
+
+
+@dataclass(frozen=True)
 class SnapshotConfig:
     """When the averaged generator is written as a network folder; 0: only at the end."""
 
@@ -123,6 +141,25 @@ class LogConfig:
 
 
 @dataclass(frozen=True)
+class EvaluationConfig:
+    """When the averaged generator is measured, and by what (evaluate/training.py); 0: never.
+
+    Metrics and files are those of `python -m sid_scale.evaluate run`. The generator that is best by
+    `best_by` (null: the first of the metrics) is kept.
+    """
+
+    every_images: int = 0
+    num: int = 10_000
+    first_seed: int = 0
+    metrics: tuple[str, ...] = ("fid",)
+    reference: tuple[str, ...] = ()  # files
+    inception: str | None = None  # inception-2015-12-05.pt
+    dinov2: str | None = None  # folder of facebook/dinov2-large
+    best_by: str | None = None
+    vae_precision: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A whole run."""
 
@@ -134,7 +171,8 @@ class RunConfig:
     micro_batch: int = 32  # per device
     method: Literal["sid", "sida", "sid2a"] = "sida"
     seed: int = 0
-    data: str | None = None  # shard folder; sid needs none
+    data: str | None = None  # shard folder, or its URL; sid needs none
+    labels: str = "histogram"  # of generated images: of the data, "uniform", or a file of classes
     generator_init: str | None = None  # network folder that sid2a, and it alone, starts from
     steps: Literal[1, 2, 4] = 1
     dropout: float = 0.0
@@ -151,7 +189,9 @@ class RunConfig:
     forced_weight_norm: ForcedNormConfig = field(default_factory=ForcedNormConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     snapshot: SnapshotConfig = field(default_factory=SnapshotConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     @property
     def adversarial(self) -> bool:
@@ -254,6 +294,13 @@ def _check(config: RunConfig) -> None:
         "log.samples_every_images": (config.log.samples_every_images, 0),
         "log.samples": (config.log.samples, 1),
         "ema.ramp_up": (config.ema.ramp_up, 0),
+        "stream.prefetch": (config.stream.prefetch, 1),
+        "stream.workers": (config.stream.workers, 1),
+        "stream.retries": (config.stream.retries, 0),
+        "stream.backoff_seconds": (config.stream.backoff_seconds, 0),
+        "evaluation.every_images": (config.evaluation.every_images, 0),
+        "evaluation.num": (config.evaluation.num, 2),
+        "evaluation.first_seed": (config.evaluation.first_seed, 0),
     }
     for key, (value, least) in at_least.items():
         if value < least:
@@ -266,6 +313,8 @@ def _check(config: RunConfig) -> None:
         "ema.half_life": config.ema.half_life,
         "collective_timeout_seconds": config.collective_timeout_seconds,
         "stop_timeout_seconds": config.stop_timeout_seconds,
+        "stream.cache_gb": config.stream.cache_gb,
+        "stream.timeout_seconds": config.stream.timeout_seconds,
     }
     for key, positive_value in positive.items():
         if not positive_value > 0:

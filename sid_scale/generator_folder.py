@@ -79,7 +79,8 @@ def trained_for(saved: NetworkFolder, folder: str | os.PathLike[str]) -> tuple[f
     if "init_sigma" not in saved.origin:
         raise GeneratorError(
             f"{where}: no generator: origin names no init_sigma, the noise level that it starts "
-            "from. (A teacher needs a sampler; distil it first.)"
+            "from. (A teacher needs a sampler: distil it, or measure it with "
+            "`python -m sid_scale.evaluate teacher`.)"
         )
     init_sigma, steps = saved.origin["init_sigma"], saved.origin.get("steps", 1)
     if not _is_number(init_sigma) or not 0 < init_sigma < float("inf"):

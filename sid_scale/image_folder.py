@@ -23,6 +23,7 @@ from sid_scale.files import written_whole
 from sid_scale.generator import OneStepGenerator
 from sid_scale.networks.checkpoints import WEIGHTS, sha256
 from sid_scale.pictures import image_grid, read_png, write_png
+from sid_scale.recipes import differences
 
 RECIPE = "generate.json"
 GRID = "grid.png"
@@ -98,12 +99,7 @@ def claim_folder(folder: Path, made_by: dict[str, Any]) -> None:
 
 
 def _compare(path: Path, there: Any, here: dict[str, Any]) -> None:
-    there = there if isinstance(there, dict) else {}
-    differing = [
-        f"{key} {json.dumps(there.get(key))} there, {json.dumps(value)} now"
-        for key, value in here.items()
-        if there.get(key) != value
-    ]
+    differing = differences(there, here)
     if differing:
         raise ImageFolderError(
             f"{path} says that the images there were made otherwise: {'; '.join(differing)}. "

@@ -112,7 +112,13 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         hint_text = nearest(str(value), [str(a) for a in arguments])
         choices = ", ".join(str(a) for a in arguments)
         raise ConfigError(f"{where}: {value!r} is none of {choices}{hint_text}")
-    if origin is tuple and isinstance(value, list | tuple) and len(value) == len(arguments):
+    if origin is tuple and arguments[-1] is Ellipsis:
+        # As YAML's list, or as it is typed on a command line: a,b
+        parts = value.split(",") if isinstance(value, str) else value
+        if isinstance(parts, list | tuple):
+            parts = [part.strip() if isinstance(part, str) else part for part in parts]
+            return tuple(_convert(arguments[0], part, where) for part in parts)
+    elif origin is tuple and isinstance(value, list | tuple) and len(value) == len(arguments):
         return tuple(_convert(a, v, where) for a, v in zip(arguments, value, strict=True))
     if hint in (int, float) and isinstance(value, str):
         value = _number(value)  # YAML reads 5e-5 as text, and people write 2_000_000

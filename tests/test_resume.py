@@ -36,7 +36,7 @@ from tests.tiny import (
 pytestmark = pytest.mark.distributed
 
 KILLS = 21
-ITERATIONS = 220
+ITERATIONS = 120
 LOG = 24  # images
 
 
@@ -129,7 +129,7 @@ def live(run: RunConfig, until: Callable[[], bool], victim: int = 0) -> str:
         processes[victim].kill()
         # The survivor notices by itself, unless the two had not met yet: then the launcher's
         # SIGTERM ends it.
-        processes[1 - victim].join(10)
+        processes[1 - victim].join(4)
         processes[1 - victim].terminate()
     for process in processes:
         process.join(30)

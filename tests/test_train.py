@@ -21,6 +21,7 @@ from sid_scale.distill.loop import DivergedError, train
 from sid_scale.networks.checkpoints import load_network, save_network
 from sid_scale.ranks import Ranks
 from tests.conftest import ROOT
+from tests.data.shards import put_value
 from tests.ranks import free_port, run_ranks
 from tests.tiny import config, prepare, settings, write_deepspeed_json
 
@@ -343,3 +344,20 @@ def test_an_exception_on_one_rank_ends_all_and_is_printed_once(tmp_path: Path, f
     assert all(process.returncode == 1 for process in processes)
     assert output.count("is on fire") == 2, output  # the raising line and the message
     assert output.count("Traceback") == 1
+
+
+def train_some(rank: int, folder: Path, total_images: int) -> None:
+    with redirect_stdout(StringIO()):
+        train(config(folder, total_images=total_images, stream__on_bad_sample="skip"), ranks())
+
+
+@pytest.mark.faults
+def test_skipped_samples_are_counted_over_ranks_and_interruptions(tmp_path: Path):
+    prepare(tmp_path)
+    bad = [f"{number:03d}" for number in range(16, 32, 2)]
+    put_value(tmp_path / "data", "shard-000001.tar", bad, float("nan"))
+    run_ranks(2, train_some, tmp_path, 24)
+    run_ranks(1, train_some, tmp_path, 40)  # an epoch
+    counts = [record["data/skipped_samples"] for record in records(tmp_path / "run")]
+    assert counts == sorted(counts)
+    assert counts[-1] == len(bad)

@@ -9,7 +9,7 @@ import torch
 
 from sid_scale.codecs import IdentityCodec
 from sid_scale.config import RunConfig, load_config
-from sid_scale.data.shards import write_shards
+from sid_scale.data.writing import write_shards
 from sid_scale.networks.checkpoints import NetworkFolder, save_network
 from sid_scale.networks.edm2 import EDM2, EDM2Config
 

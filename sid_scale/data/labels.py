@@ -1,14 +1,21 @@
-"""Labels alone, for `sid`: drawn from the class histogram, without opening a shard."""
+"""Labels alone, of generated images: drawn from a histogram, without opening a shard."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sid_scale.data.stream import Schedule
+from sid_scale.data.order import Schedule
+from sid_scale.data.shards import ShardIndex
+from sid_scale.errors import SidScaleError
+
+
+class LabelsError(SidScaleError):
+    """Labels that cannot be drawn from; the message says which and why."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +33,7 @@ class LabelStream:
     function of (seed, position), whatever the number of ranks.
 
     Args:
-        histogram: how often each class occurs: `ShardIndex.class_histogram`; for uniform labels
-            `[1] * num_classes`; for draws from a list of labels `np.bincount(list)`.
+        histogram: how often each class occurs (`label_histogram`).
         seed: at least 0.
         start: images seen, a multiple of `global_batch`.
 
@@ -76,3 +82,35 @@ class LabelStream:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def label_histogram(labels: str, num_classes: int, index: ShardIndex | None) -> list[int]:
+    """How often each class occurs among the labels to draw, (num_classes,).
+
+    Args:
+        labels: "histogram", as often as in the data, or all alike if there is none; "uniform";
+            or a text file of class indices between blanks or line ends, as often as there.
+
+    Raises:
+        LabelsError: the file is missing or empty, or holds something else.
+    """
+    if labels == "uniform" or (labels == "histogram" and index is None):
+        return [1] * num_classes
+    if labels == "histogram" and index is not None:
+        return list(index.class_histogram)
+    try:
+        words = Path(labels).read_text(encoding="ascii").split()
+    except (OSError, UnicodeError) as error:
+        raise LabelsError(
+            f"labels: {labels} is neither histogram, uniform nor a text file of classes ({error})"
+        ) from error
+    if not words:
+        raise LabelsError(f"labels: {labels} holds no class")
+    histogram = [0] * num_classes
+    for number, word in enumerate(words, 1):
+        if not word.isdigit() or int(word) >= num_classes:
+            raise LabelsError(
+                f"labels: {labels}: entry {number}, {word!r}, is no class of 0..{num_classes - 1}"
+            )
+        histogram[int(word)] += 1
+    return histogram

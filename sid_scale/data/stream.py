@@ -1,104 +1,69 @@
 """The stream of latents: one global order, the same for every number of ranks, resumable anywhere.
 
-Position i = 0, 1, 2, ... of the global order is image number i of the run. Epoch e is the N
-positions from e N on and holds every sample once. The order is a pure function of the seed and
-the index; its parts are:
+The order is arithmetic (order.py); the shards are opened by source.py. A rank opens only the
+lanes that its positions fall on (1/world_size of them when world_size micro-batches of BLOCK fit
+into one turn of the lanes). Of local and cached shards each payload is read straight into the
+batch that goes to the device, from where the layout says it lies, so nothing is held and resuming
+costs what starting costs. Other shards are read through: a rank then holds one window of each of
+its lanes, and resumes by reading one shard a lane up to the place.
 
-- Lanes. Blocks of BLOCK positions are dealt to a fixed number of lanes in turn, for ever. In
-  each epoch the shards are laid end to end in a seeded order, and each lane takes a contiguous
-  stretch, as long as the number of its positions in that epoch. Lanes need no equal shards.
-- Windows. A lane shuffles its stretch window by window; all lanes' windows together hold SHUFFLE
-  samples. That is the shuffle's quality, besides the order of shards and the interleaving of
-  lanes: shards should be written in a shuffled order. The first windows of an epoch are cut
-  shorter, each lane's by its own measure, so that the lanes refill in turn.
-
-A rank opens only the lanes that its positions fall on (1/world_size of them when world_size
-micro-batches of BLOCK fit into one turn of the lanes), holds at most one window of each, and
-resumes by reading one shard a lane up to the place, since the index's counts tell where it is.
+Noise for a sample is keyed to (seed, position). Within a run that is (seed, epoch, sample): the
+order puts each sample at one position of each epoch, and that position lies in no other epoch.
 """
 
 import queue
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sid_scale.data.shards import Record, ShardIndex, decode, read_index, read_shard
+from sid_scale.config import StreamConfig
+from sid_scale.data.draft import Draft, Memory
+from sid_scale.data.layout import LaidOutShard
+from sid_scale.data.order import Order, Run, Schedule, Window
+from sid_scale.data.shards import BadSampleError
+from sid_scale.data.source import ReadThrough, ShardSource
 
-# These define the order: another value is another order, and old runs would resume elsewhere.
-BLOCK = 16
-MAX_LANES = 64
-SHUFFLE = 4096
-
-PREFETCH = 4  # micro-batches that wait ready
+OPEN_SHARDS = 4  # a lane's window of more of them (tiny ones) is read through, not kept open
+TOLD = 20  # bad samples that are told of one by one
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
     """One micro-batch: stored float32 (n, 2C, H, W), labels int64 (n,), and index int64 (n,),
-    the positions in the global order: unique over the run, the key for per-sample noise."""
+    the positions in the global order: unique over the run, the key for per-sample noise.
+    `skipped` of its samples are bad ones' neighbours."""
 
     stored: Tensor
     labels: Tensor
     index: Tensor
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Which positions a rank takes: global batch k is [k, k + 1) * global_batch, cut into
-    micro-batches that the ranks take in turn.
-
-    Raises:
-        ValueError: the numbers do not divide as they must.
-    """
-
-    global_batch: int
-    rank: int
-    world_size: int
-    micro_batch: int
-    start: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.world_size:
-            raise ValueError(f"rank {self.rank} is not in a world of {self.world_size}")
-        turn = self.micro_batch * self.world_size
-        if self.micro_batch < 1 or self.global_batch < 1 or self.global_batch % turn:
-            raise ValueError(
-                f"a global batch of {self.global_batch} is not a multiple of "
-                f"{self.world_size} ranks x micro-batch {self.micro_batch}"
-            )
-        if self.start < 0 or self.start % self.global_batch:
-            raise ValueError(
-                f"start {self.start} is not a multiple of the global batch {self.global_batch}"
-            )
-
-    def __iter__(self) -> Iterator[range]:
-        """The positions of this rank's micro-batches, without end."""
-        first = self.start + self.rank * self.micro_batch
-        for begin in count(first, self.micro_batch * self.world_size):
-            yield range(begin, begin + self.micro_batch)
+    skipped: int = 0
 
 
 @final
 class LatentStream:
     """This rank's micro-batches, without end, read ahead on a background thread.
 
-    Use it as a context manager, or `close` it. Batches lie in pinned memory if CUDA is there.
+    Use it as a context manager, or `close` it. Batches lie in pinned memory if CUDA is there;
+    PyTorch hands a pinned block out again only when copies from it are done.
 
     Args:
         folder: what `write_shards` made: a local folder, or what WebDataset opens when `/` and
-            a file's name are put behind it ("pipe:curl -sf https://host/folder").
+            a file's name are put behind it ("https://host/folder", "pipe:ssh host cat folder").
         seed: at least 0; another seed is another order.
         start: images seen, a multiple of `global_batch`.
+        settings: how to read; no setting changes the order.
 
     Raises:
-        ShardError: the index or, from `__next__`, a shard is missing or damaged.
+        SidScaleError: the index or, from `__next__`, a shard is missing or damaged, or stays
+            away; or a sample is bad and `settings.on_bad_sample` is stop.
         ValueError: the batch sizes or `start` do not divide as they must.
     """
 
@@ -112,15 +77,23 @@ class LatentStream:
         world_size: int,
         micro_batch: int,
         start: int = 0,
+        settings: StreamConfig | None = None,
     ):
+        settings = settings or StreamConfig()
         schedule = Schedule(global_batch, rank, world_size, micro_batch, start)
-        self.index = read_index(folder)
+
+        def tell(line: str) -> None:
+            print(f"rank {rank}: {line}", file=sys.stderr, flush=True)
+
+        self._source = ShardSource(folder, settings, rank, tell)
+        self.index = self._source.index
         self._failure: BaseException | None = None
-        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(PREFETCH)
+        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(settings.prefetch)
         self._stop = threading.Event()
+        reader = _Reader(self._source, Order(self.index, seed), settings, tell)
         self._thread = threading.Thread(
             target=_prefetch,
-            args=(_batches(folder, self.index, seed, schedule), self._ready, self._stop),
+            args=(map(reader.batch, schedule), self._ready, self._stop, reader.close),
             name="latent-stream",
             daemon=True,
         )
@@ -140,6 +113,7 @@ class LatentStream:
     def close(self) -> None:
         """Stop reading and wait for the thread; a closed stream raises `ValueError`."""
         self._stop.set()
+        self._source.close()
         self._thread.join(timeout=5)  # a read that hangs must not keep the run from ending
         self._failure = self._failure or ValueError("this LatentStream is closed")
 
@@ -150,85 +124,132 @@ class LatentStream:
         self.close()
 
 
+class _Reader:
+    """Makes micro-batches of positions."""
+
+    def __init__(
+        self,
+        source: ShardSource,
+        order: Order,
+        settings: StreamConfig,
+        tell: Callable[[str], None],
+    ):
+        self._source, self._order, self._tell = source, order, tell
+        self._skips = settings.on_bad_sample == "skip"
+        self._told: set[tuple[int, int]] = set()
+        self._lanes: dict[int, _Lane] = {}
+        self._memory = Memory(source)
+        self._workers = settings.workers
+        self._pool = ThreadPoolExecutor(settings.workers, "latent-reader")
+
+    def batch(self, positions: range) -> Batch:
+        """The samples at these positions, checked."""
+        shape = (len(positions), *self._source.index.sample_shape)
+        stored, rows = self._memory.rows(shape)
+        draft = Draft(self._source, rows)
+        work: dict[int, _LaneWork] = {}
+        for run in self._order.runs(positions):
+            number = run.window.lane
+            lane = self._lanes.setdefault(number, _Lane(self._source))
+            first = run.positions.start - positions.start
+            work.setdefault(number, _LaneWork(lane, draft, [])).runs.append((run, first))
+        # One thread to a lane: a lane is read in order.
+        several = len(work) > 1 and self._source.is_fetched and self._workers > 1
+        list((self._pool.map if several else map)(_LaneWork.read, work.values()))
+        skipped = sum(self._mend(draft, row) for row in draft.unsound())
+        labels = _pinned(torch.from_numpy(draft.labels))
+        index = _pinned(torch.arange(positions.start, positions.stop))
+        return Batch(stored, labels, index, skipped)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for lane in self._lanes.values():
+            lane.close()
+
+    def _mend(self, draft: "Draft", row: int) -> int:
+        """Reads a sample that is not as it should be by the book. -> 1 if it was skipped.
+
+        Raises:
+            BadSampleError: it is bad, and bad samples end the run.
+        """
+        shard, number = draft.places[row]
+        try:
+            draft.put(row, *self._source.sample(shard, number))
+            return 0
+        except BadSampleError as error:
+            if not self._skips:
+                raise
+            self._tell_of(error, (shard, number))
+        draft.put(row, *self._source.neighbour(shard, number))
+        return 1
+
+    def _tell_of(self, error: BadSampleError, place: tuple[int, int]) -> None:
+        if place not in self._told and len(self._told) < TOLD:
+            self._told.add(place)
+            self._tell(f"skipped {error}")
+            if len(self._told) == TOLD:
+                self._tell("further bad samples are only counted")
+
+
 class _Lane:
-    """One lane's samples by position; positions must be asked for in rising order."""
+    """The shards that one lane's window lies in, open."""
 
-    def __init__(self, folder: str | Path, index: ShardIndex, seed: int, lane: int, lanes: int):
-        self.folder, self.index, self.seed = folder, index, seed
-        self.lane, self.lanes, self.total = lane, lanes, index.samples
-        self.size = SHUFFLE // lanes
-        self.window: tuple[int, int] | None = None  # epoch and number of the window held
-        self.held: dict[int, Record] = {}  # by ordinal within this lane and epoch
-        self.source: Iterator[Record] = iter(())
-        self.at = (-1, 0)  # epoch and ordinal of the source's next record
+    def __init__(self, source: ShardSource):
+        self._source = source
+        self._window: Window | None = None
+        self._shards: dict[int, LaidOutShard | ReadThrough] = {}
 
-    def record(self, position: int) -> Record:
-        epoch = position // self.total
-        offset = _dealt(epoch * self.total, self.lane, self.lanes)
-        length = _dealt((epoch + 1) * self.total, self.lane, self.lanes) - offset
-        ordinal = _dealt(position, self.lane, self.lanes) - offset
-        phase = self.lane * self.size // self.lanes
-        number = (ordinal + phase) // self.size
-        if self.window != (epoch, number):
-            first = max(0, number * self.size - phase)
-            last = min(length, (number + 1) * self.size - phase)
-            self._load(epoch, first, last)
-            self.window = (epoch, number)
-        return self.held.pop(ordinal)
+    def shards(self, window: Window) -> dict[int, LaidOutShard | ReadThrough]:
+        """What to read a window's samples from, by shard."""
+        if window is not self._window:
+            wanted = {span.shard for span in window.spans}
+            for shard in [*self._shards]:
+                if shard not in wanted:
+                    self._shards.pop(shard).close()
+            in_place = len(wanted) <= OPEN_SHARDS
+            for shard, first, last in window.spans:
+                if shard not in self._shards:
+                    self._shards[shard] = self._source.open(shard, in_place=in_place)
+                self._shards[shard].expect(first, last)
+            if window.next_shard is not None:
+                self._source.ahead(window.next_shard)
+            self._window = window
+        return self._shards
 
-    def _load(self, epoch: int, first: int, last: int) -> None:
-        """Hold the shuffled window [first, last) of the epoch."""
-        self.held.clear()
-        if self.at[0] != epoch or self.at[1] > first:
-            self.source, self.at = self._records(epoch, first), (epoch, first)
-        # Windows are passed over only where ranks share a lane, a few at a time: read through.
-        for _ in range(first - self.at[1]):
-            next(self.source)
-        order = _permutation(last - first, self.seed, 1 + self.lane, epoch, first)
-        for slot in order:
-            self.held[first + int(slot)] = next(self.source)
-        self.at = (epoch, last)
-
-    def _records(self, epoch: int, ordinal: int) -> Iterator[Record]:
-        """The lane's stretch of the epoch from `ordinal` on, and what lies behind it."""
-        skip = ordinal
-        for lane in range(self.lane):
-            skip += _dealt((epoch + 1) * self.total, lane, self.lanes)
-            skip -= _dealt(epoch * self.total, lane, self.lanes)
-        for number in _permutation(len(self.index.shards), self.seed, 0, epoch):
-            shard = self.index.shards[number]
-            if skip < shard.samples:
-                yield from read_shard(self.folder, shard, skip)
-            skip = max(0, skip - shard.samples)
+    def close(self) -> None:
+        for shard in self._shards.values():
+            shard.close()
 
 
-def lane_count(index: ShardIndex) -> int:
-    """Lanes of a data set: a power of two, as numbers of ranks tend to be, at most one a shard."""
-    return 1 << (min(len(index.shards), MAX_LANES).bit_length() - 1)
+class _LaneWork(NamedTuple):
+    """A lane's part of a micro-batch: runs, and the row where each begins."""
+
+    lane: _Lane
+    draft: "Draft"
+    runs: list[tuple[Run, int]]
+
+    def read(self) -> None:
+        for (window, _, slots), first in self.runs:
+            opened = self.lane.shards(window)
+            shards, numbers = window.shards[slots].tolist(), window.numbers[slots].tolist()
+            self.draft.places[first : first + len(shards)] = zip(shards, numbers, strict=True)
+            for shard in dict.fromkeys(shards):
+                mine = [i for i, other in enumerate(shards) if other == shard]
+                rows = [first + i for i in mine]
+                with np.errstate(over="ignore", invalid="ignore"):  # found out by `unsound`
+                    self.draft.read(opened[shard], [numbers[i] for i in mine], rows)
 
 
-def _batches(
-    folder: str | Path, index: ShardIndex, seed: int, schedule: Schedule
-) -> Iterator[Batch]:
-    lanes = lane_count(index)
-    opened: dict[int, _Lane] = {}
-    for positions in schedule:
-        arrays, labels = [], []
-        for position in positions:
-            number = position // BLOCK % lanes
-            if number not in opened:
-                opened[number] = _Lane(folder, index, seed, number, lanes)
-            array, label = decode(opened[number].record(position), index)
-            arrays.append(array)
-            labels.append(label)
-        stored = torch.from_numpy(np.stack(arrays).astype(np.float32, copy=False))
-        tensors = [stored, torch.tensor(labels), torch.arange(positions.start, positions.stop)]
-        if torch.cuda.is_available():
-            tensors = [tensor.pin_memory() for tensor in tensors]
-        yield Batch(*tensors)
+def _pinned(tensor: Tensor) -> Tensor:
+    return tensor.pin_memory() if torch.cuda.is_available() else tensor
 
 
-def _prefetch(batches: Iterator[Batch], ready: "queue.Queue[Any]", stop: threading.Event) -> None:
+def _prefetch(
+    batches: Iterator[Batch],
+    ready: "queue.Queue[Any]",
+    stop: threading.Event,
+    close: Callable[[], None],
+) -> None:
     while not stop.is_set():
         try:
             item: Batch | BaseException = next(batches)
@@ -241,16 +262,5 @@ def _prefetch(batches: Iterator[Batch], ready: "queue.Queue[Any]", stop: threadi
             except queue.Full:
                 continue
         if isinstance(item, BaseException):
-            return
-
-
-def _dealt(positions: int, lane: int, lanes: int) -> int:
-    """How many of the first `positions` positions fall on a lane."""
-    turns, rest = divmod(positions, lanes * BLOCK)
-    return turns * BLOCK + min(max(rest - lane * BLOCK, 0), BLOCK)
-
-
-def _permutation(size: int, *key: int) -> np.ndarray:
-    # From raw bits: NumPy promises those for ever, but not what Generator.permutation does.
-    bits = np.random.Philox(np.random.SeedSequence(key)).random_raw(size)
-    return np.argsort(bits, kind="stable")
+            break
+    close()

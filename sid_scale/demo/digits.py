@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sid_scale.evaluate import features
+
 NUM_CLASSES = 10
 RESOLUTION = 32
-SCAN_RESOLUTION = 8
 SCAN_MAXIMUM = 16.0
 BACK_PROJECTIONS = 30
 
@@ -54,9 +55,7 @@ def pixel_features(images: Tensor) -> np.ndarray:
             f"expected uint8 images of shape (N, 3, {RESOLUTION}, {RESOLUTION}), "
             f"got {images.dtype} {tuple(images.shape)}"
         )
-    grey = images.cpu().double().mean(dim=1, keepdim=True)
-    scans = F.avg_pool2d(grey, RESOLUTION // SCAN_RESOLUTION) / 127.5 - 1
-    return scans.flatten(1).numpy()
+    return features.pixel_features(images.cpu()).numpy()
 
 
 def class_accuracy(images: Tensor, labels: Tensor) -> float:

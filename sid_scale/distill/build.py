@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sid_scale.codecs import Codec, CodecError, open_codec
 from sid_scale.config import RunConfig
-from sid_scale.data.labels import LabelStream
+from sid_scale.data.labels import LabelStream, label_histogram
+from sid_scale.data.opening import Patience
 from sid_scale.data.shards import ShardIndex, read_index
 from sid_scale.data.stream import LatentStream
 from sid_scale.distill.noise import keyed_seed
@@ -40,6 +41,7 @@ class Progress:
 
     images_seen: int = 0
     skipped_updates: int = 0
+    skipped_samples: int = 0  # bad ones, of this rank; after a resume the first has all ranks'
     # network -> its updates skipped since the last that was not; starts anew on resume
     skipped_in_a_row: dict[str, int] = field(default_factory=dict)
 
@@ -59,7 +61,7 @@ class Run:
     codec: Codec
     origin: dict[str, Any]  # what a generator folder says of where it comes from
     identity: dict[str, Any]  # what a resumed run must have in common with the one before
-    histogram: list[int]  # images per class; what generated labels are drawn from
+    histogram: list[int]  # how often each class occurs among generated labels
     progress: Progress = field(default_factory=Progress)
     saved_at: int | None = None  # images seen in the last checkpoint written or read
 
@@ -116,7 +118,12 @@ class Run:
         a method that reads none just labels."""
         if self.config.adversarial:
             assert self.config.data is not None  # config.py has checked
-            return LatentStream(self.config.data, seed=self.config.seed, **self._place())
+            return LatentStream(
+                self.config.data,
+                seed=self.config.seed,
+                settings=self.config.stream,
+                **self._place(),
+            )
         return self._labels("fake_score labels")
 
     def open_labels(self) -> LabelStream:
@@ -185,7 +192,7 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
         codec,
         origin,
         identity_of(source.architecture, index, origin),
-        [1] * source.architecture.label_dim if index is None else list(index.class_histogram),
+        label_histogram(config.labels, source.architecture.label_dim, index),
     )
 
 
@@ -229,7 +236,8 @@ def _check_data(config: RunConfig, teacher: NetworkFolder, codec: Codec) -> Shar
     architecture = teacher.architecture
     if config.data is None:
         return None
-    index = read_index(config.data)
+    patience = Patience(config.stream.retries, config.stream.backoff_seconds)
+    index = read_index(config.data, patience, config.stream.timeout_seconds)
     size = architecture.img_resolution
     expected = (2 * architecture.img_channels, size, size)
     if index.sample_shape != expected or index.num_classes != architecture.label_dim:

@@ -13,11 +13,18 @@ from sid_scale.distill.outputs import (
     write_final_generator,
     write_generator,
 )
-from sid_scale.distill.resume import checkpoint_writer, resume, save, tell_completed
+from sid_scale.distill.resume import (
+    checkpoint_writer,
+    resume,
+    save,
+    skipped_samples,
+    tell_completed,
+)
 from sid_scale.distill.step import update_fake_score, update_generator
 from sid_scale.distill.stop import StopRequests
 from sid_scale.distill.telemetry import Telemetry
 from sid_scale.errors import SidScaleError
+from sid_scale.evaluate.training import TrainingEvaluation
 from sid_scale.ranks import Ranks, limit_waiting, on_any_rank, on_first_rank
 from sid_scale.zero import power_ema
 from sid_scale.zero.ema import ema_decay
@@ -30,8 +37,8 @@ class DivergedError(SidScaleError):
 def train(config: RunConfig, ranks: Ranks, stop: StopRequests | None = None) -> Progress:
     """Distils a teacher as `config` says, until it is done or asked to stop. Collective.
 
-    Leaves config.yaml, metrics.jsonl, tensorboard/, samples/, checkpoints/ and, at the end,
-    generator/ in the run folder.
+    Leaves config.yaml, metrics.jsonl, tensorboard/, samples/, checkpoints/, best_generator/ (if it
+    is evaluated) and, at the end, generator/ in the run folder.
 
     Raises:
         SidScaleError: something given cannot be used, or updates keep failing.
@@ -46,6 +53,7 @@ def _train(config: RunConfig, ranks: Ranks, stop: StopRequests, told: list[str])
     run = build_run(config, ranks)
     limit_waiting(config.collective_timeout_seconds)
     resumed = resume(run)
+    evaluation = TrainingEvaluation(run)
     prepare_folder(run)
     writer = checkpoint_writer(config)
     progress, meter = run.progress, Meter(ranks.device, resumed.meters)
@@ -72,7 +80,12 @@ def _train(config: RunConfig, ranks: Ranks, stop: StopRequests, told: list[str])
             telemetry.tick(config.batch_size)
 
             finished = progress.images_seen >= config.total_images
-            if finished or run.is_due(config.log.every_images):
+            evaluated = evaluation.measure_if_due(
+                telemetry, finished=finished, stopped=lambda: on_any_rank(stop.asked())[0]
+            )
+            if finished or evaluated or run.is_due(config.log.every_images):
+                if config.adversarial and config.stream.on_bad_sample == "skip":
+                    telemetry.note({"data/skipped_samples": skipped_samples(run)})
                 telemetry.report(progress, meter.report(), run.learning_rates)
             if run.is_due(config.log.samples_every_images):
                 show_samples(run, telemetry)
@@ -85,9 +98,11 @@ def _train(config: RunConfig, ranks: Ranks, stop: StopRequests, told: list[str])
             stopping, writing = on_any_rank(stop.asked(), writer.is_writing)
             if not writing:
                 tell_completed(writer.finish(), telemetry)
+            evaluation.point_at_best()
 
         tell_completed(save(run, meter, writer), telemetry)
         tell_completed(writer.finish(), telemetry)
+        evaluation.point_at_best()
         if progress.images_seen < config.total_images:
             why = stop.reason or "asked on another rank"
             telemetry.say(f"stopped at {progress.images_seen:,} images ({why})")

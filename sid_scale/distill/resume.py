@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import torch.distributed as dist
 
 from sid_scale.config import RunConfig
@@ -74,7 +75,11 @@ def save(run: Run, meter: Meter, writer: CheckpointWriter) -> Completed | None:
     if run.saved_at == seen:
         return None
     run.saved_at = seen
-    progress = {"images_seen": seen, "skipped_updates": run.progress.skipped_updates}
+    progress = {
+        "images_seen": seen,
+        "skipped_updates": run.progress.skipped_updates,
+        "skipped_samples": skipped_samples(run),
+    }
     counters = {
         "progress": progress,
         "identity": run.identity,
@@ -100,6 +105,8 @@ def resume(run: Run) -> Resumed:
     told += _compare(checkpoint, counters, run)
     load_checkpoint(checkpoint, run.state)
     run.progress = Progress(**counters["progress"])
+    if not run.ranks.is_first:
+        run.progress.skipped_samples = 0
     run.saved_at = run.progress.images_seen if checkpoint.parent == _folder(run) else None
     on_first_rank(lambda: forget_metrics_after(run, run.progress.images_seen))
     ranks, stage = counters["layout"]["ranks"], counters["layout"]["stages"]["generator"]
@@ -107,6 +114,13 @@ def resume(run: Run) -> Resumed:
     written = f", written by {ranks} ranks at ZeRO {stage}" if moved else ""
     told.append(f"resumed from {checkpoint}{written}")
     return Resumed(told, _share_of_meters(counters["meters"], run))
+
+
+def skipped_samples(run: Run) -> int:
+    """Bad samples that all ranks have skipped since the run began. Collective."""
+    count = torch.tensor(run.progress.skipped_samples, device=run.ranks.device)
+    dist.all_reduce(count)
+    return int(count)
 
 
 def find_checkpoint(config: RunConfig, damaged: Sequence[Path] = ()) -> Path | None:

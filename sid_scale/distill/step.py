@@ -152,6 +152,7 @@ def update_fake_score(run: Run, data: Iterator[Batch | LabelBatch], meter: Meter
         draws = Draws.for_fake_score(noise, run.image_shape, run.config.steps)
         real = None
         if isinstance(batch, Batch):
+            run.progress.skipped_samples += batch.skipped
             stored = batch.stored.to(run.ranks.device, non_blocking=True)
             real = run.codec.sample(stored, noise.normal(*run.image_shape))
         labels = run.one_hot(batch.labels)

@@ -52,6 +52,10 @@ class Telemetry:
         """The first iteration begins now."""
         self._clock, self._images_then = time.perf_counter(), images_seen
 
+    def pause(self, seconds: float) -> None:
+        """So long something else than training was done: rates are without it."""
+        self._clock += seconds
+
     def __enter__(self) -> "Telemetry":
         return self
 

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,11 +29,18 @@ PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_paramete
 IDENTITY = "torch.nn.modules.linear.Identity"
 CONTAINERS = ("ModuleDict", "ModuleList", "Sequential")
 DTYPES = {"Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16}
+# What numpy's arrays and numbers are made with; `_codecs.encode` makes bytes of a text.
+NUMPY = frozenset(
+    {
+        *{"numpy.dtype", "numpy.ndarray", "numpy.core.multiarray.scalar", "_codecs.encode"},
+        *{"numpy.core.multiarray._reconstruct", "numpy.core.numeric._frombuffer"},
+    }
+)
 # Every name that a network's pickle may ask for. Those that nothing below interprets occur in
 # attributes that nobody reads.
-ALLOWED = frozenset(
+ALLOWED = NUMPY | frozenset(
     {
-        *{PERSISTENT, *DICTS, "builtins.set", "_codecs.encode"},
+        *{PERSISTENT, *DICTS, "builtins.set"},
         *{f"torch.nn.modules.container.{kind}" for kind in CONTAINERS},
         *{*PARAMETERS, "torch._utils._rebuild_tensor_v2", IDENTITY, "builtins.bytearray"},
         *{"torch.storage._load_from_bytes", "torch.Size", "torch.device"},
@@ -41,8 +48,6 @@ ALLOWED = frozenset(
         *{"torch.float64", "torch.int64", "torch.int32", "torch.uint8", "torch.bool"},
         # A memory format lies in whichever module pickle finds it first.
         *{f"{module}.channels_last" for module in ("torch", "torch.torch", "torch._utils.torch")},
-        *{"numpy.dtype", "numpy.ndarray", "numpy.core.multiarray.scalar"},
-        *{"numpy.core.multiarray._reconstruct", "numpy.core.numeric._frombuffer"},
     }
 )
 _HEADER_OPCODES = 200  # in each pickle before a storage's elements; torch takes 26
@@ -94,7 +99,7 @@ def number(value: Any, what: str) -> int | float:
         if value.kind != "numpy.core.multiarray.scalar":
             raise TypeError
         dtype, contents = value.arguments
-        return _numpy_array(contents, dtype).item()
+        return _numpy_array(_short(contents), dtype).item()
 
 
 def numbers(value: Any, what: str) -> list[int | float]:
@@ -106,24 +111,49 @@ def numbers(value: Any, what: str) -> list[int | float]:
     if isinstance(value, list | tuple):
         return [number(item, what) for item in value]
     with should_be("a list of numbers", what):
-        if value.kind == "numpy.core.numeric._frombuffer":
-            contents, dtype, (_,), _ = value.arguments
-        elif value.kind == "numpy.core.multiarray._reconstruct":
-            _, (_,), dtype, _, contents = value.state
-        else:
-            raise TypeError
-        return _numpy_array(contents, dtype).tolist()
+        (_,), dtype, _, contents = _array_parts(value)
+        return _numpy_array(_short(contents), dtype).tolist()
 
 
-def _numpy_array(contents: Any, dtype: Any) -> np.ndarray:
-    """A short flat array of a numeric dtype: no objects, texts or structures."""
+def array(value: Any, what: str) -> np.ndarray:
+    """A numpy array of numbers, of any shape; it takes as much memory as its part of the file.
+
+    Raises:
+        PickleError: it is something else, or its shape and its contents contradict each other.
+    """
+    with should_be("an array of numbers", what):
+        shape, dtype, in_columns, contents = _array_parts(value)
+        if len(shape) > 8 or not all(type(n) is int and n >= 0 for n in shape):
+            raise ValueError
+        order: Literal["C", "F"] = "F" if in_columns else "C"
+        return _numpy_array(_contents(contents), dtype).reshape(shape, order=order)
+
+
+def _array_parts(value: Any) -> tuple[tuple[Any, ...], Any, bool, Any]:
+    """Shape, dtype, whether columns come first, and contents of a numpy array's record."""
+    if value.kind == "numpy.core.numeric._frombuffer":
+        contents, dtype, shape, order = value.arguments
+        return shape, dtype, {"C": False, "F": True}[order], contents
+    if value.kind != "numpy.core.multiarray._reconstruct":
+        raise TypeError
+    _, shape, dtype, in_columns, contents = value.state
+    return shape, dtype, bool(in_columns), contents
+
+
+def _numpy_array(raw: bytes, dtype: Any) -> np.ndarray:
+    """A flat array of a numeric dtype: no objects, texts or structures."""
     code, byte_order = dtype.arguments[0], dtype.state[1]
     if not re.fullmatch(r"[biuf][1248]", code) or byte_order not in ("<", ">", "|"):
         raise ValueError
+    return np.frombuffer(raw, np.dtype(byte_order + code))
+
+
+def _short(contents: Any) -> bytes:
+    """Bytes of which no network has many."""
     raw = _contents(contents)
     if len(raw) > _LONGEST_NUMBERS:
         raise ValueError
-    return np.frombuffer(raw, np.dtype(byte_order + code))
+    return raw
 
 
 def _contents(value: Any) -> bytes:

@@ -1,12 +1,15 @@
 """Labels drawn from a histogram: a pure function of seed and position."""
 
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from sid_scale.data.labels import LabelStream
+from sid_scale.data.labels import LabelsError, LabelStream, label_histogram
+from sid_scale.data.shards import read_index
+from tests.data.shards import write
 
 HISTOGRAM = [5, 0, 3, 2]
 
@@ -62,3 +65,40 @@ def test_classes_occur_as_often_as_the_histogram_says() -> None:
 def test_what_is_no_histogram_is_refused(histogram: list[int]) -> None:
     with pytest.raises(ValueError, match="not a class histogram"):
         LabelStream(histogram, seed=0, global_batch=4, rank=0, world_size=1, micro_batch=4)
+
+
+# What they are drawn from
+
+
+def test_labels_are_drawn_from_the_data_uniformly_or_from_a_list(tmp_path: Path) -> None:
+    index = read_index(write(tmp_path / "set", 10, 4))
+    given = tmp_path / "labels.txt"
+    given.write_text("3 3\n0\n")
+    assert label_histogram("histogram", 7, index) == [2, 2, 2, 1, 1, 1, 1]
+    assert label_histogram("histogram", 3, None) == [1, 1, 1]
+    assert label_histogram("uniform", 7, index) == [1] * 7
+    assert label_histogram(str(given), 4, index) == [1, 0, 0, 2]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "holds no class"),
+        (b"1 4", r"entry 2, '4', is no class of 0\.\.3"),
+        (b"1 -1", r"entry 2, '-1'"),
+        (b"cat", r"entry 1, 'cat'"),
+        (b"\xff\xfe", "nor a text file of classes"),
+    ],
+)
+def test_a_list_that_is_none_is_named(tmp_path: Path, content: bytes, told: str) -> None:
+    path = tmp_path / "labels.txt"
+    path.write_bytes(content)
+    with pytest.raises(LabelsError, match=f"labels.txt.*{told}"):
+        label_histogram(str(path), 4, None)
+
+
+@pytest.mark.faults
+def test_neither_a_way_nor_a_file_is_named() -> None:
+    with pytest.raises(LabelsError, match="labels: unifrom is neither histogram, uniform nor"):
+        label_histogram("unifrom", 4, None)

@@ -1,5 +1,6 @@
 """Shards: what is written is exactly what is read, and nothing else is accepted."""
 
+import dataclasses
 import io
 import json
 import os
@@ -11,14 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sid_scale.data.checking import verify_shards
 from sid_scale.data.shards import (
+    Shard,
     ShardError,
     decode,
     read_index,
     read_shard,
-    verify_shards,
-    write_shards,
 )
+from sid_scale.data.writing import write_shards
 
 SHAPE = (4, 3, 3)
 
@@ -40,7 +42,7 @@ def edit_index(folder: Path, **changes: Any) -> None:
 
 
 def write_tar(folder: Path, members: dict[str, bytes]) -> None:
-    """Replace the first shard by these members, and make the index believe its size."""
+    """Replace the first shard by these members, and make the index believe it."""
     path = folder / "shard-000000.tar"
     with tarfile.open(path, "w") as tar:
         for name, content in members.items():
@@ -48,7 +50,7 @@ def write_tar(folder: Path, members: dict[str, bytes]) -> None:
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     shards = json.loads((folder / "index.json").read_text())["shards"]
-    shards[0]["bytes"] = path.stat().st_size
+    shards[0] = dataclasses.asdict(Shard.of(path, shards[0]["samples"]))
     edit_index(folder, shards=shards)
 
 

@@ -7,28 +7,23 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sid_scale.data import stream as module
-from sid_scale.data.shards import Record, Shard, ShardError, read_index, read_shard, write_shards
-from sid_scale.data.stream import LatentStream, lane_count
-
-SHAPE = (2, 1, 2)
-
-
-def write(folder: Path, count: int, shard_samples: int, dtype: str = "float32") -> Path:
-    """Samples that carry their number, so that they can be told apart."""
-    samples = ((f"{i:06d}", np.full(SHAPE, i), i % 7) for i in range(count))
-    write_shards(folder, samples, codec={}, num_classes=7, shard_samples=shard_samples, dtype=dtype)
-    return folder
+from sid_scale.config import StreamConfig
+from sid_scale.data import order as order_module
+from sid_scale.data import source as source_module
+from sid_scale.data.order import Order, Schedule, lane_count
+from sid_scale.data.shards import Shard, ShardError, read_index, read_shard
+from sid_scale.data.source import ShardSource
+from sid_scale.data.stream import LatentStream
+from tests.data.shards import SHAPE, write
 
 
 def order(
-    folder: Path,
+    folder: Path | str,
     batches: int,
     *,
     world_size: int = 1,
@@ -36,6 +31,7 @@ def order(
     start: int = 0,
     seed: int = 0,
     global_batch: int = 32,
+    **reading: Any,
 ) -> list[int]:
     """The samples of `batches` global batches in the global order, gathered from all ranks."""
     found: dict[int, int] = {}
@@ -48,6 +44,7 @@ def order(
             world_size=world_size,
             micro_batch=micro_batch,
             start=start,
+            settings=StreamConfig(**reading),
         ) as stream:
             for batch in islice(stream, batches * global_batch // micro_batch // world_size):
                 numbers = batch.stored[:, 0, 0, 0].long()
@@ -67,7 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def windows(samples: int) -> Iterator[None]:
     """Windows of this size in all: 4096 holds whole lanes here, 64 far less, as ImageNet's."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "SHUFFLE", samples)
+        patch.setattr(order_module, "SHUFFLE", samples)
         yield
 
 
@@ -104,6 +101,14 @@ def test_every_epoch_holds_every_sample_once_in_another_order(folder: Path) -> N
     assert len({tuple(epoch) for epoch in epochs}) == 4
 
 
+def test_how_it_is_read_does_not_change_the_order(folder: Path, small_windows: None) -> None:
+    in_place = order(folder, 12)
+    assert order(folder, 12, workers=1, prefetch=1) == in_place
+    for workers in (1, 3):  # through a command all is read through, here by several threads
+        piped = order(f"pipe:cat {folder}", 12, world_size=2, micro_batch=16, workers=workers)
+        assert piped == in_place
+
+
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_the_order_is_the_same_for_every_number_of_ranks(folder: Path, world_size: int) -> None:
     assert order(folder, 20, world_size=world_size) == order(folder, 20)
@@ -135,6 +140,8 @@ def test_resuming_equals_going_on(folder: Path, small_windows: None, batch: int)
     shard_samples=st.integers(3, 60),
     seed=st.integers(0, 2**40),
     world_size=st.sampled_from([2, 4, 8]),
+    workers=st.integers(1, 4),
+    dtype=st.sampled_from(["float32", "float16"]),
     batch=st.integers(1, 10),
 )
 def test_any_data_set_is_complete_elastic_and_resumable(
@@ -144,12 +151,16 @@ def test_any_data_set_is_complete_elastic_and_resumable(
     shard_samples: int,
     seed: int,
     world_size: int,
+    workers: int,
+    dtype: str,
     batch: int,
 ) -> None:
-    folder = write(tmp_path_factory.mktemp("any"), count, shard_samples)
+    folder = write(tmp_path_factory.mktemp("any"), count, shard_samples, dtype)
     with windows(shuffle):
         whole = order(folder, batch + 4, seed=seed)
-        resumed = order(folder, 4, seed=seed, start=32 * batch, world_size=world_size)
+        resumed = order(
+            folder, 4, seed=seed, start=32 * batch, world_size=world_size, workers=workers
+        )
     for begin in range(0, len(whole) - count + 1, count):
         assert sorted(whole[begin : begin + count]) == list(range(count))
     assert resumed == whole[32 * batch :]
@@ -164,42 +175,57 @@ def test_the_order_is_pinned(folder: Path) -> None:
 # What it costs
 
 
-def test_a_rank_opens_only_its_own_lanes(
-    folder: Path, small_windows: None, monkeypatch: pytest.MonkeyPatch
+def test_a_rank_reads_only_its_own_lanes(folder: Path, small_windows: None) -> None:
+    index = read_index(folder)
+    assert lane_count(index) == 8
+    order = Order(index, seed=0)
+    mine = islice(Schedule(global_batch=64, rank=1, world_size=4, micro_batch=16), 60)
+    assert {run.window.lane for positions in mine for run in order.runs(positions)} == {1, 5}
+
+
+@pytest.mark.parametrize("command", ["", "pipe:cat "])
+def test_resuming_opens_no_more_than_a_window_needs(
+    folder: Path, small_windows: None, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    opened = []
+    opened: list[str] = []
 
-    class Lane(module._Lane):
-        def __init__(self, *args: Any):
-            opened.append(args[3])
-            super().__init__(*args)
+    def open_in_place(self: ShardSource, number: int, **how: Any) -> Any:
+        opened.append(self.index.shards[number].name)
+        return open_shard(self, number, **how)
 
-    monkeypatch.setattr(module, "_Lane", Lane)
-    assert lane_count(read_index(folder)) == 8
+    def read_through(folder: str, shard: Shard, *how: Any) -> Any:
+        read.append(shard.name)
+        return read_shard(folder, shard, *how)
+
+    open_shard, read = ShardSource.open, list[str]()
+    monkeypatch.setattr(ShardSource, "open", open_in_place)
+    monkeypatch.setattr(source_module, "read_shard", read_through)
     with LatentStream(
-        folder, seed=0, global_batch=64, rank=1, world_size=4, micro_batch=16
-    ) as stream:
-        list(islice(stream, 60))
-    assert opened == [1, 5]
-
-
-def test_resuming_reads_no_more_than_a_shard_a_lane(
-    folder: Path, small_windows: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "PREFETCH", 1)  # what is read ahead stays within one block
-    opened = []
-
-    def read(folder: Path, shard: Shard, first: int) -> Iterator[Record]:
-        opened.append(shard.name)
-        return read_shard(folder, shard, first)
-
-    monkeypatch.setattr(module, "read_shard", read)
-    with LatentStream(
-        folder, seed=0, global_batch=4, rank=0, world_size=1, micro_batch=4, start=300 * 1000 + 128
+        f"{command}{folder}",
+        seed=0,
+        global_batch=4,
+        rank=0,
+        world_size=1,
+        micro_batch=4,
+        start=300 * 1000 + 128,
+        settings=StreamConfig(prefetch=1),  # what is read ahead stays within one block
     ) as stream:
         next(stream)
     # One lane, hence one window, and that may span two shards.
     assert 1 <= len(opened) <= 2
+    assert read == (opened if command else [])
+
+
+def test_memory_of_batches_that_are_gone_is_used_again(folder: Path) -> None:
+    with LatentStream(
+        folder, seed=0, global_batch=4, rank=0, world_size=1, micro_batch=4
+    ) as stream:
+        kept = next(stream).stored[1:]  # a part keeps the whole
+        before = kept.clone()
+        places = {batch.stored.data_ptr() for batch in islice(stream, 50)}
+        assert kept.equal(before)
+    assert kept.data_ptr() not in places
+    assert len(places) < 10
 
 
 # What goes wrong
@@ -230,7 +256,7 @@ def test_a_shard_damaged_under_way_ends_the_stream_with_its_name(
 ) -> None:
     write(tmp_path, 400, 100)
     index = read_index(tmp_path)
-    monkeypatch.setattr(module, "read_index", lambda folder: index)
+    monkeypatch.setattr(source_module, "read_index", lambda *arguments: index)
     shard, content = tmp_path / "shard-000003.tar", (tmp_path / "shard-000003.tar").read_bytes()
     if damage == "deleted":
         shard.unlink()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sid_scale.data.shards import verify_shards
+from sid_scale.data.checking import verify_shards
 from sid_scale.demo.judge import Judge, draw_curve, draw_samples
 from sid_scale.demo.prepare import TEACHER, write_digit_shards
 from sid_scale.distill.build import generator_architecture

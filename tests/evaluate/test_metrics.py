@@ -1,9 +1,12 @@
 """Frechet distance: against closed forms, and where covariances are singular."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
+from scipy import linalg
 
-from sid_scale.evaluate.metrics import FeatureStatistics, frechet_distance
+from sid_scale.evaluate.metrics import FeatureStatistics, frechet_distance, inception_score
 
 
 def rotation(size, seed=0):
@@ -72,6 +75,45 @@ def test_singular_covariances_are_exact():
     b = FeatureStatistics.from_moments(np.zeros(8), (q * w) @ q.T)
     expected = np.square(np.sqrt(v) - np.sqrt(w)).sum()
     assert frechet_distance(a, b) == pytest.approx(expected, abs=1e-6)
+
+
+def test_directions_that_both_lack_cost_no_digits():
+    """The same 40 of 200 directions; a root of what rounding leaves in the others would show."""
+    q, rng = rotation(200, seed=6)[:, :40], np.random.default_rng(7)
+    v, w = rng.uniform(0.1, 3, 40), rng.uniform(0.1, 3, 40)
+    a = FeatureStatistics.from_moments(np.zeros(200), (q * v) @ q.T)
+    b = FeatureStatistics.from_moments(np.zeros(200), (q * w) @ q.T)
+    expected = np.square(np.sqrt(v) - np.sqrt(w)).sum()
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-11)
+
+
+def test_agrees_with_scipys_root_of_the_product():
+    rng = np.random.default_rng(8)
+    one, two = rng.normal(size=(400, 30)), rng.normal(0.3, 1.4, size=(300, 30)) @ rotation(30)
+    a, b = FeatureStatistics.of(one), FeatureStatistics.of(two)
+    root = linalg.sqrtm(a.cov @ b.cov).real
+    expected = np.square(a.mean - b.mean).sum() + np.trace(a.cov + b.cov - 2 * root)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-10)
+
+
+def test_inception_score_has_closed_forms():
+    sure = np.tile(np.eye(5), (20, 1))  # every image a class, every class as often
+    assert inception_score([sure], 100) == pytest.approx(5)
+    assert inception_score([np.full((100, 5), 0.2)], 100) == pytest.approx(1)
+    assert inception_score([sure[:50]], 50, splits=1) == pytest.approx(5)
+
+
+def test_inception_score_does_not_depend_on_how_the_images_arrive():
+    p = np.random.default_rng(9).dirichlet(np.ones(6), size=103)
+    edges = [103 * i // 10 for i in range(11)]
+    scores = [
+        np.exp((q * np.log(q / q.mean(axis=0))).sum(axis=1).mean())
+        for q in (p[a:b] for a, b in pairwise(edges))
+    ]
+    for cut in ([103], [1, 102], [50, 51, 2], [7] * 14 + [5]):
+        parts = np.split(p, np.cumsum(cut)[:-1])
+        assert inception_score(parts, 103) == pytest.approx(np.mean(scores), rel=1e-12)
+    assert inception_score([p[:4]], 4) == pytest.approx(1)  # four parts of one image
 
 
 def test_fewer_samples_than_features_and_constant_features():

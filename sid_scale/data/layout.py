@@ -1,0 +1,137 @@
+"""The layout that `write_shards` gives a tar file, read in place.
+
+All samples of a data set have one shape and dtype, so each takes the same number of bytes:
+
+    header of <key>.cls, class, header of <key>.npy, preamble of .npy   (the head)
+    the array                                                           (the payload)
+    zeros up to a multiple of 512
+
+Where sample i lies is then known without reading what comes before, and one system call puts its
+payload where it is wanted. Nothing is taken on trust: what was read is compared with the ustar
+and .npy headers that belong there. Any other tar file is for `shards.read_shard`.
+"""
+
+import io
+import os
+from collections.abc import Iterator
+from typing import IO
+
+import numpy as np
+
+from sid_scale.data.shards import DTYPES, HEAD_BYTES, INDEX, Shard, ShardError, ShardIndex
+
+TAR_BLOCK = 512
+TAR_RECORD = 10240  # a tar file is padded to a multiple of this
+# Fields of a member's header (POSIX 1003.1, ustar). Its checksum would take too long.
+NAME, SIZE = slice(0, 100), slice(124, 136)
+FIXED = {156: b"0", 257: b"ustar\x0000", 345: b"\0"}  # a plain file, by its short name
+CLASS = slice(TAR_BLOCK, TAR_BLOCK + 16)  # as ASCII, behind its header
+# How a header tells the size of a class, by the number of its digits.
+SIZES = np.array([list(b"%011o\0" % digits) for digits in range(17)], np.uint8)
+CLS, NPY = (np.frombuffer(text, np.uint8) for text in (b".cls\0", b".npy\0"))
+
+
+class Layout:
+    """Where samples of one shape and dtype lie in a shard, and how its heads must look."""
+
+    def __init__(self, index: ShardIndex):
+        preamble = io.BytesIO()
+        dtype = DTYPES[index.dtype]
+        header = {"descr": dtype.str, "fortran_order": False, "shape": index.sample_shape}
+        np.lib.format.write_array_header_1_0(preamble, header)
+        self.num_classes = index.num_classes
+        payload = int(np.prod(index.sample_shape)) * dtype.itemsize
+        npy = len(preamble.getvalue()) + payload
+        self.head_bytes = 3 * TAR_BLOCK + len(preamble.getvalue())
+        self.record_bytes = 3 * TAR_BLOCK + npy  # of a sample, without the zeros behind it
+        self.stride = 3 * TAR_BLOCK + -(-npy // TAR_BLOCK) * TAR_BLOCK
+        same = {base + at: text for base in (0, 2 * TAR_BLOCK) for at, text in FIXED.items()}
+        same[2 * TAR_BLOCK + SIZE.start] = b"%011o\0" % npy
+        same[3 * TAR_BLOCK] = preamble.getvalue()
+        # What is the same in all heads, and where; as words, for speed.
+        wanted, fixed = np.zeros((2, self.head_bytes), np.uint8)
+        for at, text in same.items():
+            wanted[at : at + len(text)], fixed[at : at + len(text)] = list(text), 0xFF
+        self._wanted, self._fixed = wanted.view(np.uint64), fixed.view(np.uint64)
+
+    def file_bytes(self, samples: int) -> int:
+        """Bytes of a shard of so many samples, with the two zero blocks at the end of a tar."""
+        return -(-(samples * self.stride + 2 * TAR_BLOCK) // TAR_RECORD) * TAR_RECORD
+
+    def labels(self, heads: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The classes that heads, uint8 (n, head_bytes), tell, int64 (n,), and which heads are
+        in order, bool (n,)."""
+        sound = ~((heads.view(np.uint64) ^ self._wanted) & self._fixed).any(axis=1)
+        sound &= _are_pairs(heads[:, NAME], heads[:, 2 * TAR_BLOCK :][:, NAME])
+        digits = np.ascontiguousarray(heads[:, CLASS])
+        sound &= (heads[:, SIZE] == SIZES[(digits != 0).sum(axis=1)]).all(axis=1)
+        texts = digits.view(f"S{digits.shape[1]}")[:, 0].tolist()
+        labels = np.array([int(text) if text.isdigit() else -1 for text in texts], np.int64)
+        return labels, sound & (labels >= 0) & (labels < self.num_classes)
+
+
+class LaidOutShard:
+    """An open shard of that layout; `close` it.
+
+    Args:
+        file: it, and nobody else reads from it.
+        url: how messages name it.
+    """
+
+    def __init__(self, file: IO[bytes], layout: Layout, url: str):
+        self._file, self._layout, self._url = file, layout, url
+        self._descriptor = file.fileno()
+
+    def expect(self, first: int, last: int) -> None:
+        """Samples [first, last) will be asked for soon: lets the system read ahead."""
+        begin, end = first * self._layout.stride, last * self._layout.stride
+        try:  # a look at the end tells whether they are in memory, and costs less than asking
+            os.preadv(self._descriptor, [bytearray(1)], end - 1, os.RWF_NOWAIT)
+        except OSError:
+            os.posix_fadvise(self._descriptor, begin, end - begin, os.POSIX_FADV_WILLNEED)
+
+    def read_into(self, numbers: list[int], buffers: list[list[memoryview]]) -> Iterator[None]:
+        """Samples, unchecked, each into buffers of the head's size and the payload's; pauses
+        after each.
+
+        Raises:
+            ShardError: the file ends too early or cannot be read.
+        """
+        stride, wanted = self._layout.stride, self._layout.record_bytes
+        for number, buffer in zip(numbers, buffers, strict=True):
+            try:
+                count = os.preadv(self._descriptor, buffer, number * stride)
+            except OSError as error:
+                raise ShardError(f"{self._url}: sample {number}: {error.strerror}") from error
+            if count != wanted:
+                raise ShardError(f"{self._url}: ends within sample {number}; fetch it again")
+            yield
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def is_laid_out(file: IO[bytes], layout: Layout, shard: Shard, url: str) -> bool:
+    """Whether an open local file has the layout, by its size and its end.
+
+    Raises:
+        ShardError: it is not the file that the index describes.
+    """
+    size = os.fstat(file.fileno()).st_size
+    if size != shard.bytes:
+        raise ShardError(f"{url}: {size} bytes, not {shard.bytes} as in {INDEX}; fetch it again")
+    shard.check_head(url, os.pread(file.fileno(), HEAD_BYTES, 0))
+    if size != layout.file_bytes(shard.samples):
+        return False
+    end = shard.samples * layout.stride
+    return not any(os.pread(file.fileno(), size - end, end))
+
+
+def _are_pairs(cls: np.ndarray, npy: np.ndarray) -> np.ndarray:
+    """Which of these names, uint8 (n, 100) each, are `<key>.cls` and `<key>.npy`. -> bool (n,)"""
+    differs = cls != npy
+    dot = differs.argmax(axis=1) - 1  # where they differ first, c stands against n
+    inside = (dot > 0) & (dot + len(CLS) <= cls.shape[1]) & (differs.sum(axis=1) == 3)
+    ending = np.where(inside, dot, 0)[:, None] + np.arange(len(CLS))
+    rows = np.arange(len(cls))[:, None]
+    return inside & ((cls[rows, ending] == CLS) & (npy[rows, ending] == NPY)).all(axis=1)

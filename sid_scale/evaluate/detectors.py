@@ -1,0 +1,186 @@
+"""The networks that look at images: files that the user has.
+
+- Inception: `inception-2015-12-05.pt`, the TorchScript file with which EDM, EDM2 and SiD compute
+  FID. It is a program and runs as one: take it from NVIDIA.
+- DINOv2 ViT-L/14: a folder in transformers' form, config.json and model.safetensors.
+
+A metric's figures compare with published ones only if these are the published files; `metrics.json`
+says the SHA-256 of those that were used.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor
+
+from sid_scale.errors import SidScaleError
+from sid_scale.evaluate.features import (
+    DINOV2,
+    INCEPTION,
+    LATENTS,
+    PIXELS,
+    PROBABILITIES,
+    Extract,
+    features_of,
+    latent_features,
+    pixel_features,
+)
+from sid_scale.networks.checkpoints import sha256
+
+INCEPTION_FILE = "inception-2015-12-05.pt"
+DINOV2_NAME = "facebook/dinov2-large"
+DINOV2_WEIGHTS = "model.safetensors"
+DINOV2_PIXELS = 224
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class DetectorError(SidScaleError):
+    """A detector that cannot be had; the message says which, why and what to do."""
+
+
+@dataclass(frozen=True)
+class DetectorFiles:
+    """Where the user keeps the detectors."""
+
+    inception: Path | None = None
+    dinov2: Path | None = None
+
+
+@dataclass(frozen=True)
+class Detectors:
+    """What makes features of images, by kind, and the files that it comes from."""
+
+    extract: dict[str, Extract]
+    files: dict[str, tuple[str, str]]  # kind -> path, SHA-256; none for what needs no file
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Kind of features -> SHA-256 of the detector."""
+        return {kind: digest for kind, (_, digest) in self.files.items()}
+
+
+def open_detectors(metrics: Sequence[str], files: DetectorFiles, device: torch.device) -> Detectors:
+    """Loads the detectors that the metrics need, and no others.
+
+    Raises:
+        DetectorError: a file is missing, not named, or holds something else.
+    """
+    kinds = features_of(metrics)
+    extract: dict[str, Extract] = {}
+    used: dict[str, tuple[str, str]] = {}
+    if {INCEPTION, PROBABILITIES} & set(kinds):
+        path = _existing(files.inception, metrics, INCEPTION_HELP)
+        inception = Inception(path, device)
+        digest = sha256(path)
+        for kind, see in ((INCEPTION, inception.features), (PROBABILITIES, inception.classes)):
+            if kind in kinds:
+                extract[kind], used[kind] = see, (str(path), digest)
+    if DINOV2 in kinds:
+        folder = _existing(files.dinov2, metrics, DINOV2_HELP)
+        extract[DINOV2] = DinoV2(folder, device)
+        used[DINOV2] = (str(folder), sha256(folder / DINOV2_WEIGHTS))
+    own = {PIXELS: pixel_features, LATENTS: latent_features}
+    extract |= {kind: own[kind] for kind in kinds if kind in own}
+    return Detectors({kind: extract[kind] for kind in kinds}, used)
+
+
+INCEPTION_HELP = (
+    f"the Inception network, a file usually named {INCEPTION_FILE} (TorchScript; in NVIDIA's "
+    "stylegan3 metrics at api.ngc.nvidia.com/v2/models/nvidia/research/stylegan3/versions/1/files/"
+    f"metrics/{INCEPTION_FILE}, also where EDM and SiD fetch it). Name it with --inception FILE, "
+    "or in a run's YAML with evaluation.inception"
+)
+DINOV2_HELP = (
+    f"DINOv2 ViT-L/14, a folder with config.json and {DINOV2_WEIGHTS} (`hf download {DINOV2_NAME} "
+    "--local-dir FOLDER`). Name it with --dinov2 FOLDER, or in a run's YAML with evaluation.dinov2"
+)
+
+
+def _existing(path: Path | None, metrics: Sequence[str], what: str) -> Path:
+    wanted = ", ".join(metrics)
+    if path is None:
+        raise DetectorError(f"metrics {wanted}: need {what}")
+    if not path.exists():
+        raise DetectorError(f"{path}: not there. Metrics {wanted} need {what}")
+    return path
+
+
+class Inception:
+    """The TorchScript file, called as EDM and StyleGAN call it."""
+
+    def __init__(self, path: Path, device: torch.device):
+        try:
+            self._network = torch.jit.load(path, map_location=device).eval()
+        except (RuntimeError, ValueError, OSError) as error:
+            raise DetectorError(
+                f"{path}: no TorchScript file ({str(error).splitlines()[0]}). What is wanted is "
+                f"{INCEPTION_HELP}"
+            ) from error
+        self._path = path
+
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 (N, 3, H, W) -> (N, 2048) float32, before the last layer."""
+        return self._call(images, return_features=True)
+
+    def classes(self, images: Tensor) -> Tensor:
+        """uint8 (N, 3, H, W) -> probabilities (N, 1008) float32; the last layer's bias is left
+        out, as in the published Inception Scores of this file."""
+        return self._call(images, no_output_bias=True)
+
+    def _call(self, images: Tensor, **options: bool) -> Tensor:
+        try:
+            seen = self._network(images, **options)
+        except (RuntimeError, TypeError) as error:
+            last = str(error).strip().splitlines()[-1]
+            raise DetectorError(
+                f"{self._path}: cannot be called with {', '.join(options)}=True ({last}): another "
+                f"file than {INCEPTION_FILE}?"
+            ) from error
+        if seen.shape[:-1] != (len(images),):
+            raise DetectorError(f"{self._path}: gives {tuple(seen.shape)}, not (N, features)")
+        return seen.float()
+
+
+class DinoV2:
+    """DINOv2 as EDM2 uses it: bicubic to 224x224, ImageNet's mean and deviation, class token."""
+
+    def __init__(self, folder: Path, device: torch.device):
+        # transformers takes seconds to import.
+        from transformers import Dinov2Model
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        if not (folder / DINOV2_WEIGHTS).is_file():
+            raise DetectorError(
+                f"{folder}: no {DINOV2_WEIGHTS} there. What is wanted is {DINOV2_HELP}"
+            )
+        try:
+            network: Any = Dinov2Model.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+            )
+        except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
+            raise DetectorError(
+                f"{folder}: damaged, or no DINOv2: {error}. What is wanted is {DINOV2_HELP}"
+            ) from error
+        self._network = network.to(device).eval().requires_grad_(False)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 (N, 3, H, W) -> (N, D) float32, D = 1024 for ViT-L: the class token after the
+        last normalisation."""
+        seen = self._network(prepare_for_dinov2(images))
+        return seen.last_hidden_state[:, 0].float()
+
+
+def prepare_for_dinov2(images: Tensor) -> Tensor:
+    """uint8 (N, 3, H, W) -> float32 (N, 3, 224, 224): resized with antialiasing, normalised."""
+    x = images.float() / 255
+    x = F.interpolate(x, (DINOV2_PIXELS, DINOV2_PIXELS), mode="bicubic", antialias=True)
+    mean, std = (
+        torch.tensor(v, device=x.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD)
+    )
+    return (x - mean) / std

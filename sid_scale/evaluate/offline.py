@@ -1,0 +1,162 @@
+"""Evaluating a network folder: what `run` and `teacher` do, once their options are parsed."""
+
+import argparse
+import logging
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sid_scale.classes import parse_numbers
+from sid_scale.codecs import Codec, VAECodec
+from sid_scale.errors import SidScaleError
+from sid_scale.evaluate.arguments import counts_below_one
+from sid_scale.evaluate.features import MetricError, check_metrics
+from sid_scale.evaluate.job import Job, carry_out
+from sid_scale.evaluate.samplers import (
+    GeneratorSampler,
+    TeacherSampler,
+    check_guide,
+    describe_codec,
+    describe_network,
+    open_teacher,
+)
+from sid_scale.evaluate.sampling import steps_for
+from sid_scale.generator import DTYPES, OneStepGenerator
+from sid_scale.networks.checkpoints import read_description
+from sid_scale.ranks import Ranks, joined_ranks, tell_once
+
+
+def on_ranks(
+    evaluate: Callable[[argparse.Namespace, Ranks], None], options: argparse.Namespace
+) -> int:
+    """Joins the ranks and evaluates; returns the exit status."""
+    try:
+        options.metrics = check_metrics(
+            [m.strip() for m in options.metrics.split(",") if m.strip()]
+        )
+        complaint = counts_below_one(options)
+        if complaint:
+            raise MetricError(complaint)
+    except SidScaleError as error:
+        tell_once(error)
+        return 2
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    with joined_ranks() as ranks:
+        try:
+            evaluate(options, ranks)
+        except KeyboardInterrupt as error:
+            raise SidScaleError("interrupted; the same command goes on from here") from error
+    return 0
+
+
+def evaluate_generator(options: argparse.Namespace, ranks: Ranks) -> None:
+    """`run`. Collective.
+
+    Raises:
+        SidScaleError: something given cannot be used.
+    """
+    folder = options.generator
+    generator = OneStepGenerator.from_pretrained(
+        folder, vae=options.vae, dtype=DTYPES[options.dtype], batch_size=options.batch_size
+    ).to(ranks.device)
+    set_precision(generator.codec, options)
+    sampler = GeneratorSampler(generator, options.steps)
+    described = describe_network(folder, sampler.architecture)
+    made_by = {
+        **described,
+        "init_sigma": generator.init_sigma,
+        "steps": sampler.steps,
+        "dtype": options.dtype,
+    }
+    network = {
+        "kind": "generator",
+        "path": str(folder),
+        "sha256": described["weights_sha256"],
+        "images_seen": read_description(folder).origin.get("images_seen"),
+        "evaluations": sampler.steps,
+        "guidance": None,
+    }
+    codec = describe_codec(sampler.codec)
+    carry_out(Job(sampler, options.out, network, made_by, codec), options, ranks)
+
+
+def evaluate_teacher(options: argparse.Namespace, ranks: Ranks) -> None:
+    """`teacher`, at one number of evaluations or several. Collective.
+
+    Raises:
+        SidScaleError: something given cannot be used.
+    """
+    dtype, folder = DTYPES[options.dtype], options.teacher
+    if (options.guide is None) != (options.guidance == 1):
+        raise MetricError("--guide DIR and --guidance W (not 1) go together: give both or neither")
+    every_steps = _steps_asked_for(options)
+    network, codec = open_teacher(folder, dtype, options.vae)
+    set_precision(codec, options)
+    guide, guidance = None, None
+    if options.guide is not None:
+        guide, _ = open_teacher(options.guide, dtype)
+        check_guide(network.config, guide.config, options.guide)
+        described = describe_network(options.guide, guide.config)
+        guidance = {
+            "guide": str(options.guide),
+            "guide_sha256": described["weights_sha256"],
+            "weight": options.guidance,
+        }
+    described = describe_network(folder, network.config)
+    for steps in every_steps:
+        sampler = TeacherSampler(
+            network,
+            codec,
+            steps,
+            guide=guide,
+            guidance=options.guidance,
+            batch_size=options.batch_size,
+            device=ranks.device,
+        )
+        out = options.out / str(2 * steps - 1) if len(every_steps) > 1 else options.out
+        carry_out(_teacher_job(sampler, out, described, guidance, options), options, ranks)
+
+
+def _teacher_job(
+    sampler: TeacherSampler,
+    out: Path,
+    described: dict[str, Any],
+    guidance: dict[str, Any] | None,
+    options: argparse.Namespace,
+) -> Job:
+    network = {
+        "kind": "teacher",
+        "path": str(options.teacher),
+        "sha256": described["weights_sha256"],
+        "images_seen": read_description(options.teacher).origin.get("images_seen"),
+        "evaluations": (2 * sampler.steps - 1) * (1 if guidance is None else 2),
+        "guidance": guidance,
+    }
+    made_by = {
+        **described,
+        "sampler": {"kind": "heun", "steps": sampler.steps},
+        "guide_sha256": guidance and guidance["guide_sha256"],
+        "guidance": options.guidance,
+        "dtype": options.dtype,
+    }
+    return Job(sampler, out, network, made_by, describe_codec(sampler.codec))
+
+
+def _steps_asked_for(options: argparse.Namespace) -> list[int]:
+    if options.steps is not None:
+        if options.steps < 2:
+            raise MetricError(f"--steps {options.steps}: the sampler takes two or more")
+        return [options.steps]
+    try:
+        return [steps_for(n) for n in parse_numbers(options.evaluations or "63", "evaluations")]
+    except ValueError as error:
+        raise MetricError(f"--evaluations {options.evaluations}: {error}") from error
+
+
+def set_precision(codec: Codec, options: argparse.Namespace) -> None:
+    """Lets a VAE compute as the command line says."""
+    if isinstance(codec, VAECodec):
+        codec.precision = DTYPES[options.vae_precision]
+        codec.decodes_at_once = options.vae_batch

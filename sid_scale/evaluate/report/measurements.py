@@ -1,0 +1,242 @@
+"""What evaluations have measured: `metrics.json`, one network each, and the demo's summary.
+
+A file of `python -m sid_scale.evaluate` holds its metrics by name at the top, and beside them how
+they were made. Networks are generators or teachers; a teacher's figures are a yardstick.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple, TypeGuard
+
+from sid_scale.errors import SidScaleError
+
+FORMAT_VERSION = 1
+# Of a metrics.json, what is no metric.
+CIRCUMSTANCES = {"num", "first_seed", "seconds", "format_version"}
+LARGEST = 1e300  # an integer of hundreds of digits is no float; nor is infinity or NaN below it
+DEMO_FD = "demo_fd"
+TEACHER, GENERATOR = "teacher", "generator"
+
+
+class MeasurementError(SidScaleError):
+    """A file of metrics that cannot be used; the message says which and why."""
+
+
+class MetricKind(NamedTuple):
+    """How a metric is told to people."""
+
+    title: str
+    better: str  # "lower", "higher", or "" if nobody says
+
+
+METRICS = {
+    "fid": MetricKind("FID", "lower"),
+    "fd_dinov2": MetricKind("FD-DINOv2", "lower"),
+    "fd_pixels": MetricKind("FD in pixels", "lower"),
+    "fd_latents": MetricKind("FD in latents", "lower"),
+    DEMO_FD: MetricKind("FD of the demo (8x8 grey)", "lower"),
+    "is": MetricKind("Inception Score", "higher"),
+    "precision": MetricKind("precision", "higher"),
+    "recall": MetricKind("recall", "higher"),
+}
+
+
+def metric_kind(name: str) -> MetricKind:
+    """Of a known metric or, by its own name, of another."""
+    return METRICS.get(name, MetricKind(name, ""))
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Metrics each once: the known ones first, in their order."""
+    unique = set(names)
+    return [name for name in METRICS if name in unique] + sorted(unique - METRICS.keys())
+
+
+@dataclass(frozen=True)
+class Network:
+    """What was evaluated."""
+
+    kind: str  # "generator" or "teacher"
+    path: str = ""
+    sha256: str = ""
+    images_seen: int | None = None
+    evaluations: int | None = None  # of the network, for one image
+    guidance: float | None = None
+
+    @property
+    def title(self) -> str:
+        """A teacher by its number of evaluations, a generator by what it has seen."""
+        guided = self.guidance is not None and self.guidance != 1
+        guidance = f", guidance {self.guidance:g}" if guided else ""
+        if self.kind == TEACHER:
+            many = f", {self.evaluations} evaluations" if self.evaluations else ""
+            return f"teacher{many}{guidance}"
+        seen = f", {self.images_seen:,} images" if self.images_seen is not None else ""
+        return f"{self.kind}{seen}{guidance}"
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """One metric over several sets of seeds; the papers report the smallest."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return math.fsum(self.values) / len(self.values)
+
+    @property
+    def std(self) -> float:
+        """Unbiased; nan of one value."""
+        if len(self.values) < 2:
+            return math.nan
+        squares = math.fsum((value - self.mean) ** 2 for value in self.values)
+        return math.sqrt(squares / (len(self.values) - 1))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One network's metrics."""
+
+    source: Path  # its file; below a run folder, from there on
+    network: Network
+    values: Mapping[str, float]
+    num: int | None = None
+    first_seed: int | None = None
+    repeats: Mapping[str, Repeats] = field(default_factory=dict)
+    hashes: Mapping[str, str] = field(default_factory=dict)  # what -> SHA-256
+
+
+def read_evaluations(run: Path) -> tuple[tuple[Evaluation, ...], list[str]]:
+    """What lies in a run folder, and notices about what cannot be read: any
+    `metrics.json` below `evaluation/`, and the demo's `summary.json`."""
+    evaluations: list[Evaluation] = []
+    notices: list[str] = []
+    for path in sorted(run.glob("evaluation/**/metrics.json")):
+        try:
+            found = read_evaluation(path)
+            evaluations.append(replace(found, source=path.relative_to(run)))
+        except MeasurementError as error:
+            notices.append(f"{error}.")
+    if (run / "summary.json").is_file():
+        try:
+            evaluations += read_demo_summary(run / "summary.json")
+        except MeasurementError as error:
+            notices.append(f"{error}.")
+    return tuple(evaluations), notices
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """One `metrics.json`.
+
+    Raises:
+        MeasurementError: it cannot be read, or is of another format.
+    """
+    fields = _read_object(path)
+    version = fields.get("format_version")
+    if version != FORMAT_VERSION:
+        raise MeasurementError(
+            f"{path}: not metrics that this program reads: format_version {version!r:.40}, "
+            f"not {FORMAT_VERSION}"
+        )
+    values = {
+        name: float(value)
+        for name, value in fields.items()
+        if name not in CIRCUMSTANCES and is_number(value)
+    }
+    if not values:
+        raise MeasurementError(f"{path}: holds no metric with a finite value")
+    return Evaluation(
+        path,
+        _network(_group(fields, "network")),
+        values,
+        _integer(fields.get("num")),
+        _integer(fields.get("first_seed")),
+        _repeats(_group(fields, "repeats")),
+        {
+            **_hashes(_group(fields, "references"), "reference"),
+            **_hashes(_group(fields, "detectors"), "detector"),
+        },
+    )
+
+
+def read_demo_summary(path: Path) -> list[Evaluation]:
+    """What `python -m sid_scale.demo judge` has measured: teacher, generator at start and end.
+
+    Raises:
+        MeasurementError: it cannot be read.
+    """
+    fields = _read_object(path)
+    found: list[tuple[Network, Any]] = []
+    for name, value in fields.items():
+        if match := re.fullmatch(r"teacher_fd_(\d{1,6})", name):
+            found.append((Network(TEACHER, evaluations=int(match[1])), value))
+    for name, seen in (("student_fd_start", 0), ("student_fd", fields.get("images_seen"))):
+        found.append(
+            (Network(GENERATOR, images_seen=_integer(seen), evaluations=1), fields.get(name))
+        )
+    return [
+        Evaluation(Path(path.name), network, {DEMO_FD: float(value)})
+        for network, value in found
+        if is_number(value)
+    ]
+
+
+def _network(fields: Mapping[str, Any]) -> Network:
+    guidance = fields.get("guidance")
+    if isinstance(guidance, Mapping):
+        guidance = guidance.get("weight", guidance.get("guidance"))
+    return Network(
+        TEACHER if fields.get("kind") == TEACHER else GENERATOR,
+        str(fields.get("path") or ""),
+        str(fields.get("sha256") or ""),
+        _integer(fields.get("images_seen")),
+        _integer(fields.get("evaluations")),
+        float(guidance) if is_number(guidance) else None,
+    )
+
+
+def _repeats(fields: Mapping[str, Any]) -> dict[str, Repeats]:
+    repeats = {}
+    for name, entry in fields.items():
+        values = entry.get("values") if isinstance(entry, Mapping) else None
+        if isinstance(values, list) and values and all(map(is_number, values)):
+            repeats[name] = Repeats(tuple(map(float, values)))
+    return repeats
+
+
+def _hashes(fields: Mapping[str, Any], what: str) -> dict[str, str]:
+    hashes = {}
+    for name, entry in fields.items():
+        digest = entry.get("sha256") if isinstance(entry, Mapping) else entry
+        if isinstance(digest, str) and digest:
+            hashes[f"{what} {name}"] = digest
+    return hashes
+
+
+def _read_object(path: Path) -> Mapping[str, Any]:
+    try:
+        fields = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise MeasurementError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise MeasurementError(f"{path}: holds no JSON object")
+    return fields
+
+
+def _group(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    inner = fields.get(name)
+    return inner if isinstance(inner, Mapping) else {}
+
+
+def _integer(value: Any) -> int | None:
+    return int(value) if is_number(value) and value == int(value) else None
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether it is a finite number, and no truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST

@@ -1,0 +1,81 @@
+"""`metrics.json`: what an evaluation leaves, and how it is told."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from sid_scale.evaluate.blocks import BlockError
+from sid_scale.evaluate.features import METRICS
+from sid_scale.files import written_whole
+
+FORMAT_VERSION = 1
+METRICS_FILE = "metrics.json"
+
+
+def repeat_figures(each: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Figures of the repeats -> metric: mean, and under `repeats` all that is known of them."""
+    values = {metric: [figures[metric] for figures in each] for metric in each[0]}
+    repeats = {
+        metric: {
+            "values": v,
+            "mean": fmean(v),
+            "min": min(v),
+            "std": stdev(v) if len(v) > 1 else 0.0,
+        }
+        for metric, v in values.items()
+    }
+    return {**{metric: r["mean"] for metric, r in repeats.items()}, "repeats": repeats}
+
+
+def write_metrics(folder: Path, measured: Mapping[str, Any]) -> None:
+    """Writes metrics.json.
+
+    Raises:
+        BlockError: the disk is full, the folder read-only ...
+    """
+    path = folder / METRICS_FILE
+    try:
+        with written_whole(path) as partial:
+            text = json.dumps({"format_version": FORMAT_VERSION, **measured}, indent=2)
+            partial.write_text(text + "\n")
+    except OSError as error:
+        raise BlockError(f"{path} cannot be written: {error}") from error
+
+
+def read_finished(
+    folder: Path, metrics: Sequence[str], asked: Mapping[str, Any], features: bool
+) -> dict[str, Any] | None:
+    """A metrics.json that answers what is asked, of a folder that was claimed; None without."""
+    try:
+        measured = json.loads((folder / METRICS_FILE).read_text())
+        answers = {
+            "num": measured["num"],
+            "first_seed": measured["first_seed"],
+            "repeats": len(next(iter(measured["repeats"].values()))["values"]),
+            "references": {
+                metric: measured["references"][metric]["sha256"] for metric in asked["references"]
+            },
+        }
+        there = all(metric in measured for metric in metrics)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
+        return None  # not there, or of something else: it is made anew
+    files = all((folder / "features" / f"{metric}.npy").is_file() for metric in metrics)
+    return measured if there and answers == asked and (files or not features) else None
+
+
+def tell(measured: Mapping[str, Any]) -> None:
+    """Prints the table."""
+    num, repeats = measured["num"], measured["repeats"]
+    count = len(next(iter(repeats.values()))["values"])
+    network = measured["network"]
+    times = f", {count} times" if count > 1 else ""
+    print(
+        f"{network['path']}: {num:,} images{times}, evaluations an image: {network['evaluations']}"
+    )
+    for metric in METRICS:
+        if metric in repeats:
+            figures = repeats[metric]
+            spread = f"  min {figures['min']:.6g}  std {figures['std']:.3g}" if count > 1 else ""
+            print(f"    {metric:<12}{figures['mean']:.6g}{spread}")

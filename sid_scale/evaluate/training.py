@@ -1,0 +1,208 @@
+"""Evaluation while training: the averaged generator, where it is, by all ranks.
+
+The average changes places with the masters for the time (`ShardedEMA.applied`), so no second copy
+of anything is made; at ZeRO 3 the ranks sample in step. Nothing of the training is touched: not
+its random numbers, not its data. What the best generator so far was worth is read from
+metrics.jsonl, which a resumed run cuts back to the place where it goes on.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sid_scale.codecs import VAECodec
+from sid_scale.distill.build import Run, generator_architecture
+from sid_scale.distill.few_step import generate
+from sid_scale.distill.noise import SeededNoise
+from sid_scale.distill.outputs import write_generator
+from sid_scale.distill.telemetry import Telemetry
+from sid_scale.evaluate.blocks import BLOCK, BlockStore, blocks_of
+from sid_scale.evaluate.detectors import DetectorFiles, open_detectors
+from sid_scale.evaluate.engine import make_blocks
+from sid_scale.evaluate.features import HIGHER_IS_BETTER, MetricError, check_metrics, need_images
+from sid_scale.evaluate.figures import figures_of
+from sid_scale.evaluate.references import find_references
+from sid_scale.evaluate.samplers import check_seeds
+from sid_scale.evaluate.trial import try_out
+from sid_scale.generator import DTYPES
+from sid_scale.generator_folder import adopt_class_names, adopt_vae
+from sid_scale.ranks import on_first_rank
+from sid_scale.zero import keeping
+from sid_scale.zero.saved import MANIFEST
+
+PREFIX = "evaluation/"  # of the figures' names in metrics.jsonl and TensorBoard
+BEST_GENERATOR = "best_generator"
+
+
+class AverageSampler:
+    """The averaged generator inside its engine; to be used while `run.ema.applied()`."""
+
+    together = True
+
+    def __init__(self, run: Run):
+        self._run = run
+        self.codec, self.device = run.codec, run.ranks.device
+        self.architecture = generator_architecture(run.teacher.config)
+        self.batch = run.config.micro_batch
+
+    @torch.no_grad()
+    def latents(self, classes: Sequence[int], seeds: Sequence[int]) -> Tensor:
+        """One batch of samples, (N, C, h, w) float32. Collective at ZeRO 3."""
+        run = self._run
+        noise = SeededNoise(seeds, self.device)
+        latent = noise.normal(*run.image_shape)
+        between = noise.normal(run.config.steps - 1, *run.image_shape).transpose(0, 1)
+        labels = run.one_hot(torch.tensor(classes))
+        init_sigma = run.config.objective.init_sigma
+        return generate(run.generator.module, latent, between, labels, init_sigma)
+
+
+class TrainingEvaluation:
+    """What a run's `evaluation` asks for. All methods are collective."""
+
+    def __init__(self, run: Run):
+        """Opens detectors and references, and tries them out; nothing if evaluation is off.
+
+        Raises:
+            SidScaleError: an evaluation could not work; says why.
+        """
+        self._run, self._settings = run, run.config.evaluation
+        self._offered: int | None = None  # checkpoint that was last compared with the best
+        if not self._settings.every_images:
+            return
+        settings = self._settings
+        metrics = check_metrics(settings.metrics)
+        self._best_by = settings.best_by or metrics[0]
+        if self._best_by not in metrics:
+            raise MetricError(
+                f"evaluation.best_by: {self._best_by} is none of evaluation.metrics, "
+                f"{', '.join(metrics)}"
+            )
+        check_seeds(settings.first_seed, settings.num)
+        self._metrics = metrics
+        self._sampler = AverageSampler(run)
+        if isinstance(run.codec, VAECodec):
+            run.codec.precision = DTYPES[settings.vae_precision]
+        files = DetectorFiles(_path(settings.inception), _path(settings.dinov2))
+        self._detectors = open_detectors(metrics, files, run.ranks.device)
+        if need_images(self._detectors.extract):
+            run.codec.check()
+        self._references = find_references(metrics, settings.reference)
+        try_out(self._sampler, self._detectors, self._references)
+        # images seen -> figure that decides which generator is the best
+        self._values = on_first_rank(lambda: _values_told(run.folder, self._best_by))
+
+    def measure_if_due(
+        self, telemetry: Telemetry, *, finished: bool, stopped: Callable[[], bool]
+    ) -> bool:
+        """Measures now if it is time, and keeps the generator if it is the best so far.
+
+        Args:
+            finished: whether the run's last image has been seen.
+            stopped: asked now and then; if the run is to end, the evaluation is given up.
+
+        Returns:
+            Whether figures were noted, for the record that is to be written next.
+        """
+        run, seen = self._run, self._run.progress.images_seen
+        every = self._settings.every_images
+        if not every or not (finished or run.is_due(every)):
+            return False
+        began = time.perf_counter()
+        figures = self._measure(stopped)
+        seconds = time.perf_counter() - began
+        telemetry.pause(seconds)
+        if figures is None:
+            telemetry.say(f"evaluation at {seen:,} images given up: the run is to stop")
+            return False
+        value = figures[self._best_by]
+        is_best = math.isfinite(value)
+        if is_best:
+            is_best = all(self._is_better(value, other) for other in self._values.values())
+            self._values[seen] = value
+        told = "  ".join(f"{metric} {figure:.6g}" for metric, figure in figures.items())
+        telemetry.note({f"{PREFIX}{metric}": figure for metric, figure in figures.items()})
+        telemetry.note({"evaluation_seconds": seconds})
+        telemetry.say(
+            f"evaluation at {seen:,} images: {told}  ({self._settings.num:,} images, "
+            f"{seconds:.1f} s){'  best so far' if is_best else ''}"
+        )
+        if is_best:
+            self._write_best(telemetry)
+        return True
+
+    def point_at_best(self) -> None:
+        """Lets `checkpoints/best` name the best evaluated moment of those that have a checkpoint,
+        once there is a new one."""
+        run, folder = self._run, self._run.folder / "checkpoints"
+        seen = run.saved_at
+        if not self._settings.every_images or seen in (None, self._offered):
+            return
+        if run.ranks.is_first:
+            assert seen is not None
+            if not (folder / keeping.folder_name(seen) / MANIFEST).is_file():
+                return  # it is still being written
+            whole = [p for p in keeping.checkpoints(folder) if (p / MANIFEST).is_file()]
+            evaluated = {self._values[int(p.name)]: p for p in whole if int(p.name) in self._values}
+            if evaluated:
+                best = (max if self._best_by in HIGHER_IS_BETTER else min)(evaluated)
+                keeping.point(folder, keeping.BEST, evaluated[best])
+        self._offered = seen
+
+    def _measure(self, stopped: Callable[[], bool]) -> dict[str, float] | None:
+        run, settings = self._run, self._settings
+        store = BlockStore(run.folder / ".evaluation")
+        micro_batches = -(-settings.num // (run.ranks.world_size * self._sampler.batch))
+        size = min(BLOCK, micro_batches * self._sampler.batch)
+        blocks = blocks_of(settings.first_seed, settings.num, size)
+        on_first_rank(store.remove)
+        with run.ema.applied():
+            run.generator.module.eval()
+            watch = make_blocks(
+                self._sampler,
+                self._detectors.extract,
+                blocks,
+                store,
+                run.ranks,
+                stopped=stopped,
+                quiet=True,
+            )
+            run.generator.module.train()
+        figures = None
+        if watch is not None:
+            figures = figures_of(self._metrics, self._references, store, blocks, run.ranks)
+        on_first_rank(store.remove_whole)
+        return figures
+
+    def _is_better(self, value: float, other: float) -> bool:
+        return value > other if self._best_by in HIGHER_IS_BETTER else value < other
+
+    def _write_best(self, telemetry: Telemetry) -> None:
+        run, folder = self._run, self._run.folder / BEST_GENERATOR
+        write_generator(run, folder)
+        if run.ranks.is_first:
+            try:
+                adopt_vae(folder, run.codec)
+                adopt_class_names(folder, Path(run.config.teacher))
+            except (OSError, ValueError) as error:  # the network is there; a run must go on
+                telemetry.say(f"{folder}: no VAE or class names ({error})")
+
+
+def _path(setting: str | None) -> Path | None:
+    return None if setting is None else Path(setting)
+
+
+def _values_told(run: Path, metric: str) -> dict[int, float]:
+    """Images seen -> a metric, as metrics.jsonl has it."""
+    try:
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        return {}
+    records = [json.loads(line) for line in lines]  # `resume` has dropped what is damaged
+    key = f"{PREFIX}{metric}"
+    return {r["images_seen"]: r[key] for r in records if r.get(key) is not None}

@@ -1,0 +1,40 @@
+"""Evaluations as users start them, on real ranks but without a launcher."""
+
+import argparse
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from sid_scale.evaluate.offline import evaluate_generator, evaluate_teacher
+from sid_scale.evaluate.real_statistics import make_reference
+from sid_scale.ranks import Ranks
+from tests.ranks import run_ranks
+
+WORK = {"run": evaluate_generator, "teacher": evaluate_teacher, "reference": make_reference}
+
+
+def evaluate(command: str, *words: object, ranks: int = 1) -> None:
+    """`python -m sid_scale.evaluate COMMAND WORDS...` on some ranks."""
+    run_ranks(ranks, work, command, [str(word) for word in words])
+
+
+def work(rank: int, command: str, words: list[str]) -> None:
+    """What one rank of `evaluate` does."""
+    here = Ranks(rank, dist.get_world_size(), torch.device("cpu"))
+    WORK[command](options(command, words), here)
+
+
+def options(command: str, words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    import_module(f"sid_scale.evaluate.{command}").add_arguments(parser)
+    parsed = parser.parse_args(words)
+    parsed.metrics = parsed.metrics.split(",")
+    return parsed
+
+
+def read(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "metrics.json").read_text())

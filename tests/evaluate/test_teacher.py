@@ -1,0 +1,145 @@
+"""The teacher's table: the same noise as the generator's, guided or not, at any number of steps."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from sid_scale.distill.noise import SeededNoise
+from sid_scale.evaluate.features import MetricError, latent_features
+from sid_scale.evaluate.samplers import classes_of
+from sid_scale.evaluate.sampling import denoiser, guided, heun_sample
+from sid_scale.generator_folder import GeneratorError
+from sid_scale.networks.checkpoints import NetworkFolder, load_network, save_network
+from sid_scale.networks.edm2 import EDM2
+from tests.evaluate.evaluations import read, work
+from tests.evaluate.test_training import write_real
+from tests.generators import tiny_generator
+from tests.ranks import run_ranks
+from tests.tiny import ARCHITECTURE, tiny_network, write_teacher
+
+pytestmark = pytest.mark.distributed
+
+NUM = 20
+LABELS = ARCHITECTURE.label_dim
+
+
+def write_unconditional(folder: Path) -> Path:
+    torch.manual_seed(3)
+    network = EDM2(dataclasses.replace(ARCHITECTURE, label_dim=0))
+    with torch.no_grad():
+        for name, p in network.named_parameters():
+            if name.endswith("_gain"):
+                p.fill_(0.5)
+    save_network(folder, NetworkFolder(network.config, network.state_dict()))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tables of a teacher alone, guided by a lesser network, and by an unconditional one."""
+    place = tmp_path_factory.mktemp("teacher")
+    write_teacher(place / "teacher")
+    write_teacher(place / "lesser", seed=1)
+    write_unconditional(place / "unconditional")
+    write_real(place / "real.npz", fd_latents=192)
+    run_ranks(2, _tables, place)
+    return place
+
+
+def measure(rank: int, place: Path, out: str, *words: object) -> None:
+    given = ["--teacher", place / "teacher", "--reference", place / "real.npz"]
+    given += ["--metrics", "fd_latents", "--num", NUM, "--out", place / out, "--save-features"]
+    work(rank, "teacher", [str(word) for word in [*given, *words]])
+
+
+def _tables(rank: int, place: Path) -> None:
+    measure(rank, place, "alone", "--evaluations", "5,7")
+    measure(
+        rank, place, "lesser_guide", "--steps", 3, "--guide", place / "lesser", "--guidance", 1.4
+    )
+    measure(rank, place, "free", "--steps", 3, "--guide", place / "unconditional", "--guidance", 2)
+
+
+def expected(place: Path, steps: int, guide: str | None = None, weight: float = 1.0) -> np.ndarray:
+    """Features of the samples, put together from the sampler's own pieces."""
+    seeds = range(NUM)
+    classes = classes_of(seeds, LABELS)
+    one_hot = F.one_hot(torch.tensor(classes), LABELS).float()
+    denoise = denoiser(load_network(place / "teacher").build(), one_hot)
+    if guide is not None:
+        network = load_network(place / guide).build()
+        labels = one_hot if network.config.label_dim else None
+        denoise = guided(denoise, denoiser(network, labels), weight)
+    latents = heun_sample(denoise, SeededNoise(seeds).normal(3, 8, 8), steps)
+    return latent_features(latents).numpy()
+
+
+@pytest.mark.parametrize(
+    ("out", "steps", "guide", "weight"),
+    [
+        ("alone/5", 3, None, 1.0),
+        ("alone/7", 4, None, 1.0),
+        ("lesser_guide", 3, "lesser", 1.4),
+        ("free", 3, "unconditional", 2.0),
+    ],
+)
+def test_samples_are_the_samplers_from_the_seeds_noise(
+    place: Path, out: str, steps: int, guide: str | None, weight: float
+):
+    saved = np.load(place / out / "features" / "fd_latents.npy")
+    np.testing.assert_allclose(saved, expected(place, steps, guide, weight), atol=1e-3)
+    measured = read(place / out)
+    assert measured["network"]["kind"] == "teacher"
+    assert measured["network"]["evaluations"] == (2 * steps - 1) * (1 if guide is None else 2)
+    if guide is not None:
+        assert measured["network"]["guidance"]["weight"] == weight
+
+
+def test_generator_and_teacher_start_from_the_same_noise(place: Path, tmp_path: Path):
+    """At one step of sigma_max the generator computes what the sampler's first slope needs."""
+    from sid_scale.evaluate.samplers import GeneratorSampler, TeacherSampler
+    from sid_scale.generator import OneStepGenerator
+
+    seen: list[torch.Tensor] = []
+
+    class Sees(EDM2):
+        def forward(self, x, sigma, class_labels=None, **options):
+            seen.append(x / sigma.reshape(-1, 1, 1, 1))
+            return super().forward(x, sigma, class_labels, **options)
+
+    network = tiny_network()
+    network.__class__ = Sees
+    generator = OneStepGenerator(network, codec=None, init_sigma=2.5)
+    GeneratorSampler(generator).latents([1, 2], [7, 8])
+    cpu = torch.device("cpu")
+    TeacherSampler(network, None, 3, batch_size=2, device=cpu).latents([1, 2], [7, 8])
+    torch.testing.assert_close(seen[0], seen[1])
+
+
+@pytest.mark.faults
+def test_impossible_tables_are_refused(place: Path, tmp_path: Path):
+    tiny_generator(tmp_path / "generator")
+    other = tiny_network()
+    small = dataclasses.replace(ARCHITECTURE, img_channels=4)
+    save_network(tmp_path / "other", NetworkFolder(small, EDM2(small).state_dict()))
+    assert other.config != small
+    run_ranks(1, _impossible, place, tmp_path)
+
+
+def _impossible(rank: int, place: Path, folder: Path) -> None:
+    def refused(error: type[Exception], match: str, *words: object) -> None:
+        with pytest.raises(error, match=match):
+            measure(rank, place, "none", *words)
+
+    refused(MetricError, "an odd number of evaluations", "--evaluations", 6)
+    refused(MetricError, "takes two or more", "--steps", 1)
+    refused(MetricError, "go together", "--guide", place / "lesser")
+    refused(MetricError, "go together", "--guidance", 2)
+    refused(GeneratorError, "holds a generator, not a teacher", "--teacher", folder / "generator")
+    refused(GeneratorError, r"makes images \(4, 8, 8\), the teacher \(3, 8, 8\)",
+            "--guide", folder / "other", "--guidance", 2)  # fmt: skip
+    assert not (place / "none").exists()

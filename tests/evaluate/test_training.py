@@ -1,0 +1,252 @@
+"""Evaluation while training: figures appear, the best is kept, and training does not notice."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from sid_scale.codecs import CodecError
+from sid_scale.config import ConfigError, load_config
+from sid_scale.distill.loop import train
+from sid_scale.evaluate import training as training_evaluation
+from sid_scale.evaluate.detectors import DetectorError
+from sid_scale.evaluate.features import MetricError
+from sid_scale.evaluate.references import ReferenceFile, ReferenceFileError, write_reference
+from sid_scale.networks.checkpoints import load_network, save_network
+from sid_scale.ranks import Ranks
+from tests.evaluate.detectors import write_inception
+from tests.evaluate.evaluations import read, work
+from tests.ranks import run_ranks
+from tests.tiny import config, prepare, settings
+
+pytestmark = pytest.mark.distributed
+
+NUM = 13  # no multiple of anything: ranks sample in vain to stay in step
+
+
+def write_real(path: Path, **sizes: int) -> Path:
+    """A reference with random statistics."""
+    rng = np.random.default_rng(0)
+    moments = {}
+    for metric, size in sizes.items():
+        features = rng.normal(size=(3 * size, size))
+        moments[metric] = (features.mean(axis=0), np.cov(features, rowvar=False))
+    write_reference(path, ReferenceFile(moments))
+    return path
+
+
+def evaluated(folder: Path, **overrides: object) -> dict[str, object]:
+    return {
+        "evaluation.every_images": 8,
+        "evaluation.num": NUM,
+        "evaluation.metrics": "fd_latents,fd_pixels,fid",
+        "evaluation.reference": folder / "real.npz",
+        "evaluation.inception": folder / "inception.pt",
+        **overrides,
+    }
+
+
+def ranks() -> Ranks:
+    return Ranks(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
+
+
+def records(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def training(run: Path) -> list[dict]:
+    """What the records say of the training's mathematics."""
+    told = ("images_seen", "skipped_updates", "loss/", "logits/", "grad_norm/", "sid_loss")
+    return [{k: v for k, v in r.items() if k.startswith(told)} for r in records(run)]
+
+
+def figures(run: Path) -> list[dict]:
+    return [{k: v for k, v in r.items() if k.startswith("evaluation/")} for r in records(run)]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of two ranks at ZeRO 2 and 3, evaluated and not."""
+    place = prepare(tmp_path_factory.mktemp("training"))
+    write_inception(place / "inception.pt")
+    write_real(place / "real.npz", fd_latents=192, fd_pixels=64, fid=24)
+    run_ranks(2, _train, place)
+    return place
+
+
+def _train(rank: int, place: Path) -> None:
+    for stage in (2, 3):
+        same = {"deepspeed": place / f"stage{stage}.json", "dropout": 0.1}
+        train(config(place, run_dir=place / f"plain{stage}", **same), ranks())
+        with_it = evaluated(place, **same)
+        train(config(place, run_dir=place / f"evaluated{stage}", **with_it), ranks())
+    for total in (16, 32):
+        train(config(place, run_dir=place / "resumed", total_images=total, **with_it), ranks())
+    dist.barrier()  # rank 0 writes
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_training_is_the_same_to_the_last_bit(place: Path, stage: int):
+    assert training(place / f"evaluated{stage}") == training(place / f"plain{stage}")
+    ours, theirs = (
+        load_network(place / f"{k}{stage}" / "generator") for k in ("evaluated", "plain")
+    )
+    assert all(torch.equal(ours.state[name], theirs.state[name]) for name in ours.state)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_figures_stand_in_every_record_that_is_due(place: Path, stage: int):
+    told = figures(place / f"evaluated{stage}")
+    assert len(told) == 4
+    for values in told:
+        assert values.keys() == {f"evaluation/{m}" for m in ("fd_latents", "fd_pixels", "fid")}
+        assert all(np.isfinite(v) for v in values.values())
+    assert not (place / f"evaluated{stage}" / ".evaluation").exists()
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_the_best_generator_is_kept_and_measures_the_same_afterwards(
+    place: Path, tmp_path: Path, stage: int
+):
+    run = place / f"evaluated{stage}"
+    values = {r["images_seen"]: r["evaluation/fd_latents"] for r in records(run)}
+    best = min(values, key=values.__getitem__)
+    assert load_network(run / "best_generator").origin["images_seen"] == best
+    with_checkpoint = {seen: values[seen] for seen in (16, 32)}
+    best_of_these = min(with_checkpoint, key=with_checkpoint.__getitem__)
+    assert int((run / "checkpoints" / "best").resolve().name) == best_of_these
+    run_ranks(1, work, "run", [str(word) for word in again(place, run, tmp_path)])
+    told = next(r for r in records(run) if r["images_seen"] == best)
+    for metric in ("fd_latents", "fd_pixels", "fid"):
+        assert read(tmp_path)[metric] == pytest.approx(told[f"evaluation/{metric}"], rel=1e-4)
+
+
+def again(place: Path, run: Path, out: Path) -> list[object]:
+    return [
+        *("--generator", run / "best_generator", "--metrics", "fd_latents,fd_pixels,fid"),
+        *("--reference", place / "real.npz", "--inception", place / "inception.pt"),
+        *("--num", NUM, "--out", out),
+    ]
+
+
+def test_a_resumed_run_remembers_what_was_best(place: Path):
+    assert figures(place / "resumed") == figures(place / "evaluated3")
+    whole, resumed = (place / name / "best_generator" for name in ("evaluated3", "resumed"))
+    assert load_network(resumed).origin["images_seen"] == load_network(whole).origin["images_seen"]
+
+
+def test_an_evaluation_that_is_not_worth_more_replaces_nothing(tmp_path: Path):
+    prepare(tmp_path)
+    write_real(tmp_path / "real.npz", fd_latents=192)
+    run_ranks(1, _nothing_better, tmp_path)
+
+
+def _nothing_better(rank: int, folder: Path) -> None:
+    run = folder / "run"
+    only = evaluated(folder, **{"evaluation.metrics": "fd_latents"})
+    train(config(folder, total_images=16, **only), ranks())
+    lines = [r | {"evaluation/fd_latents": 1e-9} for r in records(run)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    before = (run / "best_generator" / "model.safetensors").stat()
+    train(config(folder, total_images=32, **only), ranks())
+    after = (run / "best_generator" / "model.safetensors").stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    assert (run / "checkpoints" / "best").resolve().name == "000000000016"
+
+
+@pytest.mark.faults
+def test_what_could_not_work_is_found_before_the_first_iteration(tmp_path: Path):
+    prepare(tmp_path)
+    write_inception(tmp_path / "inception.pt")
+    write_real(tmp_path / "real.npz", fd_latents=192, fd_pixels=64)
+    run_ranks(1, _could_not_work, tmp_path)
+
+
+def _could_not_work(rank: int, folder: Path) -> None:
+    def refused(error: type[Exception], match: str, **overrides: object) -> None:
+        changed = {f"evaluation.{k}": v for k, v in overrides.items()}
+        quiet = {"method": "sid", "data": "null", "log.samples_every_images": 0}
+        with pytest.raises(error, match=match):
+            train(config(folder, **{**evaluated(folder), **quiet, **changed}), ranks())
+        assert not (folder / "run").exists()
+
+    refused(DetectorError, r"inception-2015-12-05.pt.*evaluation.inception", inception="null")
+    refused(DetectorError, "nowhere.pt: not there", inception=folder / "nowhere.pt")
+    refused(ReferenceFileError, "fid needs a reference, and none has it")
+    refused(ReferenceFileError, "cannot be read", reference=folder / "nowhere.npz")
+    refused(MetricError, "no 'fd_pixel'; did you mean 'fd_pixels'", metrics="fd_pixel")
+    refused(MetricError, "evaluation.best_by: fid is none", metrics="fd_latents", best_by="fid")
+    write_real(folder / "other.npz", fd_latents=64)
+    refused(ReferenceFileError, "64 features, here are 192", metrics="fd_latents",
+            reference=folder / "other.npz")  # fmt: skip
+    teacher = load_network(folder / "teacher")
+    teacher.codec.update(kind="vae", vae=str(folder / "nowhere"), scale=[1] * 3, bias=[0] * 3)
+    save_network(folder / "teacher", teacher)
+    refused(CodecError, "nowhere", metrics="fd_pixels")
+
+
+def test_metrics_and_references_are_lists_or_typed_with_commas(tmp_path: Path):
+    (tmp_path / "run.yaml").write_text(
+        "evaluation: {metrics: [fid, is], reference: [a.pkl, b.npz]}"
+    )
+    listed = load_config(tmp_path / "run.yaml", settings(tmp_path)).evaluation
+    typed = load_config(
+        tmp_path / "run.yaml", settings(tmp_path, **{"evaluation.metrics": "fid, is"})
+    ).evaluation
+    assert listed == typed
+    assert listed.metrics == ("fid", "is")
+    with pytest.raises(ConfigError, match=r"evaluation.metrics: expected str, got 3"):
+        load_config(tmp_path / "run.yaml", settings(tmp_path, **{"evaluation.metrics": "[3]"}))
+
+
+def test_a_generator_that_makes_no_numbers_is_told_and_never_the_best(tmp_path: Path):
+    prepare(tmp_path)
+    write_real(tmp_path / "real.npz", fd_latents=192)
+    run_ranks(1, _no_numbers, tmp_path)
+
+
+def _no_numbers(rank: int, folder: Path) -> None:
+    broken = load_network(folder / "teacher")
+    broken.state["unet.out_conv.weight"].fill_(float("nan"))
+    save_network(folder / "broken", broken)
+    only = evaluated(folder, **{"evaluation.metrics": "fd_latents", "teacher": folder / "broken"})
+    train(config(folder, total_images=16, **only), ranks())
+    assert [r["evaluation/fd_latents"] for r in records(folder / "run")] == [None, None]
+    assert not (folder / "run" / "best_generator").exists()
+    given = ["--generator", folder / "run" / "generator", "--reference", folder / "real.npz"]
+    given += ["--metrics", "fd_latents", "--num", 8, "--out", folder / "out"]
+    with pytest.raises(MetricError, match="not finite"):
+        work(rank, "run", [str(word) for word in given])
+
+
+@pytest.mark.faults
+def test_a_run_that_is_to_stop_gives_its_evaluation_up(tmp_path: Path):
+    prepare(tmp_path)
+    write_real(tmp_path / "real.npz", fd_latents=192)
+    run_ranks(1, _gives_up, tmp_path)
+
+
+def _gives_up(rank: int, folder: Path) -> None:
+    """SIGTERM arrives while samples are made: a checkpoint must not wait for 10**7 of them."""
+    latents = training_evaluation.AverageSampler.latents
+
+    def asked_to_stop(self, classes, seeds):
+        os.kill(os.getpid(), signal.SIGTERM)
+        training_evaluation.AverageSampler.latents = latents
+        return latents(self, classes, seeds)
+
+    training_evaluation.AverageSampler.latents = asked_to_stop
+    only = evaluated(folder, **{"evaluation.metrics": "fd_latents", "evaluation.num": 10**7})
+    train(config(folder, **only), ranks())
+    run = folder / "run"
+    assert [p.name for p in (run / "checkpoints").glob("0*")] == ["000000000008"]
+    assert figures(run) == [{}]
+    assert not (run / ".evaluation").exists()
+    once = {**only, "evaluation.num": NUM, "total_images": 16}
+    train(config(folder, **once), ranks())
+    assert records(run)[-1]["evaluation/fd_latents"] > 0
