@@ -96,13 +96,15 @@ def why_stale(run_dir: Path) -> str | None:
 
 @contextmanager
 def locked(run_dir: Path) -> Iterator[list[str]]:
-    """Holds the run folder, which is made if it is missing; yields what to tell of it.
+    """Holds the run folder, which is made if it is missing, and removed again if nothing came of
+    it; yields what to tell.
 
     For one rank of a run.
 
     Raises:
         LockedError: another run holds it, or it cannot be written to.
     """
+    new = not run_dir.exists()
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         holder, told = _take(run_dir)
@@ -119,6 +121,8 @@ def locked(run_dir: Path) -> Iterator[list[str]]:
         if read_lock(run_dir) == holder:
             with suppress(OSError):  # it will be stale
                 (run_dir / LOCK).unlink()
+                if new and not any(run_dir.iterdir()):
+                    run_dir.rmdir()
 
 
 def _take(run_dir: Path) -> tuple[Holder, list[str]]:

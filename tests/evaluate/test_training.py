@@ -13,6 +13,7 @@ import torch.distributed as dist
 from sid_scale.codecs import CodecError
 from sid_scale.config import ConfigError, load_config
 from sid_scale.distill.loop import train
+from sid_scale.distill.stop import stop_requests
 from sid_scale.evaluate import training as training_evaluation
 from sid_scale.evaluate.detectors import DetectorError
 from sid_scale.evaluate.features import MetricError
@@ -242,7 +243,8 @@ def _gives_up(rank: int, folder: Path) -> None:
 
     training_evaluation.AverageSampler.latents = asked_to_stop
     only = evaluated(folder, **{"evaluation.metrics": "fd_latents", "evaluation.num": 10**7})
-    train(config(folder, **only), ranks())
+    with stop_requests(600) as stop:
+        train(config(folder, **only), ranks(), stop)
     run = folder / "run"
     assert [p.name for p in (run / "checkpoints").glob("0*")] == ["000000000008"]
     assert figures(run) == [{}]
