@@ -25,6 +25,7 @@ from sid_scale.networks.checkpoints import CheckpointError, read_description
 from sid_scale.networks.edm2 import EDM2, EDM2Config
 from sid_scale.networks.magnitude import store_weights_in
 from sid_scale.networks.sizes import SIZES, imagenet512
+from sid_scale.work import ASSUMED_TFLOPS, flop_per_image, gpu_hours
 from sid_scale.zero.engines import DeepSpeedSettings, read_deepspeed_json
 
 FLOAT32 = 4  # bytes
@@ -198,7 +199,8 @@ def _tell(options: argparse.Namespace) -> tuple[str, bool]:
     world_size = options.nodes * options.gpus_per_node
     accumulation = config.accumulation(world_size)
     settings = read_deepspeed_json(config.deepspeed, config.micro_batch, accumulation)
-    memory = expected_memory(teacher_architecture(config.teacher), config, settings, world_size)
+    architecture = teacher_architecture(config.teacher)
+    memory = expected_memory(architecture, config, settings, world_size)
     fits = memory.total <= options.gpu_memory
     verdict = "fits" if fits else f"DOES NOT FIT: {REMEDIES}"
     dtype = str(settings.compute_dtype).removeprefix("torch.")
@@ -211,6 +213,12 @@ def _tell(options: argparse.Namespace) -> tuple[str, bool]:
     for name, gigabytes in dataclasses.asdict(memory).items():
         lines.append(f"  {name:<12}{gigabytes:8.2f} GB{_mark(name)}")
     lines.append(f"  {'total':<12}{memory.total:8.2f} GB of {options.gpu_memory:g}: {verdict}")
+    flop = flop_per_image(architecture, config)
+    lines.append(
+        f"work: {flop / 1e12:.3g} TFLOP an image; {config.total_images:,} images are "
+        f"{gpu_hours(flop * config.total_images):,.0f} GPU hours at {ASSUMED_TFLOPS:.0f} TFLOP/s "
+        "(35 % of an H100's: an assumption)"
+    )
     return "\n".join(lines), fits
 
 
