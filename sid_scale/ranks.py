@@ -92,11 +92,13 @@ def joined_ranks(
     backend = "nccl" if device.type == "cuda" else "gloo"
     leaving = threading.Event()
     answered = threading.Event()
-    for target, arguments in (
-        (_watch, (watched, rank, leaving, answered)),
-        (_guard, (rank, leaving, answered, timeout_seconds)),
-    ):
-        threading.Thread(target=target, args=arguments, daemon=True).start()
+    watching = threading.Thread(
+        target=_watch, args=(watched, rank, leaving, answered), name="watch", daemon=True
+    )
+    watching.start()
+    threading.Thread(
+        target=_guard, args=(rank, leaving, answered, timeout_seconds), name="guard", daemon=True
+    ).start()
     try:
         dist.init_process_group(
             backend, store=store, rank=rank, world_size=world_size, timeout=timeout
@@ -108,6 +110,8 @@ def joined_ranks(
         leaving.set()
         _end_all_ranks(store, rank, error, on_failure)
     leaving.set()
+    # An interpreter that ends while a thread asks the store aborts.
+    watching.join(4 * POLL_SECONDS)
     dist.destroy_process_group()
 
 

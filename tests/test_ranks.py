@@ -49,3 +49,18 @@ def test_a_rank_that_is_silent_without_being_gone_ends_the_others(tmp_path: Path
         for process in processes:
             process.kill()
             process.communicate()
+
+
+LEAVES = """
+import threading
+from sid_scale.ranks import joined_ranks
+with joined_ranks():
+    assert "watch" in [thread.name for thread in threading.enumerate()]
+assert "watch" not in [thread.name for thread in threading.enumerate()]
+"""
+
+
+def test_nobody_asks_the_store_when_the_interpreter_ends():
+    # It would abort, now and then.
+    left = subprocess.run([sys.executable, "-c", LEAVES], capture_output=True, text=True)
+    assert left.returncode == 0, left.stderr
