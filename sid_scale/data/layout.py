@@ -61,7 +61,8 @@ class Layout:
     def labels(self, heads: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The classes that heads, uint8 (n, head_bytes), tell, int64 (n,), and which heads are
         in order, bool (n,)."""
-        sound = ~((heads.view(np.uint64) ^ self._wanted) & self._fixed).any(axis=1)
+        differing = (heads.view(np.uint64) ^ self._wanted) & self._fixed
+        sound = np.bitwise_or.reduce(differing, axis=1) == 0  # which is quicker than `any`
         sound &= _are_pairs(heads[:, NAME], heads[:, 2 * TAR_BLOCK :][:, NAME])
         digits = np.ascontiguousarray(heads[:, CLASS])
         sound &= (heads[:, SIZE] == SIZES[(digits != 0).sum(axis=1)]).all(axis=1)
@@ -124,7 +125,7 @@ def is_laid_out(file: IO[bytes], layout: Layout, shard: Shard, url: str) -> bool
     if size != layout.file_bytes(shard.samples):
         return False
     end = shard.samples * layout.stride
-    return not any(os.pread(file.fileno(), size - end, end))
+    return os.pread(file.fileno(), size - end, end) == bytes(size - end)
 
 
 def _are_pairs(cls: np.ndarray, npy: np.ndarray) -> np.ndarray:
