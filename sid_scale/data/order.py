@@ -194,4 +194,3 @@ def window_samples(index: ShardIndex) -> int:
     """Samples of all lanes' windows together, at least one a lane."""
     sample_bytes = int(np.prod(index.sample_shape)) * DTYPES[index.dtype].itemsize
     return max(lane_count(index), min(SHUFFLE, WINDOW_BYTES // sample_bytes))
-
