@@ -71,11 +71,13 @@ class Layout:
         in order, bool (n,)."""
         differing = (heads.view(np.uint64) ^ self._wanted) & self._fixed
         sound = np.bitwise_or.reduce(differing, axis=1) == 0  # which is quicker than `any`
-        labels = np.full(len(heads), -1)
-        for row, (cls, size, digits, npy) in enumerate(heads.view(self._fields)[:, 0].tolist()):
+        told = []
+        for cls, size, digits, npy in heads.view(self._fields)[:, 0].tolist():
             key, suffix = cls[:-4], cls[-4:]
-            if key and suffix == b".cls" and npy == key + b".npy" and size == SIZES[len(digits)]:
-                labels[row] = int(digits) if digits.isdigit() else -1
+            named = key and suffix == b".cls" and npy == key + b".npy"
+            is_class = named and size == SIZES[len(digits)] and digits.isdigit()
+            told.append(int(digits) if is_class else -1)
+        labels = np.array(told)
         return labels, sound & (labels >= 0) & (labels < self.num_classes)
 
 
