@@ -38,9 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     from sid_scale.distill.loop import train
+    from sid_scale.evaluate.training import open_evaluation
 
     with joined_ranks() as ranks:
-        train(config, ranks)
+        train(config, ranks, open_evaluation=open_evaluation)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from sid_scale.config import RunConfig
 from sid_scale.distill.build import Run, build_run
+from sid_scale.distill.evaluation import OpenEvaluation, no_evaluation
 from sid_scale.distill.meter import Meter
 from sid_scale.distill.outputs import (
     prepare_folder,
@@ -20,7 +21,6 @@ from sid_scale.distill.step import update_fake_score, update_generator
 from sid_scale.distill.stop import stop_requests
 from sid_scale.distill.telemetry import Telemetry
 from sid_scale.errors import SidScaleError
-from sid_scale.evaluate.training import TrainingEvaluation
 from sid_scale.ranks import Ranks
 from sid_scale.zero import power_ema
 from sid_scale.zero.ema import ema_decay
@@ -30,18 +30,24 @@ class DivergedError(SidScaleError):
     """Too many updates in a row had to be skipped."""
 
 
-def train(config: RunConfig, ranks: Ranks) -> None:
+def train(
+    config: RunConfig, ranks: Ranks, *, open_evaluation: OpenEvaluation = no_evaluation
+) -> None:
     """Distils a teacher as `config` says. Collective.
 
     Leaves config.yaml, metrics.jsonl, tensorboard/, samples/, checkpoints/, best_generator/ (if it
     is evaluated) and, at the end, generator/ in the run folder.
+
+    Args:
+        open_evaluation: called once, when all else is built; makes what carries out the config's
+            `evaluation`.
 
     Raises:
         SidScaleError: something given cannot be used, or updates keep failing.
     """
     run = build_run(config, ranks)
     resumed = resume(run)
-    evaluation = TrainingEvaluation(run)
+    evaluation = open_evaluation(run)
     prepare_folder(run)
     writer = checkpoint_writer(config)
     progress, meter = run.progress, Meter(ranks.device, resumed.meters)
@@ -79,10 +85,11 @@ def train(config: RunConfig, ranks: Ranks) -> None:
                 write_generator(run, run.snapshot_folder())
             if run.is_due(config.checkpoint.every_images):
                 tell_completed(save(run, meter, writer), telemetry)
+            evaluation.point_at_best()  # before another that is complete takes an old one's place
             tell_completed(writer.poll(), telemetry)
-            evaluation.point_at_best()
 
         tell_completed(save(run, meter, writer), telemetry)
+        evaluation.point_at_best()
         tell_completed(writer.finish(), telemetry)
         evaluation.point_at_best()
         if progress.images_seen < config.total_images:

@@ -163,14 +163,14 @@ class DinoV2:
                 f"{folder}: no {DINOV2_WEIGHTS} there. What is wanted is {DINOV2_HELP}"
             )
         try:
-            network: Any
-            network, told = Dinov2Model.from_pretrained(
+            opened: Any = Dinov2Model.from_pretrained(
                 folder,
                 local_files_only=True,
                 use_safetensors=True,
                 dtype=torch.float32,
                 output_loading_info=True,
             )
+            network, told = opened
             if told["missing_keys"]:  # transformers would go on with random ones
                 raise ValueError(f"no weights {sorted(told['missing_keys'])[0]} there")
             embeddings = network.embeddings
