@@ -7,8 +7,8 @@ LONGEST = 200  # characters of one value
 
 
 def differences(there: Any, here: dict[str, Any]) -> list[str]:
-    """Each setting of `here` that the folder's own recipe has otherwise, in words; of groups, what differs
-    in them."""
+    """Each setting of `here` that the folder's own recipe has otherwise, in words: of a group, what
+    differs in it."""
     there = there if isinstance(there, dict) else {}
     found: list[str] = []
     for key, value in here.items():
