@@ -57,6 +57,8 @@ class RunConfig:
     teacher_activations: Literal["keep", "recompute", "offload"] = "keep"  # activations.py
     resume: str = "auto"  # auto, never, or a checkpoint folder
     max_skipped: int = 20  # updates in a row that may be skipped for non-finite gradients
+    collective_timeout_seconds: float = 600  # a rank that does not answer for so long ends all
+    stop_timeout_seconds: float = 600  # from a request to stop to a forced end
     learning_rate: LearningRates = field(default_factory=LearningRates)
     adam: AdamSettings = field(default_factory=AdamSettings)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -187,6 +189,8 @@ def _check(config: RunConfig) -> None:
         "objective.init_sigma": objective.init_sigma,
         "objective.p_std": objective.p_std,
         "ema.half_life": config.ema.half_life,
+        "collective_timeout_seconds": config.collective_timeout_seconds,
+        "stop_timeout_seconds": config.stop_timeout_seconds,
         "stream.cache_gb": config.stream.cache_gb,
         "stream.timeout_seconds": config.stream.timeout_seconds,
     }

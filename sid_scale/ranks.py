@@ -28,7 +28,7 @@ T = TypeVar("T")
 POLL_SECONDS = 0.5
 # torchrun's store outlives a restart of the ranks: each start has a key of its own.
 FAILED = f"sid_scale/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-STORE_TIMEOUT = timedelta(minutes=10)
+TIMEOUT_SECONDS = 1800.0  # where ranks work for themselves, some may be done much sooner
 
 
 @dataclass(frozen=True)
@@ -58,21 +58,29 @@ def tell_once(error: SidScaleError) -> None:
 
 
 @contextmanager
-def joined_ranks() -> Iterator[Ranks]:
+def joined_ranks(
+    timeout_seconds: float = TIMEOUT_SECONDS,
+    on_failure: Callable[[BaseException, str], None] | None = None,
+) -> Iterator[Ranks]:
     """Inside, the ranks are joined (nccl on CUDA, gloo elsewhere).
 
     An exception that leaves this context ends every rank within seconds; its traceback (or,
-    for a `SidScaleError`, its message) is printed once, by the rank where it happened first.
+    for a `SidScaleError`, its message) is printed once, by the rank where it happened first,
+    which then calls `on_failure` with the exception and what it printed. So does, after
+    `timeout_seconds`, a rank that does not answer.
     """
+    timeout = timedelta(seconds=timeout_seconds)
     # Without a launcher this is a world of one.
     rank, world_size = launched_rank(), int(os.environ.get("WORLD_SIZE", "1"))
     host = os.environ.get("MASTER_ADDR", "127.0.0.1")
     port = int(os.environ.get("MASTER_PORT", "0"))
     # torchrun's agent already serves a store at that address.
     serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    store = dist.TCPStore(host, port, world_size, serves, timeout=STORE_TIMEOUT)
+    store = dist.TCPStore(host, port, world_size, serves, timeout=timeout)
     # A client of its own: the other may be busy waiting for a peer.
-    watched = dist.TCPStore(host, store.port, world_size, False, wait_for_workers=False)
+    watched = dist.TCPStore(
+        host, store.port, world_size, False, timeout=timeout, wait_for_workers=False
+    )
     os.environ.update(
         RANK=str(rank),
         WORLD_SIZE=str(world_size),
@@ -83,16 +91,27 @@ def joined_ranks() -> Iterator[Ranks]:
     device = _device()
     backend = "nccl" if device.type == "cuda" else "gloo"
     leaving = threading.Event()
-    threading.Thread(target=_watch, args=(watched, rank, leaving), daemon=True).start()
+    answered = threading.Event()
+    watching = threading.Thread(
+        target=_watch, args=(watched, rank, leaving, answered), name="watch", daemon=True
+    )
+    watching.start()
+    threading.Thread(
+        target=_guard, args=(rank, leaving, answered, timeout_seconds), name="guard", daemon=True
+    ).start()
     try:
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=world_size, timeout=timeout
+        )
         tell_deepspeed(backend)
         yield Ranks(rank, world_size, device)
         dist.barrier()
     except BaseException as error:
         leaving.set()
-        _end_all_ranks(store, rank, error)
+        _end_all_ranks(store, rank, error, on_failure)
     leaving.set()
+    # An interpreter that ends while a thread asks the store aborts.
+    watching.join(4 * POLL_SECONDS)
     dist.destroy_process_group()
 
 
@@ -114,6 +133,24 @@ def on_first_rank(action: Callable[[], T]) -> T:
     return cast(T, outcome[0])
 
 
+def on_any_rank(*flags: bool) -> tuple[bool, ...]:
+    """For each flag, whether it is set on any rank. Collective: one all-reduce for all."""
+    on_cuda = dist.get_backend() == dist.Backend.NCCL
+    device = torch.device("cuda", torch.cuda.current_device()) if on_cuda else torch.device("cpu")
+    numbers = torch.tensor(flags, dtype=torch.float32, device=device)
+    dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
+    return tuple(number > 0 for number in numbers.tolist())
+
+
+def limit_waiting(timeout_seconds: float) -> None:
+    """No collective waits longer for a rank, in whatever group it happens.
+
+    Groups that DeepSpeed makes have torch's own limits at first: half an hour with gloo.
+    """
+    for group in dist.distributed_c10d._world.pg_map:
+        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_seconds), group)
+
+
 def tell_deepspeed(backend: str) -> None:
     """Lets DeepSpeed use the process group that there is."""
     # On CPUs it would first compile an all-reduce for inference, which nothing here calls.
@@ -132,8 +169,11 @@ def _device() -> torch.device:
     return device
 
 
-def _watch(store: dist.TCPStore, rank: int, leaving: threading.Event) -> None:
+def _watch(
+    store: dist.TCPStore, rank: int, leaving: threading.Event, answered: threading.Event
+) -> None:
     while not leaving.wait(POLL_SECONDS):
+        answered.set()
         try:
             failed = store.check([FAILED])
             who = f"rank {store.get(FAILED).decode()} failed" if failed else ""
@@ -144,19 +184,49 @@ def _watch(store: dist.TCPStore, rank: int, leaving: threading.Event) -> None:
             os._exit(1)
 
 
-def _end_all_ranks(store: dist.TCPStore, rank: int, error: BaseException) -> None:
+def _guard(
+    rank: int, leaving: threading.Event, answered: threading.Event, timeout_seconds: float
+) -> None:
+    """Ends this rank when the store is silent: a stopped rank 0 leaves its clients waiting."""
+    while answered.wait(timeout_seconds):
+        answered.clear()
+    if not leaving.is_set():
+        silent = f"rank 0 has not answered for {timeout_seconds:g} s"
+        print(f"rank {rank} stops: {silent}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def _end_all_ranks(
+    store: dist.TCPStore,
+    rank: int,
+    error: BaseException,
+    on_failure: Callable[[BaseException, str], None] | None,
+) -> None:
+    def tell(first: bool) -> None:
+        told = f"rank {rank} stops: another rank failed\n"
+        if first and isinstance(error, SidScaleError):
+            told = f"error: {error}\n"
+        elif first:
+            told = f"rank {rank} failed:\n" + "".join(traceback.format_exception(error))
+        print(told, end="", file=sys.stderr, flush=True)
+        try:
+            if first and on_failure is not None:
+                on_failure(error, told)
+        except Exception as also:  # ending matters more
+            print(f"rank {rank}: {type(also).__name__}: {also}", file=sys.stderr, flush=True)
+
+    def end_alone() -> None:
+        tell(first=True)
+        os._exit(1)
+
+    alone = threading.Timer(20 * POLL_SECONDS, end_alone)  # the store does not answer
+    alone.start()
     try:
         first = store.compare_set(FAILED, "", str(rank)).decode() == str(rank)
     except (RuntimeError, dist.DistError):
         first = False  # the store went down with rank 0, which has told why
-    if first:
-        if isinstance(error, SidScaleError):
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        else:
-            print(f"rank {rank} failed:", file=sys.stderr)
-            traceback.print_exception(error)
-    else:
-        print(f"rank {rank} stops: another rank failed", file=sys.stderr, flush=True)
+    alone.cancel()
+    tell(first)
     if rank == 0:
         time.sleep(4 * POLL_SECONDS)  # the store lives here: let the others read it
     sys.stdout.flush()

@@ -6,7 +6,9 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from sid_scale.config import load_config, preset_names
+from sid_scale.config import RunConfig, load_config, preset_names
+from sid_scale.distill.lives import FINISHED, STOPPED
+from sid_scale.distill.stop import EX_STOPPED, StopRequests, stop_requests
 from sid_scale.errors import SidScaleError
 from sid_scale.ranks import joined_ranks, tell_once
 
@@ -27,22 +29,35 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Trains; returns the exit status."""
+    """Trains; returns the exit status: 0 finished, 75 asked to stop, 2 settings at fault."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         config = load_config(options.config, options.overrides)
     except SidScaleError as error:
         tell_once(error)
         return 2
-    # These import torch and DeepSpeed, which take their time: a typo should not.
+    with stop_requests(config.stop_timeout_seconds) as stop:
+        return run(config, stop)
+
+
+def run(config: RunConfig, stop: StopRequests) -> int:
+    """Trains; returns the exit status. An error ends the process with status 1."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    # These import torch and DeepSpeed, which take their time: a typo should not.
+    from sid_scale.distill.journal import Journal
     from sid_scale.distill.loop import train
     from sid_scale.evaluate.training import open_evaluation
 
-    with joined_ranks() as ranks:
-        train(config, ranks, open_evaluation=open_evaluation)
-    return 0
+    journal = Journal(config.run_dir)
+    with joined_ranks(config.collective_timeout_seconds, journal.failed) as ranks:
+        journal.open(ranks)
+        progress = train(config, ranks, stop, open_evaluation=open_evaluation)
+        finished = progress.images_seen >= config.total_images
+        if ranks.is_first:
+            kind = FINISHED if finished else STOPPED
+            journal.ended(kind, "" if finished else stop.reason, progress.images_seen)
+    return 0 if finished else EX_STOPPED
 
 
 if __name__ == "__main__":

@@ -1,18 +1,16 @@
 #!/usr/bin/env bash
 # Sets up a fresh machine and passes the tests. Arguments go to pytest (-k, -m, a path ...).
 #
+# As root on Debian it installs SLURM, munge, shellcheck and a headless browser, which some tests
+# use; elsewhere it says what it leaves out.
+#
 # REFERENCE_DIR names the folder of the published implementations' vectors
 # (default ../shared/reference).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/install.sh
+source tools/system.sh
+install_system
 install_everything dev
-# Where it may, CI brings the browser that the tests marked `browser` drive; others skip them.
-if [ -n "${CI:-}" ] && ! command -v chromedriver >/dev/null &&
-    [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    apt-get update -qq
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-        chromium chromium-driver >/dev/null
-fi
 export OMP_NUM_THREADS=1 # ranks share the cores
 exec python -m pytest "$@"

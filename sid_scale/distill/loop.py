@@ -1,8 +1,12 @@
 """The whole run, from top to bottom."""
 
+from contextlib import ExitStack
+from pathlib import Path
+
 from sid_scale.config import RunConfig
-from sid_scale.distill.build import Run, build_run
+from sid_scale.distill.build import Progress, Run, build_run
 from sid_scale.distill.evaluation import OpenEvaluation, no_evaluation
+from sid_scale.distill.lock import locked
 from sid_scale.distill.meter import Meter
 from sid_scale.distill.outputs import (
     prepare_folder,
@@ -18,10 +22,10 @@ from sid_scale.distill.resume import (
     tell_completed,
 )
 from sid_scale.distill.step import update_fake_score, update_generator
-from sid_scale.distill.stop import stop_requests
+from sid_scale.distill.stop import StopRequests
 from sid_scale.distill.telemetry import Telemetry
 from sid_scale.errors import SidScaleError
-from sid_scale.ranks import Ranks
+from sid_scale.ranks import Ranks, limit_waiting, on_any_rank, on_first_rank
 from sid_scale.zero import power_ema
 from sid_scale.zero.ema import ema_decay
 
@@ -31,9 +35,13 @@ class DivergedError(SidScaleError):
 
 
 def train(
-    config: RunConfig, ranks: Ranks, *, open_evaluation: OpenEvaluation = no_evaluation
-) -> None:
-    """Distils a teacher as `config` says. Collective.
+    config: RunConfig,
+    ranks: Ranks,
+    stop: StopRequests | None = None,
+    *,
+    open_evaluation: OpenEvaluation = no_evaluation,
+) -> Progress:
+    """Distils a teacher as `config` says, until it is done or asked to stop. Collective.
 
     Leaves config.yaml, metrics.jsonl, tensorboard/, samples/, checkpoints/, best_generator/ (if it
     is evaluated) and, at the end, generator/ in the run folder.
@@ -44,8 +52,22 @@ def train(
 
     Raises:
         SidScaleError: something given cannot be used, or updates keep failing.
+        LockedError: another run writes to the run folder.
     """
+    with ExitStack() as held:
+        taken = on_first_rank(lambda: held.enter_context(locked(Path(config.run_dir))))
+        return _train(config, ranks, stop or StopRequests(), taken, open_evaluation)
+
+
+def _train(
+    config: RunConfig,
+    ranks: Ranks,
+    stop: StopRequests,
+    told: list[str],
+    open_evaluation: OpenEvaluation,
+) -> Progress:
     run = build_run(config, ranks)
+    limit_waiting(config.collective_timeout_seconds)
     resumed = resume(run)
     evaluation = open_evaluation(run)
     prepare_folder(run)
@@ -55,16 +77,16 @@ def train(
         run.open_data() as data,
         run.open_labels() as labels,
         Telemetry(config, ranks, progress.images_seen) as telemetry,
-        stop_requests(ranks) as stop,
     ):
-        for line in resumed.told:
+        for line in told + resumed.told:
             telemetry.say(line)
         if progress.images_seen == 0:
             show_samples(run, telemetry)
             write_generator(run, run.snapshot_folder())
 
         telemetry.start_clock(progress.images_seen)
-        while progress.images_seen < config.total_images and not stop.agreed():
+        stopping, _ = on_any_rank(stop.asked(), False)
+        while progress.images_seen < config.total_images and not stopping:
             run.set_learning_rates()
             count(run, update_fake_score(run, data, meter), "fake score", meter)
             if config.moves_generator(progress.images_seen):
@@ -74,7 +96,9 @@ def train(
             telemetry.tick(config.batch_size)
 
             finished = progress.images_seen >= config.total_images
-            evaluated = evaluation.measure_if_due(telemetry, finished=finished, stopped=stop.agreed)
+            evaluated = evaluation.measure_if_due(
+                telemetry, finished=finished, stopped=lambda: on_any_rank(stop.asked())[0]
+            )
             if finished or evaluated or run.is_due(config.log.every_images):
                 if config.adversarial and config.stream.on_bad_sample == "skip":
                     telemetry.note({"data/skipped_samples": skipped_samples(run)})
@@ -86,17 +110,23 @@ def train(
             if run.is_due(config.checkpoint.every_images):
                 tell_completed(save(run, meter, writer), telemetry)
             evaluation.point_at_best()  # before another that is complete takes an old one's place
-            tell_completed(writer.poll(), telemetry)
+            # The one number that ranks exchange for both: whether to stop, and whether all parts
+            # of a checkpoint are written.
+            stopping, writing = on_any_rank(stop.asked(), writer.is_writing)
+            if not writing:
+                tell_completed(writer.finish(), telemetry)
 
         tell_completed(save(run, meter, writer), telemetry)
         evaluation.point_at_best()
         tell_completed(writer.finish(), telemetry)
         evaluation.point_at_best()
         if progress.images_seen < config.total_images:
-            telemetry.say(f"stopped at {progress.images_seen:,} images; resume: auto goes on")
-            return
+            why = stop.reason or "asked on another rank"
+            telemetry.say(f"stopped at {progress.images_seen:,} images ({why})")
+            return progress
         write_final_generator(run, telemetry)
         telemetry.say(f"done after {progress.images_seen:,} images: {run.folder / 'generator'}")
+    return progress
 
 
 def decay_now(run: Run) -> float:

@@ -44,7 +44,7 @@ class Telemetry:
                 unit_scale=True,
                 desc=config.method,
                 dynamic_ncols=True,
-                mininterval=1.0,
+                mininterval=1.0 if sys.stderr.isatty() else 60.0,  # seconds; logs stay short
                 file=sys.stderr,
             )
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -79,16 +78,10 @@ class CheckpointWriter:
         self._writing.pause_seconds = time.perf_counter() - began
         return before
 
-    def poll(self) -> Completed | None:
-        """Completes the checkpoint under way, if all ranks have written their parts.
-
-        One number is reduced while a checkpoint is under way, nothing otherwise.
-        """
-        if self._writing is None:
-            return None
-        done = torch.tensor(float(self._writing.is_done), device=_device())
-        dist.all_reduce(done, op=dist.ReduceOp.MIN)
-        return self._complete() if done else None
+    @property
+    def is_writing(self) -> bool:
+        """Whether this rank's part of a checkpoint is still being written. Not collective."""
+        return self._writing is not None and not self._writing.is_done
 
     def finish(self) -> Completed | None:
         """Waits for the checkpoint under way, if there is one, and completes it."""
@@ -230,12 +223,6 @@ def _left_in_control_groups() -> Iterator[int]:
             limit, used = group / "memory.max", group / "memory.current"
             if limit.is_file() and (most := limit.read_text().strip()) != "max":
                 yield int(most) - int(used.read_text())
-
-
-def _device() -> torch.device:
-    """Where collectives of the process group want their tensors."""
-    on_cuda = dist.get_backend() == dist.Backend.NCCL
-    return torch.device("cuda", torch.cuda.current_device()) if on_cuda else torch.device("cpu")
 
 
 def _write_text(path: Path, text: str) -> Written:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from sid_scale.codecs import CodecError
 from sid_scale.config import ConfigError, load_config
 from sid_scale.distill import loop
+from sid_scale.distill.stop import stop_requests
 from sid_scale.evaluate import training as training_evaluation
 from sid_scale.evaluate.detectors import DetectorError
 from sid_scale.evaluate.features import MetricError
@@ -172,7 +173,7 @@ def _best_survives(rank: int, folder: Path) -> None:
     """Each checkpoint becomes complete only when the next begins, as with slow disks."""
     measured = iter([3.0, 1.0, 2.0, 4.0])
     training_evaluation.figures_of = lambda *_: {"fd_latents": next(measured)}
-    CheckpointWriter.poll = lambda _: None
+    CheckpointWriter.is_writing = property(lambda _: True)
     often = {"checkpoint.every_images": 8, "checkpoint.keep": 1}
     train(config(folder, **evaluated(folder, **{"evaluation.metrics": "fd_latents", **often})),
           ranks())  # fmt: skip
@@ -301,7 +302,8 @@ def _gives_up(rank: int, folder: Path) -> None:
 
     training_evaluation.AverageSampler.latents = asked_to_stop
     only = evaluated(folder, **{"evaluation.metrics": "fd_latents", "evaluation.num": 10**7})
-    train(config(folder, **only), ranks())
+    with stop_requests(600) as stop:
+        train(config(folder, **only), ranks(), stop)
     run = folder / "run"
     assert [p.name for p in (run / "checkpoints").glob("0*")] == ["000000000008"]
     assert figures(run) == [{}]

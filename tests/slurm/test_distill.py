@@ -1,0 +1,211 @@
+"""`sbatch slurm/distill.sbatch` on two nodes, and all that a scheduler does to a run."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import yaml
+
+from sid_scale.codecs import open_codec
+from sid_scale.config import load_config
+from sid_scale.demo.prepare import TEACHER, write_digit_shards
+from sid_scale.distill.lives import read_outcome
+from sid_scale.distill.loop import train
+from sid_scale.networks.checkpoints import load_network
+from sid_scale.ranks import Ranks
+from tests.conftest import ROOT
+from tests.ranks import run_ranks
+from tests.slurm.cluster import Cluster
+from tests.tiny import prepare, settings, write_deepspeed_json
+
+pytestmark = [pytest.mark.slurm, pytest.mark.distributed]
+
+SCRIPT = str(ROOT / "slurm" / "distill.sbatch")
+
+
+def distil(cluster: Cluster, run: Path, *options: str, **environment: str) -> int:
+    """Submits a run (a YAML file) on two nodes with one rank each; returns the job's id."""
+    place = [
+        "--gpus-per-node=1",
+        "--oversubscribe",
+        f"--output={run.parent}/%j.out",
+        f"--chdir={run.parent}",
+    ]
+    return cluster.submit(*place, *options, SCRIPT, str(run), **environment)
+
+
+def write_run(path: Path, **values: object) -> Path:
+    """A run's YAML; written again while its job is queued, it is what the next start reads."""
+    path.write_text(
+        yaml.safe_dump({k: str(v) if isinstance(v, Path) else v for k, v in values.items()})
+    )
+    return path
+
+
+def records(run: Path) -> list[dict]:
+    try:
+        return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    except (OSError, ValueError):
+        return []  # not yet, or half a line
+
+
+def losses(run: Path) -> list[dict]:
+    told = ("images_seen", "skipped_updates", "loss/", "logits/", "grad_norm/", "sid_loss")
+    return [{k: v for k, v in record.items() if k.startswith(told)} for record in records(run)]
+
+
+def seen(run: Path) -> int:
+    return records(run)[-1]["images_seen"] if records(run) else 0
+
+
+def in_process(rank: int, run: Path, run_dir: Path) -> None:
+    """The same run without SLURM, on ranks of the test's own."""
+    config = load_config(run, [f"run_dir={run_dir}"])
+    train(config, Ranks(dist.get_rank(), dist.get_world_size(), torch.device("cpu")))
+
+
+def test_digits_on_two_nodes_have_the_losses_of_two_ranks(cluster: Cluster, tmp_path: Path):
+    write_digit_shards(tmp_path / "shards", open_codec(load_network(TEACHER).codec, beside=TEACHER))
+    runs, jobs = {}, {}
+    for stage in (2, 3):
+        runs[stage] = write_run(
+            tmp_path / f"zero{stage}.yaml",
+            extends=ROOT / "sid_scale" / "presets" / "digits.yaml",
+            run_dir=tmp_path / f"zero{stage}",
+            teacher=TEACHER,
+            data=tmp_path / "shards",
+            deepspeed=write_deepspeed_json(tmp_path, stage),
+            total_images=192,
+            log={"every_images": 64, "samples_every_images": 0},
+        )
+        jobs[stage] = distil(cluster, runs[stage])
+    for stage, run in runs.items():
+        run_ranks(2, in_process, run, tmp_path / f"alone{stage}")
+        assert cluster.finish(jobs[stage]) == "COMPLETED", cluster.log(jobs[stage])
+        assert cluster.job(jobs[stage])["NumNodes"] == "2"
+        assert losses(tmp_path / f"zero{stage}") == losses(tmp_path / f"alone{stage}")
+        assert len(losses(tmp_path / f"zero{stage}")) == 3
+        told = json.loads((tmp_path / f"zero{stage}" / "environment.json").read_text())
+        assert (told["ranks"], told["zero_stage"]) == (2, stage)
+        logs = tmp_path / f"zero{stage}" / "logs" / f"{jobs[stage]}-0"
+        assert {p.name for p in logs.iterdir()} == {"outcome.json", "rank-0.log", "rank-1.log"}
+        assert read_outcome(logs).kind == "finished"
+
+
+ENDLESS = 10**9
+
+
+def tiny_run(folder: Path, **overrides: object) -> tuple[Path, dict]:
+    """A run of tiny networks that ends when its YAML is told to; slow, for its many checkpoints."""
+    prepare(folder)
+    values = dict(entry.split("=", 1) for entry in settings(folder))
+    groups: dict = {}
+    for key, value in values.items():
+        *group, name = key.split(".")
+        (groups.setdefault(group[0], {}) if group else groups)[name] = yaml.safe_load(value)
+    groups["checkpoint"] = {"every_images": 8, "keep": 2}
+    groups["log"] = {"every_images": 8, "samples_every_images": 0}
+    groups |= {"total_images": ENDLESS, "dropout": 0.1, "collective_timeout_seconds": 20}
+    groups |= overrides
+    return write_run(folder / "run.yaml", **groups), groups
+
+
+def let_it_end(run: Path, values: dict, images: int = 40) -> int:
+    """Has the run end `images` after what it has seen by now; returns where that is."""
+    total = seen(Path(values["run_dir"])) // 8 * 8 + images
+    write_run(run, **{**values, "total_images": total})
+    return total
+
+
+def test_a_run_outlives_all_that_a_scheduler_does_to_it(cluster: Cluster, tmp_path: Path):
+    run, values = tiny_run(tmp_path)
+    folder = Path(values["run_dir"])
+    job = distil(cluster, run, "--time=1", "--signal=USR1@5")
+
+    def goes_on() -> bool:
+        before = seen(folder)
+        cluster.wait(lambda: seen(folder) > before + 16, "progress", 90, job)
+        return True
+
+    def outcome(life: int, seconds: float = 60) -> str:
+        told = cluster.wait(
+            lambda: read_outcome(folder / "logs" / f"{job}-{life}"), f"end {life}", seconds, job
+        )
+        cluster.wait(lambda: cluster.restarts(job) == life + 1, f"restart after {life}", 60, job)
+        cluster.hurry(job)
+        return f"{told.kind} {told.reason}"
+
+    assert outcome(0, 150) == "stopped SIGUSR1"  # by itself, for its minute is over
+    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+
+    goes_on()
+    # Another job on the same folder is refused, and not queued again.
+    second = distil(cluster, run)
+    assert cluster.finish(second) == "FAILED"
+    assert f"is in use by SLURM job {job} on " in cluster.log(second)
+    assert "Traceback" not in cluster.log(second)
+
+    cluster.run("scancel", "--signal=TERM", str(job))  # as preemption does
+    assert outcome(1) == "stopped SIGTERM"
+
+    goes_on()
+    cluster.run("scontrol", "requeue", str(job))
+    assert outcome(2) == "stopped SIGTERM"
+
+    goes_on()
+    cluster.ranks(job)[1].kill()
+    assert outcome(3).startswith("failed")
+    total = let_it_end(run, values)
+
+    assert cluster.finish(job) == "COMPLETED", cluster.log(job)
+    log = cluster.log(job)
+    assert "restart 1" in log
+    assert "the life before: stopped at" in log
+    assert "queued again, to go on from" in log
+    assert cluster.processes(job) == []
+
+    run_ranks(2, in_process, run, tmp_path / "alone")
+    assert seen(folder) == total
+    assert losses(folder) == losses(tmp_path / "alone")
+    ours, theirs = (load_network(f / "generator").state for f in (folder, tmp_path / "alone"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_run_that_loses_a_node_goes_on_with_the_others(cluster: Cluster, tmp_path: Path):
+    run, values = tiny_run(tmp_path)
+    folder = Path(values["run_dir"])
+    job = distil(cluster, run)
+    cluster.wait(lambda: seen(folder) > 16, "progress", 90, job)
+    assert len(cluster.ranks(job)) == 2
+    cluster.kill_node("node2")
+    try:
+        cluster.wait(lambda: cluster.restarts(job) == 1, "restart", 90, job)
+        let_it_end(run, values)
+        cluster.run("scontrol", "update", f"JobId={job}", "NumNodes=1", "NumTasks=1", "NumCPUs=1")
+        cluster.hurry(job)
+        assert cluster.finish(job) == "COMPLETED", cluster.log(job)
+    finally:
+        cluster.start_node("node2")
+    assert cluster.job(job)["NodeList"] == "node1"
+    assert "written by 2 ranks at ZeRO 2" in cluster.log(job)
+    assert json.loads((folder / "environment.json").read_text())["ranks"] == 1
+    cluster.wait(lambda: not cluster.processes(job), "end of all processes", 30, job)
+    cluster.wait(lambda: set(cluster.node_states().values()) == {"IDLE"}, "two idle nodes")
+
+
+def test_a_crash_loop_is_broken(cluster: Cluster, tmp_path: Path):
+    run, _ = tiny_run(tmp_path)
+    programs = tmp_path / "venv" / "bin"
+    programs.mkdir(parents=True)
+    crashes = {"python": f'exec {sys.executable} "$@"', "deepspeed": "kill -9 $$"}
+    for name, line in crashes.items():
+        (programs / name).write_text(f"#!/bin/sh\n{line}\n")
+        (programs / name).chmod(0o755)
+    environment = {"SID_SCALE_VENV": str(programs.parent), "SID_SCALE_REQUEUES": "2"}
+    job = distil(cluster, run, **environment)
+    assert cluster.finish(job) == "FAILED"
+    assert cluster.restarts(job) == 1
+    assert "2 starts in a row have come no further than 0 images" in cluster.log(job)

@@ -1,0 +1,79 @@
+"""The scripts as texts, and what the pipeline would submit."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+SCRIPTS = sorted([*(ROOT / "slurm").glob("*.sh"), *(ROOT / "slurm").glob("*.sbatch")])
+PIPELINE = str(ROOT / "slurm" / "pipeline.sh")
+
+
+def test_shellcheck_finds_nothing():
+    if shutil.which("shellcheck") is None and "CI" not in os.environ:
+        pytest.skip("shellcheck is not installed")
+    scripts = [*SCRIPTS, *(ROOT / "tools").glob("*.sh")]
+    command = ["shellcheck", "--external-sources", "--source-path", "SCRIPTDIR", "--shell=bash"]
+    done = subprocess.run([*command, *map(str, scripts)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def plan(*arguments: str, expect: int = 0) -> str:
+    done = subprocess.run(
+        ["bash", PIPELINE, "--dry-run", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PATH": f"{ROOT}/none:{os.environ['PATH']}"},
+    )
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_a_dry_run_prints_what_would_be_submitted(tmp_path: Path):
+    run = f"run_dir={tmp_path}/xxl"
+    options = ["--images", "/data/train", "--nodes", "4", "--sbatch", "--account=lab"]
+    told = plan(*options, "edm2-img512-xxl-sida", run)
+    assert "4 nodes x 8 GPUs, ZeRO 3, bfloat16" in told
+    assert "micro-batch 2 x accumulation 32 x 32 GPUs" in told
+    assert "GB of 80: fits" in told
+    jobs = [line for line in told.splitlines() if line.startswith("sbatch ")]
+    names = ["encode_latents", "distill", "consolidate", "evaluate", "report"]
+    for job, name, before in zip(jobs, names, [None, *names], strict=False):
+        assert f" slurm/{name}.sbatch " in job
+        assert "--account=lab" in job
+        assert ("--dependency=afterok:" in job) == (before is not None)
+        assert before is None or f"afterok:{before.upper()}" in job
+    assert len(jobs) == 5
+    assert not (tmp_path / "xxl").exists()
+
+
+def test_a_run_that_would_not_fit_says_so(tmp_path: Path):
+    small = ["--images", "/data/train", "--gpu-memory", "16"]
+    told = plan(*small, "edm2-img512-xxl-sida", f"run_dir={tmp_path}/xxl")
+    assert "GB of 16: DOES NOT FIT" in told
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["edm2-img512-xs-sida", "metod=sid"], "unknown key metod"),
+        (["edm2-img512-xs-sida"], "--images: data/imagenet512 holds no shards yet"),
+        (["edm2-img512-xs-sid", "data=null"], "--reference: this run reads no data"),
+        (
+            ["--images", "i", "--gpus-per-node", "7", "edm2-img512-xs-sida"],
+            "is no multiple of micro_batch",
+        ),
+        (["--account", "lab", "edm2-img512-xs-sida"], "unknown option --account"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: list[str], message: str):
+    told = plan(*arguments, expect=1)
+    [line] = [line for line in told.splitlines() if line.startswith("error: ")]
+    assert message in line
+    assert "Traceback" not in told
