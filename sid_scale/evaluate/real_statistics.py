@@ -57,7 +57,7 @@ def make_reference(options: argparse.Namespace, ranks: Ranks) -> None:
     codec = _codec(source, options, list(detectors.extract))
     num = min(options.num or source.count, source.count)
     if num < 2:
-        raise RealImageError(f"{options.data} holds {source.count} images; statistics need two")
+        raise RealImageError(f"{options.data} holds fewer than two images; statistics need two")
     taken, kept = spread(source.count, num), spread(source.count, min(num, MOST_FEATURES))
 
     sums: dict[str, FeatureStatistics] = {}
