@@ -20,7 +20,7 @@ from sid_scale.data.shards import (
     ShardError,
     ShardIndex,
     decode,
-    parse_index,
+    load_index,
     read_shard,
 )
 from sid_scale.processes import over_processes
@@ -97,13 +97,7 @@ def check_shards(folder: str | Path, workers: int) -> Iterator[int | Report]:
         WorkerError: a worker was killed.
     """
     folder = Path(folder)
-    try:
-        index = parse_index((folder / INDEX).read_bytes(), f"{folder / INDEX}")
-    except OSError as error:
-        raise ShardError(
-            f"{folder / INDEX}: cannot be read ({error.strerror}); was writing cut short? It "
-            "comes last"
-        ) from error
+    index = load_index(folder)
     report = Report(index)
     moments = Moments.none(index.sample_shape[0] // 2)
     keys: list[np.ndarray] = [np.empty(0, np.uint64)] * len(index.shards)
@@ -239,7 +233,7 @@ def _compare_with_codec(index: ShardIndex, moments: Moments) -> tuple[list[Chann
     if not len(scale) == len(bias) == channels:
         return [], [f"the codec has {len(scale)} channels, the samples have {channels}"]
     found = [
-        Channel(mean, std, -b / s, SIGMA_DATA / s)
+        Channel(mean, std, 0.0 - b / s, SIGMA_DATA / s)
         for mean, std, s, b in zip(moments.mean, moments.std, scale, bias, strict=True)
     ]
     if not isinstance(codec, VAECodec):  # nothing is assumed of pixels

@@ -3,7 +3,7 @@
 import io
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 # Read by content, not by name; PIL's other decoders are many, and some start other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
@@ -26,6 +26,8 @@ def decode_image(content: bytes) -> np.ndarray:
             return np.asarray(image.convert("RGB"))
     except ValueError:
         raise
+    except UnidentifiedImageError as error:  # its own words name an object in memory
+        raise ValueError(f"no sound image: none of {', '.join(FORMATS)}") from error
     except Exception as error:  # whatever a damaged file provokes in PIL's decoders
         raise ValueError(f"no sound image: {str(error) or type(error).__name__}") from error
 

@@ -83,7 +83,7 @@ def open_source(
     """
     path = Path(path)
     if (path / INDEX).is_file():
-        return ShardSource(path)
+        return PixelShards(path)
     return FileSource(path, open_files(path), num_classes, unlabelled)
 
 
@@ -104,7 +104,10 @@ class FileSource:
         self.path, self._files = path, files
         latents = [i for i, name in enumerate(files.names) if name.endswith(LATENT)]
         images = [i for i, name in enumerate(files.names) if name.lower().endswith(SUFFIXES)]
-        if bool(latents) == bool(images):
+        if not latents and not images:
+            suffixes = ", ".join((LATENT, *SUFFIXES))
+            raise SourceError(f"{path} holds neither latents nor images: no file is {suffixes}")
+        if latents and images:
             raise SourceError(
                 f"{path} holds {len(latents)} {LATENT} files and {len(images)} images: a source "
                 "holds the one or the other"
@@ -200,7 +203,7 @@ def _latents(content: bytes) -> np.ndarray:
 # --- pixel shards -------------------------------------------------------------------------
 
 
-class ShardSource:
+class PixelShards:
     """The images of pixel shards, in the order in which they lie there: it is shuffled already,
     and read from end to end, which no other order would be."""
 
@@ -210,7 +213,11 @@ class ShardSource:
     def __init__(self, folder: Path):
         self.folder, self.index = folder, read_index(folder)
         if self.index.codec != IdentityCodec().describe() or self.index.sample_shape[0] != 6:
-            raise SourceError(f"{folder} holds latents of {self.index.codec}: no images to encode")
+            kind = self.index.codec.get("kind")
+            raise SourceError(
+                f"{folder} holds shards of latents already (codec {kind}); of shards, only those "
+                "of pixels can be a source"
+            )
         self.num_classes = self.index.num_classes
         self.classes: list[str] = []
         digests = "".join(shard.sha256 for shard in self.index.shards)

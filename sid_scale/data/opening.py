@@ -122,6 +122,8 @@ class _Piped:
         self._process, self._timeout, self._stop = pipe.proc, timeout, stop or Event()
         self._accepted = pipe.ignore_status
         self._output = pipe.stream.fileno()
+        self._poll = select.poll()  # `select.select` ends at descriptor 1023
+        self._poll.register(self._output, select.POLLIN)
 
     def read(self, size: int = -1) -> bytes:
         """Up to `size` bytes, or all; fewer only at the end."""
@@ -143,7 +145,7 @@ class _Piped:
         return part
 
     def _is_ready(self, seconds: float) -> bool:
-        return bool(select.select([self._output], [], [], max(0, seconds))[0])
+        return bool(self._poll.poll(1000 * max(0, seconds)))
 
     def _check(self) -> None:
         """At the end of its output a command should end well."""

@@ -132,21 +132,20 @@ class Order:
     def _find(self, position: int) -> tuple[Window, int]:
         """The window that a position lies in, and its slot there."""
         lane, epoch = position // BLOCK % self.lanes, position // self.total
-        before = _dealt(epoch * self.total, lane, self.lanes)
-        ordinal = _dealt(position, lane, self.lanes) - before
+        ordinal = self._dealt(position, lane) - self._dealt(epoch * self.total, lane)
         window = self._current.get(lane)
         if window is None or window.epoch != epoch or not 0 <= ordinal - window.first < len(window):
-            length = _dealt((epoch + 1) * self.total, lane, self.lanes) - before
-            window = self._current[lane] = self._window(lane, epoch, ordinal, length)
+            window = self._current[lane] = self._window(lane, epoch, ordinal)
         return window, ordinal - window.first
 
-    def _window(self, lane: int, epoch: int, ordinal: int, length: int) -> Window:
-        """The window around a lane's sample number `ordinal` of `length` in an epoch."""
+    def _window(self, lane: int, epoch: int, ordinal: int) -> Window:
+        """The window around a lane's sample number `ordinal` in an epoch."""
+        begin, end = self._stretch(epoch, lane)
+        length = end - begin
         phase = lane * self.size // self.lanes
         cut = (ordinal + phase) // self.size * self.size - phase
         first, last = max(0, cut), min(length, cut + self.size)
         shards, ends = self._layout(epoch)
-        begin = sum(self._stretch(epoch, other) for other in range(lane))
         source = np.empty(last - first, np.int64)  # stored place of the sample in each slot
         source[permutation(last - first, self.seed, 1 + lane, epoch, first)] = np.arange(
             begin + first, begin + last
@@ -159,13 +158,26 @@ class Order:
             start = int(ends[i] - self._counts[shards[i]])
             inside = max(begin + first, start) - start, min(begin + last, int(ends[i])) - start
             spans.append(Span(int(shards[i]), *inside))
-        ahead = int(shards[high + 1]) if ends[high] < begin + length else None
+        ahead = int(shards[high + 1]) if ends[high] < end else None
         return Window(lane, epoch, first, tuple(spans), shards[place], numbers, ahead)
 
-    def _stretch(self, epoch: int, lane: int) -> int:
-        """How many samples a lane takes of an epoch."""
-        through = _dealt((epoch + 1) * self.total, lane, self.lanes)
-        return through - _dealt(epoch * self.total, lane, self.lanes)
+    def _stretch(self, epoch: int, lane: int) -> tuple[int, int]:
+        """Where a lane's stretch of an epoch's samples begins and ends: the lanes take as many
+        as positions are dealt to them, one lane after the other."""
+        first, last = epoch * self.total, (epoch + 1) * self.total
+        begin, end = (
+            self._dealt_below(last, at) - self._dealt_below(first, at) for at in (lane, lane + 1)
+        )
+        return begin, end
+
+    def _dealt(self, positions: int, lane: int) -> int:
+        """How many of the first `positions` positions fall on a lane."""
+        return self._dealt_below(positions, lane + 1) - self._dealt_below(positions, lane)
+
+    def _dealt_below(self, positions: int, lane: int) -> int:
+        """How many of the first `positions` positions fall on the lanes before a lane."""
+        turns, rest = divmod(positions, self.lanes * BLOCK)
+        return turns * BLOCK * lane + min(rest, lane * BLOCK)
 
     def _laid_end_to_end(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The epoch's order of shards, and where each of them ends in it."""
@@ -182,9 +194,3 @@ def window_samples(index: ShardIndex) -> int:
     """Samples of all lanes' windows together, at least one a lane."""
     sample_bytes = int(np.prod(index.sample_shape)) * DTYPES[index.dtype].itemsize
     return max(lane_count(index), min(SHUFFLE, WINDOW_BYTES // sample_bytes))
-
-
-def _dealt(positions: int, lane: int, lanes: int) -> int:
-    """How many of the first `positions` positions fall on a lane."""
-    turns, rest = divmod(positions, lanes * BLOCK)
-    return turns * BLOCK + min(max(rest - lane * BLOCK, 0), BLOCK)

@@ -108,13 +108,28 @@ def write_index(folder: Path, index: ShardIndex) -> None:
 def read_index(
     folder: str | Path, patience: Patience = ONCE, timeout: float = TIMEOUT
 ) -> ShardIndex:
-    """The index of a data set in a local folder, or in anything that WebDataset opens when
-    `/index.json` is put behind it; that is tried with `patience`. Of local shards, presence and
-    size are checked.
+    """`load_index`; of local shards, presence and size are checked.
 
     Raises:
-        ShardError: there is no index, it is damaged or of another version, or a local shard is
-            missing or has another size than the index says.
+        ShardError: there is no sound index, or a local shard is missing or has another size.
+    """
+    index, local = load_index(folder, patience, timeout), local_path(folder)
+    for path, shard in ((local / shard.name, shard) for shard in index.shards if local):
+        if not path.is_file():
+            raise ShardError(f"{path}: missing, but named in {INDEX}; fetch it again")
+        if (size := path.stat().st_size) != shard.bytes:
+            raise ShardError(f"{path}: {size} bytes, not {shard.bytes}; fetch it again")
+    return index
+
+
+def load_index(
+    folder: str | Path, patience: Patience = ONCE, timeout: float = TIMEOUT
+) -> ShardIndex:
+    """The index of a data set in a local folder, or in anything that WebDataset opens when
+    `/index.json` is put behind it; that is tried with `patience`.
+
+    Raises:
+        ShardError: there is no index, or it is damaged or of another version.
     """
     where = f"{folder}/{INDEX}"
     local = local_path(folder)
@@ -125,17 +140,13 @@ def read_index(
 
     try:
         text = read() if local else patience.attempts(read, where)
+    except FileNotFoundError as error:
+        there = local is not None and local.is_dir()
+        why = "was writing cut short? It comes last" if there else "there is no such folder"
+        raise ShardError(f"{where}: no index can be read there; {why}") from error
     except (OSError, FetchError) as error:
-        raise ShardError(
-            f"{where}: no index can be read there ({error}); was writing cut short? It comes last"
-        ) from error
-    index = parse_index(text, where)
-    for path, shard in ((local / shard.name, shard) for shard in index.shards if local):
-        if not path.is_file():
-            raise ShardError(f"{path}: missing, but named in {INDEX}; fetch it again")
-        if (size := path.stat().st_size) != shard.bytes:
-            raise ShardError(f"{path}: {size} bytes, not {shard.bytes}; fetch it again")
-    return index
+        raise ShardError(f"{where}: no index can be read there: {error}") from error
+    return _parse_index(text, where)
 
 
 def read_shard(
@@ -228,8 +239,8 @@ def checked_label(
     return int(label)
 
 
-def parse_index(text: str | bytes, where: str) -> ShardIndex:
-    """The index that a text holds, without a look at its shards.
+def _parse_index(text: bytes, where: str) -> ShardIndex:
+    """The index that a text holds.
 
     Raises:
         ShardError: it is damaged or of another version.

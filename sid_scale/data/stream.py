@@ -14,6 +14,7 @@ order puts each sample at one position of each epoch, and that position lies in 
 import queue
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -98,6 +99,9 @@ class LatentStream:
             daemon=True,
         )
         self._thread.start()
+        # Also when the stream is forgotten, or the program ends: a thread that is still in
+        # C++ code then would abort it.
+        self._end = weakref.finalize(self, _end, self._stop, self._source, self._thread)
 
     def __iter__(self) -> "LatentStream":
         return self
@@ -112,9 +116,7 @@ class LatentStream:
 
     def close(self) -> None:
         """Stop reading and wait for the thread; a closed stream raises `ValueError`."""
-        self._stop.set()
-        self._source.close()
-        self._thread.join(timeout=5)  # a read that hangs must not keep the run from ending
+        self._end()
         self._failure = self._failure or ValueError("this LatentStream is closed")
 
     def __enter__(self) -> "LatentStream":
@@ -242,6 +244,13 @@ class _LaneWork(NamedTuple):
 
 def _pinned(tensor: Tensor) -> Tensor:
     return tensor.pin_memory() if torch.cuda.is_available() else tensor
+
+
+def _end(stop: threading.Event, source: ShardSource, thread: threading.Thread) -> None:
+    stop.set()
+    source.close()
+    if thread is not threading.current_thread():
+        thread.join(timeout=5)  # a read that hangs must not keep the run from ending
 
 
 def _prefetch(

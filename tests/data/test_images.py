@@ -58,6 +58,7 @@ def test_whatever_the_mode_it_comes_out_as_rgb(kind: str, mode: str) -> None:
         (png(RAMP)[:-40], "no sound image"),
         (png(RAMP, "JPEG")[:-40], "truncated"),
         (png(RAMP, "GIF"), "no sound image"),
+        (b"hello", "^no sound image: none of JPEG, PNG, WEBP, BMP$"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no sound image"),
     ],
 )

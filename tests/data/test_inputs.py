@@ -152,7 +152,7 @@ def test_a_class_beyond_the_number_that_is_given_is_named(tmp_path: Path) -> Non
 @pytest.mark.faults
 def test_what_is_no_source_is_told_so(tmp_path: Path) -> None:
     for files, complaint in (
-        ({"a.txt": b""}, r"0 \.npy files and 0 images"),
+        ({"a.txt": b""}, r"neither latents nor images: no file is \.npy, "),
         ({"a/b.npy": b"", "a/b.png": b""}, "holds the one or the other"),
         ({"a/b.npy": b""}, r"no dataset\.json"),
         ({"b.png": b"", "a/b.png": b""}, r"b\.png lies in no class folder"),
@@ -224,7 +224,7 @@ def test_latent_shards_are_no_images(tmp_path: Path) -> None:
         num_classes=1,
         shard_samples=1,
     )
-    with pytest.raises(SourceError, match="no images to encode"):
+    with pytest.raises(SourceError, match="shards of latents already"):
         open_source(tmp_path)
     (tmp_path / "shard-000000.tar").unlink()
     with pytest.raises(ShardError, match="missing"):

@@ -4,6 +4,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sid_scale.data.order import BLOCK, SHUFFLE, Order, window_samples
 from sid_scale.data.shards import Shard, ShardIndex
@@ -12,15 +14,25 @@ from sid_scale.data.shards import Shard, ShardIndex
 def data_set(
     shards: int, samples: int, shape: tuple[int, ...] = (8, 64, 64), dtype: str = "float32"
 ) -> ShardIndex:
-    """A data set that is nowhere: the order needs none."""
-    entries = tuple(Shard(f"{i}.tar", samples, 0, "") for i in range(shards))
-    return ShardIndex(shape, dtype, 1, (shards * samples,), {}, entries)
+    return data_set_of([samples] * shards, shape, dtype)
+
+
+def data_set_of(
+    sizes: list[int], shape: tuple[int, ...] = (8, 64, 64), dtype: str = "float32"
+) -> ShardIndex:
+    """A data set that is nowhere, with shards of so many samples: the order needs none."""
+    entries = tuple(Shard(f"{i}.tar", samples, 0, "") for i, samples in enumerate(sizes))
+    return ShardIndex(shape, dtype, 1, (sum(sizes),), {}, entries)
 
 
 def stored_places(index: ShardIndex, epoch: int = 0, seed: int = 0) -> np.ndarray:
     """Which of the data set's samples lies at each position of an epoch."""
+    return places(index, seed, range(epoch * index.samples, (epoch + 1) * index.samples))
+
+
+def places(index: ShardIndex, seed: int, positions: range) -> np.ndarray:
+    """Which of the data set's samples lie at these positions."""
     starts = np.cumsum([0] + [shard.samples for shard in index.shards])
-    positions = range(epoch * index.samples, (epoch + 1) * index.samples)
     runs = Order(index, seed).runs(positions)
     parts = [starts[w.shards[slots]] + w.numbers[slots] for w, _, slots in runs]
     return np.concatenate(parts)
@@ -28,6 +40,25 @@ def stored_places(index: ShardIndex, epoch: int = 0, seed: int = 0) -> np.ndarra
 
 # ImageNet in shards of 512 MB would be 320 times 4000; here a tenth of the samples in each.
 IMAGENET = data_set(320, 400)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    sizes=st.lists(st.integers(1, 90), min_size=1, max_size=150),
+    seed=st.integers(0, 2**40),
+    epoch=st.integers(0, 1000),
+    length=st.integers(1, 40),
+)
+def test_shards_of_any_sizes_are_read_once_an_epoch_wherever_reading_begins(
+    sizes: list[int], seed: int, epoch: int, length: int
+) -> None:
+    index = data_set_of(sizes)
+    whole = stored_places(index, epoch, seed)
+    assert np.array_equal(np.sort(whole), np.arange(sum(sizes)))
+    begin = len(whole) // 2
+    first = epoch * len(whole) + begin
+    part = places(index, seed, range(first, first + length))
+    assert np.array_equal(part[: len(whole) - begin], whole[begin : begin + length])
 
 
 def test_every_stretch_of_the_order_draws_from_the_whole_data_set() -> None:
@@ -41,9 +72,9 @@ def test_every_stretch_of_the_order_draws_from_the_whole_data_set() -> None:
 
 def test_samples_stored_side_by_side_come_apart() -> None:
     """A quarter of them meet in a block; the others lie whole turns of the lanes apart."""
-    places = np.argsort(stored_places(IMAGENET))
-    inside = np.arange(len(places) - 1) % 400 != 399
-    apart = np.abs(np.diff(places))[inside]
+    positions = np.argsort(stored_places(IMAGENET))
+    inside = np.arange(len(positions) - 1) % 400 != 399
+    apart = np.abs(np.diff(positions))[inside]
     assert (apart < BLOCK).mean() < 0.25
     assert 1000 < np.median(apart) < 2000
 

@@ -159,8 +159,10 @@ def test_a_data_set_is_not_written_over(tmp_path: Path) -> None:
 
 @pytest.mark.faults
 def test_a_missing_index_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match=r"index\.json: no index can be read"):
+    with pytest.raises(ShardError, match=r"index\.json: no index can be read.*cut short"):
         read_index(tmp_path)
+    with pytest.raises(ShardError, match=r"nowhere/index\.json: no index.*no such folder"):
+        read_index(tmp_path / "nowhere")
 
 
 @pytest.mark.faults

@@ -275,6 +275,16 @@ def test_a_shard_damaged_under_way_ends_the_stream_with_its_name(
 
 
 @pytest.mark.faults
+def test_a_forgotten_stream_ends_its_thread(folder: Path) -> None:
+    before = threading.active_count()
+    stream = LatentStream(folder, seed=0, global_batch=4, rank=0, world_size=1, micro_batch=4)
+    next(stream)
+    assert threading.active_count() > before
+    del stream
+    assert threading.active_count() == before
+
+
+@pytest.mark.faults
 def test_closing_ends_the_thread_in_whatever_state_it_is(folder: Path) -> None:
     before = threading.active_count()
     for taken in (0, 1, 5):
