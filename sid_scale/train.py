@@ -47,11 +47,12 @@ def run(config: RunConfig, stop: StopRequests) -> int:
     # These import torch and DeepSpeed, which take their time: a typo should not.
     from sid_scale.distill.journal import Journal
     from sid_scale.distill.loop import train
+    from sid_scale.evaluate.training import open_evaluation
 
     journal = Journal(config.run_dir)
     with joined_ranks(config.collective_timeout_seconds, journal.failed) as ranks:
         journal.open(ranks)
-        progress = train(config, ranks, stop)
+        progress = train(config, ranks, stop, open_evaluation=open_evaluation)
         finished = progress.images_seen >= config.total_images
         if ranks.is_first:
             kind = FINISHED if finished else STOPPED

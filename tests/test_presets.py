@@ -2,7 +2,8 @@
 
 import pytest
 
-from sid_scale.config import LearningRates, load_config, preset_names
+from sid_scale.config import load_config, preset_names
+from sid_scale.config_groups import LearningRates
 from sid_scale.presets import presets
 from sid_scale.presets.__main__ import main
 from tests.conftest import ROOT

@@ -9,7 +9,7 @@ from typing import IO
 
 import numpy as np
 
-from sid_scale.config import StreamConfig
+from sid_scale.config_groups import StreamConfig
 from sid_scale.data.cache import CacheFullError, ShardCache
 from sid_scale.data.layout import LaidOutShard, Layout, is_laid_out
 from sid_scale.data.opening import FetchError, Patience, local_path, open_url

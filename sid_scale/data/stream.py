@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sid_scale.config import StreamConfig
+from sid_scale.config_groups import StreamConfig
 from sid_scale.data.draft import Draft, Memory
 from sid_scale.data.layout import LaidOutShard
 from sid_scale.data.order import Order, Run, Schedule, Window

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sid_scale.config import RunConfig
 from sid_scale.distill.build import Progress, Run, build_run
+from sid_scale.distill.evaluation import OpenEvaluation, no_evaluation
 from sid_scale.distill.lock import locked
 from sid_scale.distill.meter import Meter
 from sid_scale.distill.outputs import (
@@ -24,7 +25,6 @@ from sid_scale.distill.step import update_fake_score, update_generator
 from sid_scale.distill.stop import StopRequests
 from sid_scale.distill.telemetry import Telemetry
 from sid_scale.errors import SidScaleError
-from sid_scale.evaluate.training import TrainingEvaluation
 from sid_scale.ranks import Ranks, limit_waiting, on_any_rank, on_first_rank
 from sid_scale.zero import power_ema
 from sid_scale.zero.ema import ema_decay
@@ -34,11 +34,21 @@ class DivergedError(SidScaleError):
     """Too many updates in a row had to be skipped."""
 
 
-def train(config: RunConfig, ranks: Ranks, stop: StopRequests | None = None) -> Progress:
+def train(
+    config: RunConfig,
+    ranks: Ranks,
+    stop: StopRequests | None = None,
+    *,
+    open_evaluation: OpenEvaluation = no_evaluation,
+) -> Progress:
     """Distils a teacher as `config` says, until it is done or asked to stop. Collective.
 
     Leaves config.yaml, metrics.jsonl, tensorboard/, samples/, checkpoints/, best_generator/ (if it
     is evaluated) and, at the end, generator/ in the run folder.
+
+    Args:
+        open_evaluation: called once, when all else is built; makes what carries out the config's
+            `evaluation`.
 
     Raises:
         SidScaleError: something given cannot be used, or updates keep failing.
@@ -46,14 +56,20 @@ def train(config: RunConfig, ranks: Ranks, stop: StopRequests | None = None) -> 
     """
     with ExitStack() as held:
         taken = on_first_rank(lambda: held.enter_context(locked(Path(config.run_dir))))
-        return _train(config, ranks, stop or StopRequests(), taken)
+        return _train(config, ranks, stop or StopRequests(), taken, open_evaluation)
 
 
-def _train(config: RunConfig, ranks: Ranks, stop: StopRequests, told: list[str]) -> Progress:
+def _train(
+    config: RunConfig,
+    ranks: Ranks,
+    stop: StopRequests,
+    told: list[str],
+    open_evaluation: OpenEvaluation,
+) -> Progress:
     run = build_run(config, ranks)
     limit_waiting(config.collective_timeout_seconds)
     resumed = resume(run)
-    evaluation = TrainingEvaluation(run)
+    evaluation = open_evaluation(run)
     prepare_folder(run)
     writer = checkpoint_writer(config)
     progress, meter = run.progress, Meter(ranks.device, resumed.meters)
@@ -93,14 +109,15 @@ def _train(config: RunConfig, ranks: Ranks, stop: StopRequests, told: list[str])
                 write_generator(run, run.snapshot_folder())
             if run.is_due(config.checkpoint.every_images):
                 tell_completed(save(run, meter, writer), telemetry)
+            evaluation.point_at_best()  # before another that is complete takes an old one's place
             # The one number that ranks exchange for both: whether to stop, and whether all parts
             # of a checkpoint are written.
             stopping, writing = on_any_rank(stop.asked(), writer.is_writing)
             if not writing:
                 tell_completed(writer.finish(), telemetry)
-            evaluation.point_at_best()
 
         tell_completed(save(run, meter, writer), telemetry)
+        evaluation.point_at_best()
         tell_completed(writer.finish(), telemetry)
         evaluation.point_at_best()
         if progress.images_seen < config.total_images:

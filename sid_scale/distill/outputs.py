@@ -51,13 +51,18 @@ def prepare_folder(run: Run) -> None:
     }
 
     def prepare() -> None:
-        _write(run.folder / "config.yaml", to_yaml(run.config))
-        _write(run.folder / "environment.json", json.dumps(environment, indent=2) + "\n")
+        write_text(run.folder / "config.yaml", to_yaml(run.config))
+        write_text(run.folder / "environment.json", json.dumps(environment, indent=2) + "\n")
 
     on_first_rank(prepare)
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Writes a file of a run folder whole.
+
+    Raises:
+        OutputError: the disk is full, the folder read-only ...
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path) as partial:
@@ -168,7 +173,7 @@ def forget_metrics_after(run: Run, images_seen: int) -> None:
     metrics = run.folder / "metrics.jsonl"
     if metrics.is_file():
         lines = metrics.read_text(errors="replace").splitlines(keepends=True)
-        _write(metrics, "".join(line for line in lines if _is_record_until(line, images_seen)))
+        write_text(metrics, "".join(line for line in lines if _is_record_until(line, images_seen)))
 
 
 def _is_record_until(line: str, images_seen: int) -> bool:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sid_scale.config import ObjectiveConfig
+from sid_scale.config_groups import ObjectiveConfig
 from sid_scale.data.labels import LabelBatch
 from sid_scale.data.stream import Batch
 from sid_scale.distill.build import Run

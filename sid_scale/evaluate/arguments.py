@@ -90,10 +90,14 @@ def add_vae_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def counts_below_one(options: argparse.Namespace) -> str | None:
+LEAST = {"num": 2, "repeats": 1, "batch_size": 1, "vae_batch": 1, "steps": 1, "crop": 1}
+
+
+def counts_too_small(options: argparse.Namespace) -> str | None:
     """The first count that is too small, as a complaint; None if there is none."""
-    for name in ("num", "repeats", "batch_size", "vae_batch", "steps", "crop"):
+    for name, least in LEAST.items():
         value = getattr(options, name, None)
-        if value is not None and value < 1:
-            return f"--{name.replace('_', '-')} {value} is below 1"
+        if value is not None and value < least:
+            why = ": one image has no spread" if (name, value) == ("num", 1) else ""
+            return f"--{name.replace('_', '-')} {value} is below {least}{why}"
     return None

@@ -8,6 +8,7 @@ A metric's figures compare with published ones only if these are the published f
 says the SHA-256 of those that were used.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ INCEPTION_FILE = "inception-2015-12-05.pt"
 DINOV2_NAME = "facebook/dinov2-large"
 DINOV2_WEIGHTS = "model.safetensors"
 DINOV2_PIXELS = 224
+POSITION_OFFSET = 0.1  # of a patch
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -147,7 +149,8 @@ class Inception:
 
 
 class DinoV2:
-    """DINOv2 as EDM2 uses it: bicubic to 224x224, ImageNet's mean and deviation, class token."""
+    """DINOv2 as EDM2 uses it (torch.hub's facebookresearch/dinov2, dinov2_vitl14): bicubic to
+    224x224, ImageNet's mean and deviation, class token."""
 
     def __init__(self, folder: Path, device: torch.device):
         # transformers takes seconds to import.
@@ -160,8 +163,21 @@ class DinoV2:
                 f"{folder}: no {DINOV2_WEIGHTS} there. What is wanted is {DINOV2_HELP}"
             )
         try:
-            network: Any = Dinov2Model.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+            opened: Any = Dinov2Model.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+            network, told = opened
+            if told["missing_keys"]:  # transformers would go on with random ones
+                raise ValueError(f"no weights {sorted(told['missing_keys'])[0]} there")
+            embeddings = network.embeddings
+            embeddings.position_embeddings = torch.nn.Parameter(
+                positions_for_dinov2(
+                    embeddings.position_embeddings.detach(), network.config.patch_size
+                )
             )
         except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
             raise DetectorError(
@@ -174,6 +190,26 @@ class DinoV2:
         last normalisation."""
         seen = self._network(prepare_for_dinov2(images))
         return seen.last_hidden_state[:, 0].float()
+
+
+def positions_for_dinov2(embeddings: Tensor, patch_size: int) -> Tensor:
+    """Position embeddings (1, 1 + M * M, D) of a class token and a grid of patches -> those of the
+    grid that a 224x224 image has, (1, 1 + m * m, D).
+
+    The published network (facebookresearch/dinov2, `interpolate_pos_encoding` of ViT-L/14 with its
+    `interpolate_offset` 0.1) enlarges by (m + 0.1) / M, not by m / M, and figures are of what that
+    gives. transformers resizes to m x m exactly, but leaves alone what has that size already.
+
+    Raises:
+        ValueError: the patches make no square.
+    """
+    of_class, of_patches = embeddings[:, :1], embeddings[:, 1:]
+    trained, wanted = math.isqrt(of_patches.shape[1]), DINOV2_PIXELS // patch_size
+    grid = of_patches.reshape(1, trained, trained, -1).permute(0, 3, 1, 2)  # (1, D, M, M)
+    if trained != wanted:
+        scale = (wanted + POSITION_OFFSET) / trained
+        grid = F.interpolate(grid, scale_factor=(scale, scale), mode="bicubic")
+    return torch.cat([of_class, grid.flatten(2).transpose(1, 2)], dim=1)
 
 
 def prepare_for_dinov2(images: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 from sid_scale.classes import parse_numbers
 from sid_scale.codecs import Codec, VAECodec
 from sid_scale.errors import SidScaleError
-from sid_scale.evaluate.arguments import counts_below_one
+from sid_scale.evaluate.arguments import counts_too_small
 from sid_scale.evaluate.features import MetricError, check_metrics
 from sid_scale.evaluate.job import Job, carry_out
 from sid_scale.evaluate.samplers import (
@@ -35,7 +35,7 @@ def on_ranks(
         options.metrics = check_metrics(
             [m.strip() for m in options.metrics.split(",") if m.strip()]
         )
-        complaint = counts_below_one(options)
+        complaint = counts_too_small(options)
         if complaint:
             raise MetricError(complaint)
     except SidScaleError as error:

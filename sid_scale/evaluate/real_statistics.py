@@ -25,6 +25,7 @@ from sid_scale.evaluate.metrics import FeatureStatistics
 from sid_scale.evaluate.real_images import (
     Batch,
     FolderSource,
+    RealImageError,
     ShardSource,
     open_source,
     sampled,
@@ -55,6 +56,8 @@ def make_reference(options: argparse.Namespace, ranks: Ranks) -> None:
     detectors = open_detectors(metrics, files, ranks.device)
     codec = _codec(source, options, list(detectors.extract))
     num = min(options.num or source.count, source.count)
+    if num < 2:
+        raise RealImageError(f"{options.data} holds fewer than two images; statistics need two")
     taken, kept = spread(source.count, num), spread(source.count, min(num, MOST_FEATURES))
 
     sums: dict[str, FeatureStatistics] = {}

@@ -3,23 +3,27 @@
 The average changes places with the masters for the time (`ShardedEMA.applied`), so no second copy
 of anything is made; at ZeRO 3 the ranks sample in step. Nothing of the training is touched: not
 its random numbers, not its data. What the best generator so far was worth is read from
-metrics.jsonl, which a resumed run cuts back to the place where it goes on.
+metrics.jsonl, which a resumed run cuts back to the place where it goes on; evaluation.json says
+with what it was measured, and from where on: figures of other references, detectors or samples
+are no match for these.
 """
 
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sid_scale.codecs import VAECodec
 from sid_scale.distill.build import Run, generator_architecture
+from sid_scale.distill.evaluation import Evaluation, NoEvaluation
 from sid_scale.distill.few_step import generate
 from sid_scale.distill.noise import SeededNoise
-from sid_scale.distill.outputs import write_generator
+from sid_scale.distill.outputs import write_generator, write_text
 from sid_scale.distill.telemetry import Telemetry
 from sid_scale.evaluate.blocks import BLOCK, BlockStore, blocks_of
 from sid_scale.evaluate.detectors import DetectorFiles, open_detectors
@@ -37,6 +41,7 @@ from sid_scale.zero.saved import MANIFEST
 
 PREFIX = "evaluation/"  # of the figures' names in metrics.jsonl and TensorBoard
 BEST_GENERATOR = "best_generator"
+BASIS = "evaluation.json"  # what figures were measured with
 
 
 class AverageSampler:
@@ -62,19 +67,26 @@ class AverageSampler:
         return generate(run.generator.module, latent, between, labels, init_sigma)
 
 
+def open_evaluation(run: Run) -> Evaluation:
+    """What a run's `evaluation` asks for; it may be nothing. Collective.
+
+    Raises:
+        SidScaleError: an evaluation could not work; says why.
+    """
+    return TrainingEvaluation(run) if run.config.evaluation.every_images else NoEvaluation()
+
+
 class TrainingEvaluation:
-    """What a run's `evaluation` asks for. All methods are collective."""
+    """The evaluation of one run, see `Evaluation`."""
 
     def __init__(self, run: Run):
-        """Opens detectors and references, and tries them out; nothing if evaluation is off.
+        """Opens detectors and references, and tries them out. Collective.
 
         Raises:
             SidScaleError: an evaluation could not work; says why.
         """
         self._run, self._settings = run, run.config.evaluation
         self._offered: int | None = None  # checkpoint that was last compared with the best
-        if not self._settings.every_images:
-            return
         settings = self._settings
         metrics = check_metrics(settings.metrics)
         self._best_by = settings.best_by or metrics[0]
@@ -94,24 +106,23 @@ class TrainingEvaluation:
             run.codec.check()
         self._references = find_references(metrics, settings.reference)
         try_out(self._sampler, self._detectors, self._references)
+        basis = {
+            "num": settings.num,
+            "first_seed": settings.first_seed,
+            "references": {metric: r.sha256 for metric, r in self._references.items()},
+            "detectors": self._detectors.hashes,
+            "vae_precision": settings.vae_precision,
+        }
         # images seen -> figure that decides which generator is the best
-        self._values = on_first_rank(lambda: _values_told(run.folder, self._best_by))
+        self._values = on_first_rank(
+            lambda: comparable_figures(run.folder, self._best_by, basis, run.progress.images_seen)
+        )
 
     def measure_if_due(
         self, telemetry: Telemetry, *, finished: bool, stopped: Callable[[], bool]
     ) -> bool:
-        """Measures now if it is time, and keeps the generator if it is the best so far.
-
-        Args:
-            finished: whether the run's last image has been seen.
-            stopped: asked now and then; if the run is to end, the evaluation is given up.
-
-        Returns:
-            Whether figures were noted, for the record that is to be written next.
-        """
         run, seen = self._run, self._run.progress.images_seen
-        every = self._settings.every_images
-        if not every or not (finished or run.is_due(every)):
+        if not (finished or run.is_due(self._settings.every_images)):
             return False
         began = time.perf_counter()
         figures = self._measure(stopped)
@@ -137,22 +148,17 @@ class TrainingEvaluation:
         return True
 
     def point_at_best(self) -> None:
-        """Lets `checkpoints/best` name the best evaluated moment of those that have a checkpoint,
-        once there is a new one."""
         run, folder = self._run, self._run.folder / "checkpoints"
         seen = run.saved_at
-        if not self._settings.every_images or seen in (None, self._offered):
+        if seen in (None, self._offered) or not run.ranks.is_first:
             return
-        if run.ranks.is_first:
-            assert seen is not None
-            if not (folder / keeping.folder_name(seen) / MANIFEST).is_file():
-                return  # it is still being written
-            whole = [p for p in keeping.checkpoints(folder) if (p / MANIFEST).is_file()]
-            evaluated = {self._values[int(p.name)]: p for p in whole if int(p.name) in self._values}
-            if evaluated:
-                best = (max if self._best_by in HIGHER_IS_BETTER else min)(evaluated)
-                keeping.point(folder, keeping.BEST, evaluated[best])
-        self._offered = seen
+        whole = {int(p.name): p for p in keeping.checkpoints(folder) if (p / MANIFEST).is_file()}
+        evaluated = {self._values[at]: p for at, p in whole.items() if at in self._values}
+        if evaluated:
+            best = (max if self._best_by in HIGHER_IS_BETTER else min)(evaluated)
+            keeping.point(folder, keeping.BEST, evaluated[best])
+        if seen in whole:  # else it is still being written
+            self._offered = seen
 
     def _measure(self, stopped: Callable[[], bool]) -> dict[str, float] | None:
         run, settings = self._run, self._settings
@@ -197,7 +203,34 @@ def _path(setting: str | None) -> Path | None:
     return None if setting is None else Path(setting)
 
 
-def _values_told(run: Path, metric: str) -> dict[int, float]:
+def comparable_figures(
+    run: Path, metric: str, basis: Mapping[str, Any], images_seen: int
+) -> dict[int, float]:
+    """Images seen -> a metric, of the figures in metrics.jsonl that were measured with `basis`,
+    as all will be from `images_seen` on. For one rank to call; says so in evaluation.json.
+
+    Raises:
+        OutputError: the disk is full, the folder read-only ...
+    """
+    before = _read_basis(run / BASIS)
+    same = before.get("measured_with") == basis
+    since = min(before["since_images"], images_seen) if same else images_seen
+    now = {"since_images": since, "measured_with": basis}
+    if now != before:
+        write_text(run / BASIS, json.dumps(now, indent=2) + "\n")
+    return {seen: figure for seen, figure in _figures_told(run, metric).items() if seen > since}
+
+
+def _read_basis(path: Path) -> dict[str, Any]:
+    """What evaluation.json says; nothing if it is not there or damaged."""
+    try:
+        told = json.loads(path.read_text())
+        return told if isinstance(told["since_images"], int) else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _figures_told(run: Path, metric: str) -> dict[int, float]:
     """Images seen -> a metric, as metrics.jsonl has it."""
     try:
         lines = (run / "metrics.jsonl").read_text().splitlines()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sid_scale.config import StreamConfig
+from sid_scale.config_groups import StreamConfig
 from sid_scale.data.opening import FetchError, Patience
 from sid_scale.data.shards import BadSampleError, Shard, ShardError, read_index
 from sid_scale.data.stream import Batch, LatentStream

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sid_scale.config import StreamConfig
+from sid_scale.config_groups import StreamConfig
 from sid_scale.data import order as order_module
 from sid_scale.data import source as source_module
 from sid_scale.data.order import Order, Schedule, lane_count

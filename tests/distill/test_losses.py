@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sid_scale.config import ObjectiveConfig
+from sid_scale.config_groups import ObjectiveConfig
 from sid_scale.distill.few_step import generate
 from sid_scale.distill.noise import fake_score_sigma, generator_sigma
 from sid_scale.distill.objectives import (

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sid_scale.config import ObjectiveConfig
+from sid_scale.config_groups import ObjectiveConfig
 from sid_scale.distill.few_step import generate
 from sid_scale.distill.step import Draws, fake_score_loss, generator_loss
 from sid_scale.zero.engines import AdamConfig, ShardedNetwork, read_deepspeed_json

@@ -40,12 +40,16 @@ def write_inception(path: Path, seed: int = 0) -> Path:
     return path
 
 
-def write_dinov2(folder: Path, seed: int = 0) -> Path:
+def write_dinov2(folder: Path, seed: int = 0, grid: int = 4) -> Path:
     from transformers import Dinov2Config, Dinov2Model
 
     torch.manual_seed(seed)
     config = Dinov2Config(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=56, patch_size=14
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=14 * grid,
+        patch_size=14,
     )
     Dinov2Model(config).save_pretrained(folder)
     return folder

@@ -7,12 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from sid_scale.evaluate.detectors import (
     DetectorError,
     DetectorFiles,
     Inception,
     open_detectors,
+    positions_for_dinov2,
     prepare_for_dinov2,
 )
 from sid_scale.evaluate.features import latent_features, pixel_features
@@ -42,7 +44,7 @@ def test_inception_gives_features_and_probabilities_without_the_last_bias(
 def test_dinov2_gives_the_class_token_of_a_resized_image(tmp_path: Path, images: torch.Tensor):
     from transformers import Dinov2Model
 
-    network = Dinov2Model.from_pretrained(write_dinov2(tmp_path / "dinov2"))
+    network = Dinov2Model.from_pretrained(write_dinov2(tmp_path / "dinov2", grid=16))
     opened = open_detectors(["fd_dinov2"], DetectorFiles(dinov2=tmp_path / "dinov2"), CPU)
     with torch.no_grad():
         seen = opened.extract["dinov2"](images)
@@ -50,6 +52,48 @@ def test_dinov2_gives_the_class_token_of_a_resized_image(tmp_path: Path, images:
     assert seen.shape == (5, 16)
     torch.testing.assert_close(seen, expected)
     assert len(opened.hashes["dinov2"]) == 64
+
+
+def test_dinov2s_positions_are_resized_as_in_the_published_network(
+    tmp_path: Path, images: torch.Tensor
+):
+    """Bicubic from 37x37 patches by (16 + 0.1) / 37: a patch is where it is through the scale."""
+    from transformers import Dinov2Model
+
+    network = Dinov2Model.from_pretrained(write_dinov2(tmp_path / "dinov2", grid=37))
+    given = network.embeddings.position_embeddings.detach()
+    used = positions_for_dinov2(given, patch_size=14)
+    assert used.shape == (1, 1 + 16 * 16, 16)
+    assert torch.equal(used[:, 0], given[:, 0])
+    side = bicubic_matrix(16, 37, scale=16.1 / 37)
+    grid = given[0, 1:].double().numpy().reshape(37, 37, 16)
+    expected = np.einsum("ai,bj,ijd->abd", side, side, grid).reshape(256, 16)
+    np.testing.assert_allclose(used[0, 1:].numpy(), expected, atol=1e-6)
+    exact = np.einsum("ai,bj,ijd->abd", *[bicubic_matrix(16, 37, scale=16 / 37)] * 2, grid)
+    assert np.abs(exact.reshape(256, 16) - expected).max() > 1e-2  # what transformers does
+
+    opened = open_detectors(["fd_dinov2"], DetectorFiles(dinov2=tmp_path / "dinov2"), CPU)
+    network.embeddings.interpolate_pos_encoding = lambda *_: used
+    with torch.no_grad():
+        seen = opened.extract["dinov2"](images)
+        torch.testing.assert_close(seen, network(prepare_for_dinov2(images)).pooler_output)
+
+
+def bicubic_matrix(to: int, size: int, scale: float) -> np.ndarray:
+    """Keys' kernel with a = -0.75, edges repeated, pixels' centres at halves: (to, size)."""
+
+    def weight(d: float) -> float:
+        d, a = abs(d), -0.75
+        if d <= 1:
+            return (a + 2) * d**3 - (a + 3) * d**2 + 1
+        return a * (d**3 - 5 * d**2 + 8 * d - 4) if d < 2 else 0.0
+
+    matrix = np.zeros((to, size))
+    for row in range(to):
+        at = (row + 0.5) / scale - 0.5
+        for i in range(int(np.floor(at)) - 1, int(np.floor(at)) + 3):
+            matrix[row, min(max(i, 0), size - 1)] += weight(at - i)
+    return matrix
 
 
 @pytest.mark.parametrize("size", [32, 512])
@@ -93,6 +137,14 @@ def test_what_is_missing_or_something_else_is_named(tmp_path: Path, images: torc
     damaged = write_dinov2(tmp_path / "damaged")
     (damaged / "model.safetensors").write_bytes(b"broken")
     refused("damaged: damaged, or no DINOv2", "fd_dinov2", dinov2=damaged)
+    rename_weights(write_dinov2(tmp_path / "renamed") / "model.safetensors")
+    refused("renamed: damaged, or no DINOv2: no weights .* there", "fd_dinov2",
+            dinov2=tmp_path / "renamed")  # fmt: skip
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "other.pt"))
     with pytest.raises(DetectorError, match="cannot be called with return_features=True"):
         Inception(tmp_path / "other.pt", CPU).features(images)
+
+
+def rename_weights(path: Path) -> None:
+    """As in a folder of some other network."""
+    save_file({f"other.{name}": value for name, value in load_file(path).items()}, path)

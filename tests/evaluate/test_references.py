@@ -232,6 +232,9 @@ def _refused(rank: int, folder: Path) -> None:
     refused(RealImageError, "no folder", "nowhere")
     (folder / "empty").mkdir()
     refused(RealImageError, "neither shards", "empty")
+    (folder / "one").mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "one" / "only.png")
+    refused(RealImageError, "one holds fewer than two images", "one")
     refused(CodecError, "--network DIR names", "pictures", "--metrics", "fd_latents")
     odd = folder / "pictures" / "odd.png"
     Image.new("RGB", (8, 9)).save(odd)

@@ -12,12 +12,13 @@ import pytest
 from scipy import linalg
 from scipy.spatial.distance import cdist
 
+from sid_scale.evaluate.arguments import counts_too_small
 from sid_scale.evaluate.blocks import BlockError
 from sid_scale.evaluate.features import METRICS, MetricError, check_metrics
 from sid_scale.evaluate.references import ReferenceFileError
 from tests.conftest import ROOT
 from tests.evaluate.detectors import write_inception
-from tests.evaluate.evaluations import evaluate, read, work
+from tests.evaluate.evaluations import evaluate, options, read, work
 from tests.generators import demo_generator, tiny_generator
 from tests.ranks import run_ranks
 from tests.tiny import write_data
@@ -219,7 +220,7 @@ def _one_evaluation_only(rank: int, place: Path, folder: Path) -> None:
     work(rank, "run", [*quick, "--num", "32"])  # of the same generator: taken
     assert read(folder / "out")["num"] == 32
     assert {p.name for p in (folder / "out").iterdir()} == {"metrics.json", "recipe.json"}
-    with pytest.raises(BlockError, match=r"of something else: made_by .*steps"):
+    with pytest.raises(BlockError, match=r"of something else: made_by\.steps 1 there, 2 now\. "):
         work(rank, "run", [*quick, "--steps", "2"])
     (folder / "file").touch()
     with pytest.raises(BlockError, match="cannot be used"):
@@ -276,6 +277,16 @@ def _other_references(rank: int, place: Path, folder: Path) -> None:
     write_inception(folder / "other.pt", seed=1)
     refused("with another detector", *ours, place / "real.npz", "--metrics", "fid",
             "--inception", folder / "other.pt")  # fmt: skip
+
+
+def test_counts_that_give_no_figure_are_refused_at_once(tmp_path: Path):
+    def told(*words: object) -> str | None:
+        given = ["--generator", "g", "--out", tmp_path, *words]
+        return counts_too_small(options("run", [str(word) for word in given]))
+
+    assert told("--num", 2) is None
+    assert told("--images", 1) == "--num 1 is below 2: one image has no spread"
+    assert told("--repeats", 0) == "--repeats 0 is below 1"
 
 
 def test_unknown_metrics_are_named_with_the_nearest():

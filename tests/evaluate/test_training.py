@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch.distributed as dist
 
 from sid_scale.codecs import CodecError
 from sid_scale.config import ConfigError, load_config
-from sid_scale.distill.loop import train
+from sid_scale.distill import loop
 from sid_scale.distill.stop import stop_requests
 from sid_scale.evaluate import training as training_evaluation
 from sid_scale.evaluate.detectors import DetectorError
@@ -20,6 +21,7 @@ from sid_scale.evaluate.features import MetricError
 from sid_scale.evaluate.references import ReferenceFile, ReferenceFileError, write_reference
 from sid_scale.networks.checkpoints import load_network, save_network
 from sid_scale.ranks import Ranks
+from sid_scale.zero.writer import CheckpointWriter
 from tests.evaluate.detectors import write_inception
 from tests.evaluate.evaluations import read, work
 from tests.ranks import run_ranks
@@ -27,6 +29,7 @@ from tests.tiny import config, prepare, settings
 
 pytestmark = pytest.mark.distributed
 
+train = partial(loop.train, open_evaluation=training_evaluation.open_evaluation)
 NUM = 13  # no multiple of anything: ranks sample in vain to stay in step
 
 
@@ -158,6 +161,62 @@ def _nothing_better(rank: int, folder: Path) -> None:
     after = (run / "best_generator" / "model.safetensors").stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
     assert (run / "checkpoints" / "best").resolve().name == "000000000016"
+
+
+def test_the_checkpoint_of_the_best_moment_survives_newer_ones(tmp_path: Path):
+    prepare(tmp_path)
+    write_real(tmp_path / "real.npz", fd_latents=192)
+    run_ranks(1, _best_survives, tmp_path)
+
+
+def _best_survives(rank: int, folder: Path) -> None:
+    """Each checkpoint becomes complete only when the next begins, as with slow disks."""
+    measured = iter([3.0, 1.0, 2.0, 4.0])
+    training_evaluation.figures_of = lambda *_: {"fd_latents": next(measured)}
+    CheckpointWriter.is_writing = property(lambda _: True)
+    often = {"checkpoint.every_images": 8, "checkpoint.keep": 1}
+    train(config(folder, **evaluated(folder, **{"evaluation.metrics": "fd_latents", **often})),
+          ranks())  # fmt: skip
+    checkpoints = folder / "run" / "checkpoints"
+    assert {p.name for p in checkpoints.glob("0*")} == {"000000000016", "000000000032"}
+    assert (checkpoints / "best").resolve().name == "000000000016"
+
+
+def test_figures_that_were_measured_otherwise_are_no_match(tmp_path: Path):
+    """Of a run that is resumed with another reference, then taken back to an earlier place."""
+
+    def record(*seen: int) -> None:
+        lines = [json.dumps({"images_seen": n, "evaluation/fid": 100 - n}) + "\n" for n in seen]
+        (tmp_path / "metrics.jsonl").write_text("".join(lines))
+
+    def comparable(basis: str, images_seen: int) -> dict[int, float]:
+        basis_ = {"references": {"fid": basis}}
+        return training_evaluation.comparable_figures(tmp_path, "fid", basis_, images_seen)
+
+    assert comparable("a", 0) == {}
+    record(8, 16)
+    assert comparable("a", 16) == {8: 92, 16: 84}
+    assert comparable("b", 16) == {}
+    record(8, 16, 24, 32)
+    assert comparable("b", 32) == {24: 76, 32: 68}
+    record(8)
+    assert comparable("b", 8) == {}
+    record(8, 16, 24)
+    assert comparable("b", 24) == {16: 84, 24: 76}
+    (tmp_path / "evaluation.json").write_text("damaged")
+    assert comparable("b", 24) == {}
+
+
+@pytest.mark.faults
+def test_a_run_that_asks_for_an_evaluation_is_never_started_without(tmp_path: Path):
+    prepare(tmp_path)
+    run_ranks(1, _without, tmp_path)
+
+
+def _without(rank: int, folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"evaluation\.every_images: .* started without one"):
+        loop.train(config(folder, **evaluated(folder)), ranks())
+    assert not (folder / "run").exists()
 
 
 @pytest.mark.faults

@@ -88,8 +88,8 @@ def metric_curve(run: RunFolder, metric: str) -> Curve | None:
 
 
 def training_evaluations(run: RunFolder) -> list[Evaluation]:
-    """What was measured while training, last and at its best: by the first metric that says what
-    is better."""
+    """What was measured while training, last and at its best: by the metric that decided in the
+    run, or else the first that says what is better."""
     measured = []
     for record in run.records:
         found = {
@@ -104,13 +104,24 @@ def training_evaluations(run: RunFolder) -> list[Evaluation]:
     if not measured:
         return []
     last = measured[-1]
-    decides = next((name for name in in_order(last.values) if metric_kind(name).better), None)
+    names = [*_deciding(run), *in_order(last.values)]
+    decides = next((n for n in names if n in last.values and metric_kind(n).better), None)
     if decides is None:
         return [last]
     sign = 1 if metric_kind(decides).better == "lower" else -1
     comparable = [evaluation for evaluation in measured if decides in evaluation.values]
     best = min(comparable, key=lambda evaluation: sign * evaluation.values[decides])
     return [last] if best is last else [best, last]
+
+
+def _deciding(run: RunFolder) -> list[str]:
+    """The metrics of a run's settings, that first by which the best generator is chosen."""
+    settings = run.config.get("evaluation")
+    if not isinstance(settings, Mapping):
+        return []
+    metrics = settings.get("metrics")
+    named = [settings.get("best_by"), *(metrics if isinstance(metrics, list) else [])]
+    return [name for name in named if isinstance(name, str)]
 
 
 def training_num(run: RunFolder) -> int | None:

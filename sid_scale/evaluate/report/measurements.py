@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from sid_scale.errors import SidScaleError
+from sid_scale.evaluate.features import HIGHER_IS_BETTER
 
 FORMAT_VERSION = 1
 # Of a metrics.json, what is no metric.
@@ -33,15 +34,19 @@ class MetricKind(NamedTuple):
     better: str  # "lower", "higher", or "" if nobody says
 
 
+TITLES = {
+    "fid": "FID",
+    "fd_dinov2": "FD-DINOv2",
+    "fd_pixels": "FD in pixels",
+    "fd_latents": "FD in latents",
+    DEMO_FD: "FD of the demo (8x8 grey)",
+    "is": "Inception Score",
+    "precision": "precision",
+    "recall": "recall",
+}
 METRICS = {
-    "fid": MetricKind("FID", "lower"),
-    "fd_dinov2": MetricKind("FD-DINOv2", "lower"),
-    "fd_pixels": MetricKind("FD in pixels", "lower"),
-    "fd_latents": MetricKind("FD in latents", "lower"),
-    DEMO_FD: MetricKind("FD of the demo (8x8 grey)", "lower"),
-    "is": MetricKind("Inception Score", "higher"),
-    "precision": MetricKind("precision", "higher"),
-    "recall": MetricKind("recall", "higher"),
+    name: MetricKind(title, "higher" if name in HIGHER_IS_BETTER else "lower")
+    for name, title in TITLES.items()
 }
 
 

@@ -1,5 +1,6 @@
 """A run in figures and words: what stands at its head, and the tables."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,8 +108,7 @@ def metrics_table(evaluations: Sequence[Evaluation]) -> Table:
                 *(_value(evaluation, metric) for metric in metrics),
                 count(evaluation.num),
                 _seeds(evaluation),
-                "\n".join(f"{what} {h[:SHORT_HASH]}" for what, h in evaluation.hashes.items())
-                or NOTHING,
+                _compared_with(evaluation.hashes),
                 evaluation.network.sha256[:SHORT_HASH] or NOTHING,
                 str(evaluation.source).removesuffix("/metrics.json"),
             )
@@ -136,6 +136,22 @@ def _value(evaluation: Evaluation, metric: str) -> str:
         return number(value)
     low, high = number(min(repeats.values)), number(max(repeats.values))
     return f"{number(repeats.mean)}\n± {repeats.std:.2g}, {low} to {high}"
+
+
+def _compared_with(hashes: Mapping[str, str]) -> str:
+    """A line for each file, not for each metric that it serves: one reference serves many."""
+    serves: dict[tuple[str, str], list[str]] = {}
+    for what, digest in hashes.items():
+        kind, metric = what.split(" ", 1)
+        serves.setdefault((kind, digest[:SHORT_HASH]), []).append(metric)
+    kinds = Counter(kind for kind, _ in serves)
+    lines = [
+        f"{kind} {digest}"
+        if kinds[kind] == 1 and len(metrics) > 1
+        else f"{kind} {', '.join(metrics)} {digest}"
+        for (kind, digest), metrics in serves.items()
+    ]
+    return "\n".join(lines) or NOTHING
 
 
 def _seeds(evaluation: Evaluation) -> str:

@@ -75,6 +75,22 @@ def test_of_what_was_measured_in_training_the_last_and_the_best_are_told(tmp_pat
     assert [e.network.images_seen for e in told] == [3000]
 
 
+def test_the_best_is_that_of_the_metric_which_decided_in_the_run(tmp_path: Path):
+    figures = {1000: (3.0, 0.1), 2000: (1.0, 0.2), 3000: (2.0, 0.9), 4000: (4.0, 0.05)}
+    write_records(
+        tmp_path,
+        [record(n, evaluation__fid=fid, evaluation__is=i) for n, (fid, i) in figures.items()],
+    )
+
+    def best(settings: str) -> int | None:
+        (tmp_path / "config.yaml").write_text(f"evaluation: {settings}")
+        return training_evaluations(read_run(tmp_path, "run"))[0].network.images_seen
+
+    assert best("{metrics: [fd_pixels, fid]}") == 2000
+    assert best("{metrics: [fid, is], best_by: null}") == 2000
+    assert best("{metrics: [fid, is], best_by: is}") == best("{metrics: [is, fid]}") == 3000
+
+
 def test_teachers_are_levels_by_their_number_of_evaluations(tmp_path: Path):
     folder = write_run(tmp_path / "run")
     more = {"network__evaluations": 35, "network__guidance": 1.4}

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from sid_scale.codecs import open_codec
-from sid_scale.data.shards import INDEX, write_shards
+from sid_scale.data.shards import INDEX
+from sid_scale.data.writing import write_shards
 from sid_scale.demo.digits import digit_images
 from sid_scale.demo.prepare import TEACHER
 from sid_scale.errors import SidScaleError

@@ -54,6 +54,20 @@ def test_it_tells_what_was_measured_and_how(tmp_path: Path):
     assert page.index("teacher, 63 evaluations") < page.index("generator, 4,000 images")
 
 
+def test_a_file_that_serves_several_metrics_is_named_once(tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    one, other = {"sha256": "1" * 64}, {"sha256": "2" * 64}
+    write_evaluation(
+        run / "evaluation" / "final" / "metrics.json",
+        references={"fid": one, "fd_pixels": one},
+        detectors={"fid": other, "is": other, "fd_dinov2": one},
+    )
+    assert (
+        "reference 1111111111<small>detector fid, is 2222222222</small>"
+        "<small>detector fd_dinov2 1111111111</small>"
+    ) in cells(page_of(run), "generator, 4,000 images")
+
+
 def test_curves_are_drawn_over_images_and_over_time(tmp_path: Path):
     page = page_of(write_run(tmp_path / "run"))
     for title in ("FD in pixels over images seen", "FD in pixels over hours",
