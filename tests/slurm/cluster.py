@@ -19,6 +19,7 @@ from tests.ranks import free_port
 
 T = TypeVar("T")
 
+# proctrack/linuxproc: proctrack/pgid keeps every job that has run a step for three seconds more.
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 NODES = ("node1", "node2")
 GPUS = 4  # that each node says it has; jobs that share it fit
@@ -42,7 +43,7 @@ SlurmdLogFile={folder}/slurmd-%n.log
 SlurmctldDebug=info
 SlurmdDebug=info
 SlurmdParameters=config_overrides
-ProctrackType=proctrack/pgid
+ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
@@ -56,7 +57,7 @@ JobRequeue=1
 MpiDefault=none
 SwitchType=switch/none
 SlurmctldTimeout=10
-SlurmdTimeout=10
+SlurmdTimeout=6
 MessageTimeout=5
 KillWait=10
 CompleteWait=0
