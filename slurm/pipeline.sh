@@ -75,6 +75,7 @@ reference=${reference:-${data:+$data/statistics-$metrics.npz}}
 encodes=""
 if [ -n "$data" ] && [ ! -e "$data/index.json" ]; then
     [ -n "$images" ] || fail "--images: $data holds no shards yet, so say what to encode"
+    [ -n "$dry" ] || [ -e "$images" ] || fail "--images: there is no $images"
     encodes=1
 fi
 
@@ -110,7 +111,12 @@ submit() {
 }
 
 # All of them or none.
-trap 'echo "error: what was submitted is cancelled" >&2; [ ${#submitted[@]} = 0 ] || scancel "${submitted[@]}"' ERR
+withdraw() {
+    [ ${#submitted[@]} -gt 0 ] || fail "nothing was submitted"
+    scancel "${submitted[@]}" || true
+    fail "cancelled what was submitted: ${submitted[*]}"
+}
+trap withdraw ERR
 vae_option=(${vae:+--vae "$vae"})
 if [ -n "$encodes" ]; then
     submit "--array=0-$((parts - 1))" "--output=$run/slurm/%x-%A_%a.out" -- encode_latents.sbatch \
@@ -119,6 +125,6 @@ fi
 submit "--nodes=$nodes" "--gpus-per-node=$gpus" -- distill.sbatch "$@"
 submit -- consolidate.sbatch "$run" "$run/published" "${vae_option[@]}"
 submit "--gpus-per-node=$gpus" -- evaluate.sbatch "$reference" "$data" --generator "$run/published" \
-    --out "$run/evaluation/published" --metrics "$metrics" --images "$num" --first-seed "$seed" \
+    --out "$run/evaluation/published" --metrics "$metrics" --num "$num" --first-seed "$seed" \
     "${vae_option[@]}" "${measuring[@]}"
 submit -- report.sbatch "$run" --out "$run/report.html" --generator "$run/published" "${vae_option[@]}"

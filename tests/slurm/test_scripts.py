@@ -3,9 +3,11 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from torch.distributed.run import get_args_parser
 
 from tests.conftest import ROOT
 
@@ -56,6 +58,55 @@ def test_a_run_that_would_not_fit_says_so(tmp_path: Path):
     small = ["--images", "/data/train", "--gpu-memory", "16"]
     told = plan(*small, "edm2-img512-xxl-sida", f"run_dir={tmp_path}/xxl")
     assert "GB of 16: DOES NOT FIT" in told
+
+
+def test_an_evaluation_hands_its_options_on(tmp_path: Path):
+    """Past torch's launcher, whose own options begin like some of them."""
+    (tmp_path / "srun").write_text('#!/bin/sh\nprintf "%s\\n" "$*"\n')
+    (tmp_path / "srun").chmod(0o755)
+    options = ["--generator", "g", "--out", "o", "--num", "5", "--inception=i.pt", "--vae", "v"]
+    command = ["bash", str(ROOT / "slurm" / "evaluate.sbatch"), f"{tmp_path}/new/r.npz", "data"]
+    place = {"SID_SCALE_HOME": str(ROOT), "SLURM_JOB_ID": "7", "SLURM_GPUS_PER_NODE": "a100:8"}
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    told = subprocess.run(
+        [*command, *options],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **place, "PATH": path, "SID_SCALE_VENV": sys.prefix},
+    ).stdout
+    lines = [line for line in told.splitlines() if line.startswith("python ")]
+    first, second = (get_args_parser().parse_args(line.split()[3:]) for line in lines)
+    assert first.nproc_per_node == "8"
+    assert first.training_script == second.training_script == "sid_scale.evaluate"
+    reference = ["--reference", f"{tmp_path}/new/r.npz"]
+    assert second.training_script_args == ["run", *reference, *options]
+    made = "reference --data data --metrics fid --inception=i.pt --vae v".split()
+    assert [a for a in first.training_script_args if a not in ("--out", reference[1])] == made
+
+
+def test_the_network_file_gives_way_to_the_environment():
+    command = ["bash", "-c", "set -a; source slurm/network.env; echo $NCCL_DEBUG $OMP_NUM_THREADS"]
+    told = subprocess.run(
+        command,
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], "NCCL_DEBUG": "INFO"},
+    ).stdout
+    assert told == "INFO 1\n"
+
+
+@pytest.mark.faults
+def test_images_that_are_not_there_are_told_before_anything_is_submitted(tmp_path: Path):
+    arguments = ["--images", f"{tmp_path}/none", "edm2-img512-xs-sida", f"run_dir={tmp_path}/run"]
+    done = subprocess.run(
+        ["bash", PIPELINE, *arguments, f"data={tmp_path}/data"], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert f"error: --images: there is no {tmp_path}/none" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.faults
