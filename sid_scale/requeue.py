@@ -24,6 +24,8 @@ from sid_scale.files import written_whole
 REQUEUES = "requeues.json"
 AGAIN = os.EX_TEMPFAIL
 LIMIT = 3  # requeues in a row without progress
+# Of a run that says nothing: settings at fault; a program that cannot be started or is not there.
+MENDABLE = (2, 126, 127)
 
 
 class Decision(NamedTuple):
@@ -49,7 +51,7 @@ def decide(
         return Decision(0, f"{outcome}"), Requeues()
     how = f"{outcome or 'ended without a word'} (status {status})"
     failure = status or 1
-    if (outcome is not None and outcome.mendable) or (outcome is None and status == 2):
+    if (outcome is not None and outcome.mendable) or (outcome is None and status in MENDABLE):
         return Decision(failure, f"{how}; not queued again: the error needs mending"), before
     in_vain = before.in_vain + 1 if newest <= before.images_seen else 0
     if in_vain >= limit:
@@ -73,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--limit",
         type=int,
-        default=int(os.environ.get("SID_SCALE_REQUEUES", LIMIT)),
+        default=os.environ.get("SID_SCALE_REQUEUES", str(LIMIT)),
         help="requeues in a row that may bring nothing (SID_SCALE_REQUEUES, or %(default)s)",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value")
@@ -84,9 +86,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         before, newest = _read(run_dir), newest_checkpoint(run_dir)
         outcome = read_outcome(life)
         decision, after = decide(outcome, options.status, newest, before, options.limit)
-        run_dir.mkdir(parents=True, exist_ok=True)
-        with written_whole(run_dir / REQUEUES) as partial:
-            partial.write_text(json.dumps(after._asdict()) + "\n")
+        if after != before:  # a job that was refused leaves what is another's
+            run_dir.mkdir(parents=True, exist_ok=True)
+            with written_whole(run_dir / REQUEUES) as partial:
+                partial.write_text(json.dumps(after._asdict()) + "\n")
     except (SidScaleError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return options.status or 1

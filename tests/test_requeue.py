@@ -30,6 +30,7 @@ NEW = Requeues()
         (None, 137, 16, NEW, AGAIN),  # a kill leaves no word
         (None, 0, 16, NEW, AGAIN),  # nor does DeepSpeed's launcher, of its own
         (None, 2, -1, NEW, 2),  # settings at fault
+        (None, 127, -1, NEW, 127),  # no such program
         (Outcome(FAILED, "no such teacher", mendable=True), 1, -1, NEW, 1),
         (Outcome(REFUSED, "in use", mendable=True), 1, 16, NEW, 1),
         (CRASHED, 1, 16, Requeues(16, 1), AGAIN),
@@ -88,3 +89,12 @@ def test_settings_at_fault_are_told_once(tmp_path: Path, capsys):
     (tmp_path / "run.yaml").write_text("metod: sid\n")
     assert main(["--config", str(tmp_path / "run.yaml"), "--status", "2"]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+    assert [p.name for p in tmp_path.iterdir()] == ["run.yaml"]
+
+
+def test_a_limit_that_is_no_number_is_told(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setenv("SID_SCALE_REQUEUES", "many")
+    with pytest.raises(SystemExit) as ended:
+        main(["--config", str(tmp_path / "run.yaml"), "--status", "1"])
+    assert ended.value.code == 2
+    assert "invalid int value: 'many'" in capsys.readouterr().err
