@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
+from sid_scale.demo.prepare import TEACHER
 from tests.conftest import ROOT
 
 SCRIPTS = sorted([*(ROOT / "slurm").glob("*.sh"), *(ROOT / "slurm").glob("*.sbatch")])
@@ -56,7 +57,7 @@ def test_a_dry_run_prints_what_would_be_submitted(tmp_path: Path):
 
 def test_a_run_that_would_not_fit_says_so(tmp_path: Path):
     small = ["--images", "/data/train", "--gpu-memory", "16"]
-    told = plan(*small, "edm2-img512-xxl-sida", f"run_dir={tmp_path}/xxl")
+    told = plan(*small, "edm2-img512-xs-sida", f"run_dir={tmp_path}/xs")
     assert "GB of 16: DOES NOT FIT" in told
 
 
@@ -81,7 +82,7 @@ def test_an_evaluation_hands_its_options_on(tmp_path: Path):
     assert first.training_script == second.training_script == "sid_scale.evaluate"
     reference = ["--reference", f"{tmp_path}/new/r.npz"]
     assert second.training_script_args == ["run", *reference, *options]
-    made = "reference --data data --metrics fid --inception=i.pt --vae v".split()
+    made = ["reference", "--data", "data", "--metrics", "fid", "--inception=i.pt", "--vae", "v"]
     assert [a for a in first.training_script_args if a not in ("--out", reference[1])] == made
 
 
@@ -99,13 +100,25 @@ def test_the_network_file_gives_way_to_the_environment():
 
 
 @pytest.mark.faults
-def test_images_that_are_not_there_are_told_before_anything_is_submitted(tmp_path: Path):
-    arguments = ["--images", f"{tmp_path}/none", "edm2-img512-xs-sida", f"run_dir={tmp_path}/run"]
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--images", "none"], "error: --images: there is no none"),
+        (["--images", "."], "error: teacher: there is no teachers/"),
+        (["--images", "."], "error: metrics fid: need the Inception network"),
+    ],
+)
+def test_what_would_fail_in_days_is_told_before_anything_is_submitted(
+    tmp_path: Path, arguments: list[str], message: str
+):
+    arguments = [*arguments, "edm2-img512-xs-sida", "run_dir=run", "data=data"]
+    if "teacher: " not in message:
+        arguments.append(f"teacher={TEACHER}")
     done = subprocess.run(
-        ["bash", PIPELINE, *arguments, f"data={tmp_path}/data"], capture_output=True, text=True
+        ["bash", PIPELINE, *arguments], capture_output=True, text=True, cwd=tmp_path
     )
     assert done.returncode == 1
-    assert f"error: --images: there is no {tmp_path}/none" in done.stderr
+    assert message in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
