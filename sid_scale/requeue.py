@@ -10,6 +10,7 @@ is told by the newest checkpoint: `requeues.json` in the run folder remembers it
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,7 +50,7 @@ def decide(
     its newest checkpoint at `newest` images (-1: none)."""
     if outcome is not None and outcome.kind == FINISHED:
         return Decision(0, f"{outcome}"), Requeues()
-    how = f"{outcome or 'ended without a word'} (status {status})"
+    how = f"{outcome or 'ended without a word'} ({_meaning(status)})"
     failure = status or 1
     if (outcome is not None and outcome.mendable) or (outcome is None and status in MENDABLE):
         return Decision(failure, f"{how}; not queued again: the error needs mending"), before
@@ -59,6 +60,16 @@ def decide(
         return Decision(failure, f"{how}; not queued again: {why}"), Requeues()
     at = f"from {newest:,} images" if newest >= 0 else "from the start: there is no checkpoint"
     return Decision(AGAIN, f"{how}; queued again, to go on {at}"), Requeues(newest, in_vain)
+
+
+def _meaning(status: int) -> str:
+    """An exit status in words: who is killed cannot tell, and the others only miss it."""
+    # 128 + N is a shell's way to say that signal N ended a process; the launcher's is -N, of which
+    # 256 - N is left.
+    number = status - 128 if status < 192 else 256 - status
+    if 128 < status < 255 and number in signal.valid_signals():
+        return f"status {status}: a process was ended by {signal.Signals(number).name}"
+    return f"status {status}"
 
 
 def newest_checkpoint(run_dir: Path) -> int:

@@ -44,6 +44,22 @@ def test_what_becomes_of_it(outcome, status, newest, before, expected):
     assert decision.status == expected
 
 
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (1, "(status 1)"),
+        (137, "(status 137: a process was ended by SIGKILL)"),
+        (247, "(status 247: a process was ended by SIGKILL)"),
+        (143, "(status 143: a process was ended by SIGTERM)"),
+        (128, "(status 128)"),
+        (255, "(status 255)"),
+    ],
+)
+def test_a_kill_is_named(status: int, told: str):
+    decision, _ = decide(CRASHED, status, 16, NEW, limit=3)
+    assert told in decision.told
+
+
 def test_progress_starts_the_count_anew():
     before, seen = Requeues(), []
     for newest in (-1, -1, 8, 8, 8, 16):
@@ -64,7 +80,7 @@ def test_the_count_outlives_the_job(tmp_path: Path, monkeypatch, capsys):
         statuses.append(main(arguments))
     assert statuses == [AGAIN, 137]
     told = capsys.readouterr().out
-    assert "ended without a word (status 137); queued again" in told
+    assert "without a word (status 137: a process was ended by SIGKILL); queued again" in told
     assert "2 starts in a row have come no further than 0 images" in told
 
     life = life_folder(tmp_path / "run", "17-2")
