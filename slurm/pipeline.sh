@@ -139,6 +139,7 @@ submit() {
 
 # All of them or none.
 withdraw() {
+    [ "$BASHPID" = $$ ] || exit 1 # in $(...): the script itself will be here next
     [ ${#submitted[@]} -gt 0 ] || fail "nothing was submitted"
     scancel "${submitted[@]}" || true
     fail "cancelled what was submitted: ${submitted[*]}"

@@ -86,6 +86,31 @@ def test_an_evaluation_hands_its_options_on(tmp_path: Path):
     assert [a for a in first.training_script_args if a not in ("--out", reference[1])] == made
 
 
+@pytest.mark.faults
+def test_a_job_that_slurm_refuses_takes_back_those_before(tmp_path: Path):
+    programs = {
+        "sbatch": f"echo x >>{tmp_path}/n; [ $(wc -l <{tmp_path}/n) -lt 3 ] || exit 1; echo 17",
+        "scancel": f'echo "$@" >>{tmp_path}/cancelled',
+    }
+    for name, line in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    options = ["--images", ".", "--metrics", "fd_pixels", "--nodes", "1", "--gpus-per-node", "1"]
+    settings = ["digits", f"teacher={TEACHER}", f"run_dir={tmp_path}/run", f"data={tmp_path}/data"]
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", PIPELINE, *options, *settings],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PATH": path, "SID_SCALE_VENV": sys.prefix},
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("error: ") == 1, done.stderr
+    assert "error: cancelled what was submitted: 17 17" in done.stderr
+    assert (tmp_path / "cancelled").read_text() == "17 17\n"
+
+
 def test_the_network_file_gives_way_to_the_environment():
     command = ["bash", "-c", "set -a; source slurm/network.env; echo $NCCL_DEBUG $OMP_NUM_THREADS"]
     told = subprocess.run(
