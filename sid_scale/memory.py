@@ -180,8 +180,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", required=True, help="a YAML file, or the name of a preset")
-    parser.add_argument("--nodes", type=int, default=1)
-    parser.add_argument("--gpus-per-node", type=int, default=8)
+    parser.add_argument("--nodes", type=_positive, default=1)
+    parser.add_argument("--gpus-per-node", type=_positive, default=8)
     parser.add_argument("--gpu-memory", type=float, default=80.0, help="GB (default: 80)")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_args(arguments)
@@ -192,6 +192,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     print(told)
     return 0 if fits else 1
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+
+_positive.__name__ = "positive number"  # as argparse calls it in errors
 
 
 def _tell(options: argparse.Namespace) -> tuple[str, bool]:

@@ -10,6 +10,7 @@ is told by the newest checkpoint: `requeues.json` in the run folder remembers it
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ from sid_scale.files import written_whole
 REQUEUES = "requeues.json"
 AGAIN = os.EX_TEMPFAIL
 LIMIT = 3  # requeues in a row without progress
+# Of a run that says nothing: settings at fault; a program that cannot be started or is not there.
+MENDABLE = (2, 126, 127)
 
 
 class Decision(NamedTuple):
@@ -47,9 +50,9 @@ def decide(
     its newest checkpoint at `newest` images (-1: none)."""
     if outcome is not None and outcome.kind == FINISHED:
         return Decision(0, f"{outcome}"), Requeues()
-    how = f"{outcome or 'ended without a word'} (status {status})"
+    how = f"{outcome or 'ended without a word'} ({_meaning(status)})"
     failure = status or 1
-    if (outcome is not None and outcome.mendable) or (outcome is None and status == 2):
+    if (outcome is not None and outcome.mendable) or (outcome is None and status in MENDABLE):
         return Decision(failure, f"{how}; not queued again: the error needs mending"), before
     in_vain = before.in_vain + 1 if newest <= before.images_seen else 0
     if in_vain >= limit:
@@ -57,6 +60,16 @@ def decide(
         return Decision(failure, f"{how}; not queued again: {why}"), Requeues()
     at = f"from {newest:,} images" if newest >= 0 else "from the start: there is no checkpoint"
     return Decision(AGAIN, f"{how}; queued again, to go on {at}"), Requeues(newest, in_vain)
+
+
+def _meaning(status: int) -> str:
+    """An exit status in words: who is killed cannot tell, and the others only miss it."""
+    # 128 + N is a shell's way to say that signal N ended a process; the launcher's is -N, of which
+    # 256 - N is left.
+    number = status - 128 if status < 192 else 256 - status
+    if 128 < status < 255 and number in signal.valid_signals():
+        return f"status {status}: a process was ended by {signal.Signals(number).name}"
+    return f"status {status}"
 
 
 def newest_checkpoint(run_dir: Path) -> int:
@@ -73,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--limit",
         type=int,
-        default=int(os.environ.get("SID_SCALE_REQUEUES", LIMIT)),
+        default=os.environ.get("SID_SCALE_REQUEUES", str(LIMIT)),
         help="requeues in a row that may bring nothing (SID_SCALE_REQUEUES, or %(default)s)",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value")
@@ -84,9 +97,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         before, newest = _read(run_dir), newest_checkpoint(run_dir)
         outcome = read_outcome(life)
         decision, after = decide(outcome, options.status, newest, before, options.limit)
-        run_dir.mkdir(parents=True, exist_ok=True)
-        with written_whole(run_dir / REQUEUES) as partial:
-            partial.write_text(json.dumps(after._asdict()) + "\n")
+        if after != before:  # a job that was refused leaves what is another's
+            run_dir.mkdir(parents=True, exist_ok=True)
+            with written_whole(run_dir / REQUEUES) as partial:
+                partial.write_text(json.dumps(after._asdict()) + "\n")
     except (SidScaleError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return options.status or 1

@@ -11,7 +11,8 @@
 #     --reference FILE     of real images (default: made of the run's `data`, beside it)
 #     --num N              images to measure with (default 50000)
 #     --first-seed S       of these images (default 0)
-#     --evaluate OPTION    for `evaluate run`, again and again, as --evaluate --inception=FILE
+#     --evaluate OPTION    for `evaluate run`, again and again, as --evaluate --dtype=bfloat16;
+#                          --inception and --dinov2 are those of the run's `evaluation` if not given
 #     --nodes N            to distil on (default 2)
 #     --gpus-per-node N    there (default 8)
 #     --gpu-memory GB      of a GPU, to tell whether the run fits (default 80)
@@ -58,11 +59,12 @@ done
 
 # A setting of the run.
 setting() {
-    "${inside[@]}" python -c 'import sys
+    "${inside[@]}" python -c 'import functools, sys
 from sid_scale.config import load_config
 from sid_scale.errors import SidScaleError
 try:
-    value = getattr(load_config(sys.argv[2], sys.argv[3:]), sys.argv[1])
+    config = load_config(sys.argv[2], sys.argv[3:])
+    value = functools.reduce(getattr, sys.argv[1].split("."), config)
 except SidScaleError as error:
     sys.exit(f"error: {error}")
 print("" if value is None else value)' "$@"
@@ -75,7 +77,31 @@ reference=${reference:-${data:+$data/statistics-$metrics.npz}}
 encodes=""
 if [ -n "$data" ] && [ ! -e "$data/index.json" ]; then
     [ -n "$images" ] || fail "--images: $data holds no shards yet, so say what to encode"
+    [ -n "$dry" ] || [ -e "$images" ] || fail "--images: there is no $images"
     encodes=1
+fi
+
+for detector in inception dinov2; do
+    file=$(setting "evaluation.$detector" "$@")
+    [[ " ${measuring[*]} " = *" --$detector"[=\ ]* ]] || [ -z "$file" ] || measuring+=("--$detector=$file")
+done
+
+# What would be missed only by the last jobs.
+if [ -z "$dry" ]; then
+    [ -e "$teacher" ] || fail "teacher: there is no $teacher"
+    DS_ACCELERATOR=cpu "${inside[@]}" python -c 'import argparse, sys, torch
+from sid_scale.errors import SidScaleError
+from sid_scale.evaluate.arguments import add_detector_arguments
+from sid_scale.evaluate.detectors import DetectorFiles, open_detectors
+from sid_scale.evaluate.features import check_metrics
+parser = argparse.ArgumentParser(allow_abbrev=False)
+add_detector_arguments(parser)
+given, _ = parser.parse_known_args(sys.argv[2:])
+try:
+    files = DetectorFiles(given.inception, given.dinov2)
+    open_detectors(check_metrics(sys.argv[1].split(",")), files, torch.device("cpu"))
+except SidScaleError as error:
+    sys.exit(f"error: {error}")' "$metrics" "${measuring[@]}"
 fi
 
 # Whether it fits, before it waits in a queue for days.
@@ -99,7 +125,9 @@ submit() {
     shift
     if [ -n "$dry" ]; then
         before=$(basename "$script" .sbatch | tr '[:lower:]' '[:upper:]')
-        echo "sbatch ${options[*]} slurm/$script $*"
+        printf 'sbatch'
+        printf ' %q' "${options[@]}" "slurm/$script" "$@"
+        echo
     else
         mkdir -p "$run/slurm"
         before=$(sbatch --parsable "${options[@]}" "$home/slurm/$script" "$@")
@@ -110,7 +138,13 @@ submit() {
 }
 
 # All of them or none.
-trap 'echo "error: what was submitted is cancelled" >&2; [ ${#submitted[@]} = 0 ] || scancel "${submitted[@]}"' ERR
+withdraw() {
+    [ "$BASHPID" = $$ ] || exit 1 # in $(...): the script itself will be here next
+    [ ${#submitted[@]} -gt 0 ] || fail "nothing was submitted"
+    scancel "${submitted[@]}" || true
+    fail "cancelled what was submitted: ${submitted[*]}"
+}
+trap withdraw ERR
 vae_option=(${vae:+--vae "$vae"})
 if [ -n "$encodes" ]; then
     submit "--array=0-$((parts - 1))" "--output=$run/slurm/%x-%A_%a.out" -- encode_latents.sbatch \
@@ -119,6 +153,6 @@ fi
 submit "--nodes=$nodes" "--gpus-per-node=$gpus" -- distill.sbatch "$@"
 submit -- consolidate.sbatch "$run" "$run/published" "${vae_option[@]}"
 submit "--gpus-per-node=$gpus" -- evaluate.sbatch "$reference" "$data" --generator "$run/published" \
-    --out "$run/evaluation/published" --metrics "$metrics" --images "$num" --first-seed "$seed" \
+    --out "$run/evaluation/published" --metrics "$metrics" --num "$num" --first-seed "$seed" \
     "${vae_option[@]}" "${measuring[@]}"
 submit -- report.sbatch "$run" --out "$run/report.html" --generator "$run/published" "${vae_option[@]}"

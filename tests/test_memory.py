@@ -68,6 +68,14 @@ def test_the_plan_says_whether_it_fits(tmp_path: Path, capsys: pytest.CaptureFix
     assert "no multiple of" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("number", ["0", "-1", "two"])
+def test_a_number_of_nodes_that_cannot_be_is_told(number: str, capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as ended:
+        main(["--config", "edm2-img512-xs-sida", f"--nodes={number}"])
+    assert ended.value.code == 2
+    assert f"invalid positive number value: '{number}'" in capsys.readouterr().err
+
+
 def test_a_teacher_that_is_neither_there_nor_published_is_told():
     with pytest.raises(CheckpointError, match="nor is that a published name"):
         teacher_architecture("teachers/mine")

@@ -30,6 +30,7 @@ NEW = Requeues()
         (None, 137, 16, NEW, AGAIN),  # a kill leaves no word
         (None, 0, 16, NEW, AGAIN),  # nor does DeepSpeed's launcher, of its own
         (None, 2, -1, NEW, 2),  # settings at fault
+        (None, 127, -1, NEW, 127),  # no such program
         (Outcome(FAILED, "no such teacher", mendable=True), 1, -1, NEW, 1),
         (Outcome(REFUSED, "in use", mendable=True), 1, 16, NEW, 1),
         (CRASHED, 1, 16, Requeues(16, 1), AGAIN),
@@ -41,6 +42,22 @@ NEW = Requeues()
 def test_what_becomes_of_it(outcome, status, newest, before, expected):
     decision, _ = decide(outcome, status, newest, before, limit=3)
     assert decision.status == expected
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (1, "(status 1)"),
+        (137, "(status 137: a process was ended by SIGKILL)"),
+        (247, "(status 247: a process was ended by SIGKILL)"),
+        (143, "(status 143: a process was ended by SIGTERM)"),
+        (128, "(status 128)"),
+        (255, "(status 255)"),
+    ],
+)
+def test_a_kill_is_named(status: int, told: str):
+    decision, _ = decide(CRASHED, status, 16, NEW, limit=3)
+    assert told in decision.told
 
 
 def test_progress_starts_the_count_anew():
@@ -63,7 +80,7 @@ def test_the_count_outlives_the_job(tmp_path: Path, monkeypatch, capsys):
         statuses.append(main(arguments))
     assert statuses == [AGAIN, 137]
     told = capsys.readouterr().out
-    assert "ended without a word (status 137); queued again" in told
+    assert "without a word (status 137: a process was ended by SIGKILL); queued again" in told
     assert "2 starts in a row have come no further than 0 images" in told
 
     life = life_folder(tmp_path / "run", "17-2")
@@ -88,3 +105,12 @@ def test_settings_at_fault_are_told_once(tmp_path: Path, capsys):
     (tmp_path / "run.yaml").write_text("metod: sid\n")
     assert main(["--config", str(tmp_path / "run.yaml"), "--status", "2"]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+    assert [p.name for p in tmp_path.iterdir()] == ["run.yaml"]
+
+
+def test_a_limit_that_is_no_number_is_told(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.setenv("SID_SCALE_REQUEUES", "many")
+    with pytest.raises(SystemExit) as ended:
+        main(["--config", str(tmp_path / "run.yaml"), "--status", "1"])
+    assert ended.value.code == 2
+    assert "invalid int value: 'many'" in capsys.readouterr().err

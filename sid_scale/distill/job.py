@@ -16,6 +16,7 @@ class Job(NamedTuple):
 
     id: str
     restarts: int
+    cluster: str = ""  # empty: not known
 
     def __str__(self) -> str:
         return f"SLURM job {self.id}" + (f", restart {self.restarts}" if self.restarts else "")
@@ -23,8 +24,11 @@ class Job(NamedTuple):
 
 def current_job() -> Job | None:
     """The SLURM job that we are part of, if any."""
-    job = os.environ.get("SLURM_JOB_ID")
-    return Job(job, int(os.environ.get("SLURM_RESTART_COUNT", "0"))) if job else None
+    told = os.environ
+    if not (job := told.get("SLURM_JOB_ID")):
+        return None
+    restarts = int(told.get("SLURM_RESTART_COUNT", "0"))
+    return Job(job, restarts, told.get("SLURM_CLUSTER_NAME", ""))
 
 
 def is_running(job: str) -> bool | None:

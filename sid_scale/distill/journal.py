@@ -11,6 +11,7 @@ from pathlib import Path
 from sid_scale.distill.job import Job, current_job
 from sid_scale.distill.lives import (
     FAILED,
+    OUTCOME,
     REFUSED,
     Outcome,
     life_folder,
@@ -82,6 +83,8 @@ def _make_life(run_dir: Path, job: Job | None) -> Path:
     life = life_folder(run_dir, life_name(job))
     try:
         life.mkdir(parents=True, exist_ok=True)
+        # In an allocation that outlives its runs, an earlier one's says nothing of this one.
+        (life / OUTCOME).unlink(missing_ok=True)
         return life
     except OSError as error:
         raise JournalError(f"run_dir: {life} cannot be made: {error}") from error

@@ -44,6 +44,7 @@ class Holder:
     began: float  # when that process did, seconds since 1970
     job: str | None  # SLURM's
     restarts: int  # of the job
+    cluster: str  # SLURM's; each has its own numbers of jobs
     taken: float  # seconds since 1970
     token: str
 
@@ -57,6 +58,7 @@ class Holder:
             psutil.Process().create_time(),
             job.id if job else None,
             job.restarts if job else 0,
+            job.cluster if job else "",
             time.time(),
             secrets.token_hex(8),
         )
@@ -86,7 +88,7 @@ def why_stale(run_dir: Path) -> str | None:
     here = Holder.ourselves()
     if (holder.host, holder.namespace) == (here.host, here.namespace) and not _lives(holder):
         return "that process is gone"
-    if holder.job is not None:
+    if holder.job is not None and (holder.cluster == here.cluster or not here.cluster):
         if holder.job == here.job and holder.restarts < here.restarts:
             return "that was this job before it was started again"
         if holder.job != here.job and is_running(holder.job) is False:

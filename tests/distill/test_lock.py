@@ -137,6 +137,26 @@ def test_slurm_says_whether_a_job_has_ended(
             pass
 
 
+def test_another_clusters_job_is_not_judged_by_ours(tmp_path: Path, monkeypatch):
+    """Clusters that share a file system number their jobs each for itself."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "squeue").write_text("#!/bin/sh\necho Invalid job id specified >&2; exit 1\n")
+    (programs / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "18")
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "ours")
+    leave(tmp_path, job="17", cluster="theirs")
+    with pytest.raises(LockedError, match="SLURM job 17"), locked(tmp_path):
+        pass
+    leave(tmp_path, job="18", cluster="theirs", restarts=-1)
+    with pytest.raises(LockedError, match="SLURM job 18"), locked(tmp_path):
+        pass
+    leave(tmp_path, job="17", cluster="ours")
+    with locked(tmp_path) as told:
+        assert "that job has ended" in told[0]
+
+
 HELD = []  # by a process of the pool, until it ends
 
 

@@ -6,96 +6,48 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 import yaml
 
 from sid_scale.codecs import open_codec
-from sid_scale.config import load_config
 from sid_scale.demo.prepare import TEACHER, write_digit_shards
 from sid_scale.distill.lives import read_outcome
-from sid_scale.distill.loop import train
 from sid_scale.networks.checkpoints import load_network
-from sid_scale.ranks import Ranks
 from tests.conftest import ROOT
 from tests.ranks import run_ranks
 from tests.slurm.cluster import Cluster
+from tests.slurm.runs import ENDLESS, distil, in_process, losses, seen, write_run
 from tests.tiny import prepare, settings, write_deepspeed_json
 
 pytestmark = [pytest.mark.slurm, pytest.mark.distributed]
 
-SCRIPT = str(ROOT / "slurm" / "distill.sbatch")
 
-
-def distil(cluster: Cluster, run: Path, *options: str, **environment: str) -> int:
-    """Submits a run (a YAML file) on two nodes with one rank each; returns the job's id."""
-    place = [
-        "--gpus-per-node=1",
-        "--oversubscribe",
-        f"--output={run.parent}/%j.out",
-        f"--chdir={run.parent}",
-    ]
-    return cluster.submit(*place, *options, SCRIPT, str(run), **environment)
-
-
-def write_run(path: Path, **values: object) -> Path:
-    """A run's YAML; written again while its job is queued, it is what the next start reads."""
-    path.write_text(
-        yaml.safe_dump({k: str(v) if isinstance(v, Path) else v for k, v in values.items()})
-    )
-    return path
-
-
-def records(run: Path) -> list[dict]:
-    try:
-        return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    except (OSError, ValueError):
-        return []  # not yet, or half a line
-
-
-def losses(run: Path) -> list[dict]:
-    told = ("images_seen", "skipped_updates", "loss/", "logits/", "grad_norm/", "sid_loss")
-    return [{k: v for k, v in record.items() if k.startswith(told)} for record in records(run)]
-
-
-def seen(run: Path) -> int:
-    return records(run)[-1]["images_seen"] if records(run) else 0
-
-
-def in_process(rank: int, run: Path, run_dir: Path) -> None:
-    """The same run without SLURM, on ranks of the test's own."""
-    config = load_config(run, [f"run_dir={run_dir}"])
-    train(config, Ranks(dist.get_rank(), dist.get_world_size(), torch.device("cpu")))
-
-
-def test_digits_on_two_nodes_have_the_losses_of_two_ranks(cluster: Cluster, tmp_path: Path):
+def test_digits_at_zero_3_on_two_nodes_have_the_losses_of_two_ranks(
+    cluster: Cluster, tmp_path: Path
+):
+    """At ZeRO 2: test_pipeline.py."""
     write_digit_shards(tmp_path / "shards", open_codec(load_network(TEACHER).codec, beside=TEACHER))
-    runs, jobs = {}, {}
-    for stage in (2, 3):
-        runs[stage] = write_run(
-            tmp_path / f"zero{stage}.yaml",
-            extends=ROOT / "sid_scale" / "presets" / "digits.yaml",
-            run_dir=tmp_path / f"zero{stage}",
-            teacher=TEACHER,
-            data=tmp_path / "shards",
-            deepspeed=write_deepspeed_json(tmp_path, stage),
-            total_images=192,
-            log={"every_images": 64, "samples_every_images": 0},
-        )
-        jobs[stage] = distil(cluster, runs[stage])
-    for stage, run in runs.items():
-        run_ranks(2, in_process, run, tmp_path / f"alone{stage}")
-        assert cluster.finish(jobs[stage]) == "COMPLETED", cluster.log(jobs[stage])
-        assert cluster.job(jobs[stage])["NumNodes"] == "2"
-        assert losses(tmp_path / f"zero{stage}") == losses(tmp_path / f"alone{stage}")
-        assert len(losses(tmp_path / f"zero{stage}")) == 3
-        told = json.loads((tmp_path / f"zero{stage}" / "environment.json").read_text())
-        assert (told["ranks"], told["zero_stage"]) == (2, stage)
-        logs = tmp_path / f"zero{stage}" / "logs" / f"{jobs[stage]}-0"
-        assert {p.name for p in logs.iterdir()} == {"outcome.json", "rank-0.log", "rank-1.log"}
-        assert read_outcome(logs).kind == "finished"
-
-
-ENDLESS = 10**9
+    folder, alone = tmp_path / "run", tmp_path / "alone"
+    run = write_run(
+        tmp_path / "run.yaml",
+        extends=ROOT / "sid_scale" / "presets" / "digits.yaml",
+        run_dir=folder,
+        teacher=TEACHER,
+        data=tmp_path / "shards",
+        deepspeed=write_deepspeed_json(tmp_path, 3),
+        total_images=192,
+        log={"every_images": 64, "samples_every_images": 0},
+    )
+    job = distil(cluster, run)
+    run_ranks(2, in_process, run, alone)
+    assert cluster.finish(job) == "COMPLETED", cluster.log(job)
+    assert cluster.job(job)["NumNodes"] == "2"
+    assert losses(folder) == losses(alone)
+    assert len(losses(folder)) == 3
+    told = json.loads((folder / "environment.json").read_text())
+    assert (told["ranks"], told["zero_stage"]) == (2, 3)
+    logs = folder / "logs" / f"{job}-0"
+    assert {p.name for p in logs.iterdir()} == {"outcome.json", "rank-0.log", "rank-1.log"}
+    assert read_outcome(logs).kind == "finished"
 
 
 def tiny_run(folder: Path, **overrides: object) -> tuple[Path, dict]:
@@ -123,11 +75,11 @@ def let_it_end(run: Path, values: dict, images: int = 40) -> int:
 def test_a_run_outlives_all_that_a_scheduler_does_to_it(cluster: Cluster, tmp_path: Path):
     run, values = tiny_run(tmp_path)
     folder = Path(values["run_dir"])
-    job = distil(cluster, run, "--time=1", "--signal=USR1@5")
+    job = distil(cluster, run, "--time=1", "--signal=USR1@15")
 
     def goes_on() -> bool:
         before = seen(folder)
-        cluster.wait(lambda: seen(folder) > before + 16, "progress", 90, job)
+        cluster.wait(lambda: seen(folder) > before, "progress", 90, job)
         return True
 
     def outcome(life: int, seconds: float = 60) -> str:
@@ -143,7 +95,7 @@ def test_a_run_outlives_all_that_a_scheduler_does_to_it(cluster: Cluster, tmp_pa
 
     goes_on()
     # Another job on the same folder is refused, and not queued again.
-    second = distil(cluster, run)
+    second = distil(cluster, run, "--nodes=1")
     assert cluster.finish(second) == "FAILED"
     assert f"is in use by SLURM job {job} on " in cluster.log(second)
     assert "Traceback" not in cluster.log(second)

@@ -1,4 +1,4 @@
-"""From a folder of images to the report, unattended."""
+"""From a folder of images to the report, unattended; the run in it as without SLURM."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,9 @@ from PIL import Image
 from sid_scale.demo.digits import digit_images
 from sid_scale.demo.prepare import TEACHER
 from tests.conftest import ROOT
+from tests.ranks import run_ranks
 from tests.slurm.cluster import Cluster
+from tests.slurm.runs import in_process, losses
 
 pytestmark = [pytest.mark.slurm, pytest.mark.distributed]
 
@@ -27,14 +29,15 @@ def test_digits_from_images_to_the_report(cluster: Cluster, tmp_path: Path):
         "teacher": str(TEACHER),
         "data": str(tmp_path / "data"),
         "deepspeed": str(ROOT / "ds_configs" / "cpu.json"),
-        "total_images": 64,
+        "total_images": 192,
         "log": {"every_images": 64, "samples_every_images": 0},
     }
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
+    run = tmp_path / "run.yaml"
+    run.write_text(yaml.safe_dump(settings))
     told = cluster.run(
         *("bash", str(ROOT / "slurm" / "pipeline.sh"), "--images", str(tmp_path / "images")),
         *("--resolution", "32", "--metrics", "fd_pixels", "--num", "96", "--gpus-per-node", "1"),
-        *("--parts", "2", "--sbatch", f"--chdir={tmp_path}", str(tmp_path / "run.yaml")),
+        *("--parts", "2", "--sbatch", f"--chdir={tmp_path}", str(run)),
     )
     jobs = [line.split() for line in told.splitlines() if line.partition(" ")[0].isdigit()]
     assert [name for _, name in jobs] == [
@@ -44,6 +47,12 @@ def test_digits_from_images_to_the_report(cluster: Cluster, tmp_path: Path):
         job = int(number)
         assert cluster.finish(job, 180) == "COMPLETED", f"{name}\n{cluster.log(job)}"
         assert cluster.processes(job) == []
+        if name == "encode_latents":
+            run_ranks(2, in_process, run, tmp_path / "alone")
+    assert len(losses(tmp_path / "run")) == 3
+    assert losses(tmp_path / "run") == losses(tmp_path / "alone")
+    told = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert (told["ranks"], told["zero_stage"]) == (2, 2)
     assert json.loads((tmp_path / "data" / "index.json").read_text())["num_classes"] == 10
     measured = (tmp_path / "run" / "evaluation" / "published" / "metrics.json").read_text()
     assert json.loads(measured)

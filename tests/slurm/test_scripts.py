@@ -3,10 +3,13 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from torch.distributed.run import get_args_parser
 
+from sid_scale.demo.prepare import TEACHER
 from tests.conftest import ROOT
 
 SCRIPTS = sorted([*(ROOT / "slurm").glob("*.sh"), *(ROOT / "slurm").glob("*.sbatch")])
@@ -54,8 +57,94 @@ def test_a_dry_run_prints_what_would_be_submitted(tmp_path: Path):
 
 def test_a_run_that_would_not_fit_says_so(tmp_path: Path):
     small = ["--images", "/data/train", "--gpu-memory", "16"]
-    told = plan(*small, "edm2-img512-xxl-sida", f"run_dir={tmp_path}/xxl")
+    told = plan(*small, "edm2-img512-xs-sida", f"run_dir={tmp_path}/xs")
     assert "GB of 16: DOES NOT FIT" in told
+
+
+def test_an_evaluation_hands_its_options_on(tmp_path: Path):
+    """Past torch's launcher, whose own options begin like some of them."""
+    (tmp_path / "srun").write_text('#!/bin/sh\nprintf "%s\\n" "$*"\n')
+    (tmp_path / "srun").chmod(0o755)
+    options = ["--generator", "g", "--out", "o", "--num", "5", "--inception=i.pt", "--vae", "v"]
+    command = ["bash", str(ROOT / "slurm" / "evaluate.sbatch"), f"{tmp_path}/new/r.npz", "data"]
+    place = {"SID_SCALE_HOME": str(ROOT), "SLURM_JOB_ID": "7", "SLURM_GPUS_PER_NODE": "a100:8"}
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    told = subprocess.run(
+        [*command, *options],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **place, "PATH": path, "SID_SCALE_VENV": sys.prefix},
+    ).stdout
+    lines = [line for line in told.splitlines() if line.startswith("python ")]
+    first, second = (get_args_parser().parse_args(line.split()[3:]) for line in lines)
+    assert first.nproc_per_node == "8"
+    assert first.training_script == second.training_script == "sid_scale.evaluate"
+    reference = ["--reference", f"{tmp_path}/new/r.npz"]
+    assert second.training_script_args == ["run", *reference, *options]
+    made = ["reference", "--data", "data", "--metrics", "fid", "--inception=i.pt", "--vae", "v"]
+    assert [a for a in first.training_script_args if a not in ("--out", reference[1])] == made
+
+
+@pytest.mark.faults
+def test_a_job_that_slurm_refuses_takes_back_those_before(tmp_path: Path):
+    programs = {
+        "sbatch": f"echo x >>{tmp_path}/n; [ $(wc -l <{tmp_path}/n) -lt 3 ] || exit 1; echo 17",
+        "scancel": f'echo "$@" >>{tmp_path}/cancelled',
+    }
+    for name, line in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    options = ["--images", ".", "--metrics", "fd_pixels", "--nodes", "1", "--gpus-per-node", "1"]
+    settings = ["digits", f"teacher={TEACHER}", f"run_dir={tmp_path}/run", f"data={tmp_path}/data"]
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", PIPELINE, *options, *settings],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PATH": path, "SID_SCALE_VENV": sys.prefix},
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("error: ") == 1, done.stderr
+    assert "error: cancelled what was submitted: 17 17" in done.stderr
+    assert (tmp_path / "cancelled").read_text() == "17 17\n"
+
+
+def test_the_network_file_gives_way_to_the_environment():
+    command = ["bash", "-c", "set -a; source slurm/network.env; echo $NCCL_DEBUG $OMP_NUM_THREADS"]
+    told = subprocess.run(
+        command,
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], "NCCL_DEBUG": "INFO"},
+    ).stdout
+    assert told == "INFO 1\n"
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--images", "none"], "error: --images: there is no none"),
+        (["--images", "."], "error: teacher: there is no teachers/"),
+        (["--images", "."], "error: metrics fid: need the Inception network"),
+    ],
+)
+def test_what_would_fail_in_days_is_told_before_anything_is_submitted(
+    tmp_path: Path, arguments: list[str], message: str
+):
+    arguments = [*arguments, "edm2-img512-xs-sida", "run_dir=run", "data=data"]
+    if "teacher: " not in message:
+        arguments.append(f"teacher={TEACHER}")
+    done = subprocess.run(
+        ["bash", PIPELINE, *arguments], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.faults

@@ -1,0 +1,58 @@
+"""Runs as a user of the cluster submits them, and the same without SLURM."""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import yaml
+
+from sid_scale.config import load_config
+from sid_scale.distill.loop import train
+from sid_scale.ranks import Ranks
+from tests.conftest import ROOT
+from tests.slurm.cluster import Cluster
+
+SCRIPT = str(ROOT / "slurm" / "distill.sbatch")
+ENDLESS = 10**9
+
+
+def distil(cluster: Cluster, run: Path, *options: str, **environment: str) -> int:
+    """Submits a run (a YAML file) on two nodes with one rank each; returns the job's id."""
+    place = [
+        "--gpus-per-node=1",
+        "--oversubscribe",
+        f"--output={run.parent}/%j.out",
+        f"--chdir={run.parent}",
+    ]
+    return cluster.submit(*place, *options, SCRIPT, str(run), **environment)
+
+
+def write_run(path: Path, **values: object) -> Path:
+    """A run's YAML; written again while its job is queued, it is what the next start reads."""
+    path.write_text(
+        yaml.safe_dump({k: str(v) if isinstance(v, Path) else v for k, v in values.items()})
+    )
+    return path
+
+
+def records(run: Path) -> list[dict]:
+    try:
+        return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    except (OSError, ValueError):
+        return []  # not yet, or half a line
+
+
+def losses(run: Path) -> list[dict]:
+    told = ("images_seen", "skipped_updates", "loss/", "logits/", "grad_norm/", "sid_loss")
+    return [{k: v for k, v in record.items() if k.startswith(told)} for record in records(run)]
+
+
+def seen(run: Path) -> int:
+    return records(run)[-1]["images_seen"] if records(run) else 0
+
+
+def in_process(rank: int, run: Path, run_dir: Path) -> None:
+    """The same run without SLURM, on ranks of the test's own; one checkpoint, at its end."""
+    config = load_config(run, [f"run_dir={run_dir}", f"checkpoint.every_images={ENDLESS}"])
+    train(config, Ranks(dist.get_rank(), dist.get_world_size(), torch.device("cpu")))
