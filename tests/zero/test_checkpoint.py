@@ -109,7 +109,7 @@ def _behind(rank: int, folder: Path) -> None:
     what = state(network, ema)
     before = {kind: [v.clone() for _, v in held] for kind, held in what.share("generator").items()}
     own = writer(folder)
-    assert own.poll() is None
+    assert not own.is_writing
     own.save(8, what, {})
     for held in what.share("generator").values():  # as if training went on at once
         for _, values in held:
@@ -122,8 +122,11 @@ def _behind(rank: int, folder: Path) -> None:
     assert told.gigabytes == pytest.approx(
         sum(p.stat().st_size for p in told.folder.glob("[!m]*")) / 1e9
     )
-    while own.poll() is None:
+    while own.is_writing:
         pass
+    last = own.finish()
+    assert last is not None
+    assert last.folder == folder / "000000000016"
     assert own.finish() is None
     again = build(2, folder)
     loaded = state(again, ShardedEMA(again.engine))
