@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from sid_scale.data.shards import decode, read_index, read_shard
 from sid_scale.demo.digits import digit_images
 
 SHAPE = (8, 4, 4)
@@ -64,3 +65,15 @@ def digits(each: int = 6, classes: int = 4) -> dict[str, bytes]:
 
 def with_labels(files: dict[str, bytes], labels: Any) -> dict[str, bytes]:
     return files | {"dataset.json": json.dumps({"labels": labels}).encode()}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """A folder's files by name."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def samples(folder: Path) -> dict[str, tuple[np.ndarray, int]]:
+    """What shards hold, by key."""
+    index = read_index(folder)
+    records = (record for shard in index.shards for record in read_shard(folder, shard))
+    return {record.key: decode(record, index) for record in records}

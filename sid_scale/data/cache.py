@@ -178,7 +178,7 @@ def _removed_if_unused(path: Path) -> bool:
                 return False
             path.unlink()
     except FileNotFoundError:
-        pass
+        return True  # another rank was faster
     return True
 
 

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import shutil
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -154,8 +155,12 @@ class Making:
                 f"{self.folder}: another process makes part {self.part.number}/{self.part.of} of "
                 "it at the moment"
             ) from error
-        except OSError:
-            pass  # a file system without locks: then care is the user's
+        except OSError as error:
+            warnings.warn(
+                f"{self.folder}: no locks on this file system ({error.strerror}): nobody but you "
+                "sees to it that no part is made twice at the same time",
+                stacklevel=2,
+            )
         for left_over in self._scratch.glob("shard-*"):
             left_over.unlink()
         return lock

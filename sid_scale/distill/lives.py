@@ -53,10 +53,12 @@ def job_of(life: Path) -> Job | None:
 
 
 def life_folder(run_dir: Path, name: str) -> Path:
+    """Where the life of this name keeps its logs and outcome."""
     return run_dir / LOGS / name
 
 
 def write_outcome(life: Path, outcome: Outcome) -> None:
+    """Writes how a life ended, whole or not at all."""
     with written_whole(life / OUTCOME) as partial:
         partial.write_text(json.dumps(asdict(outcome), indent=1) + "\n")
 

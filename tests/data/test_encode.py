@@ -12,10 +12,10 @@ from sid_scale.data.encode import Encoder, Encoding, EncodingError, encode, plan
 from sid_scale.data.images import centre_crop
 from sid_scale.data.inputs import SourceError, open_source
 from sid_scale.data.making import Making, Part
-from sid_scale.data.shards import ShardError, ShardIndex, decode, read_index, read_shard
+from sid_scale.data.shards import ShardError, ShardIndex, read_shard
 from sid_scale.data.writing import write_shards
 from sid_scale.demo.prepare import ASSETS, TEACHER
-from tests.sources import digits, latents, png, write_folder, write_zip
+from tests.sources import contents, digits, latents, png, samples, write_folder, write_zip
 
 ENCODING = {
     "resolution": 32,
@@ -54,16 +54,6 @@ def make(source: Path, out: Path, parts: int = 1, **changes: Any) -> ShardIndex 
             index = making.finish()
     assert told == plan.samples
     return index
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def samples(folder: Path) -> dict[str, tuple[np.ndarray, int]]:
-    index = read_index(folder)
-    records = (record for shard in index.shards for record in read_shard(folder, shard))
-    return {record.key: decode(record, index) for record in records}
 
 
 @pytest.fixture

@@ -14,16 +14,18 @@ from sid_scale.data.inputs import Source, open_source
 from sid_scale.data.making import Making, Part
 from sid_scale.data.packing import Packing, pack, plan_packing
 from sid_scale.data.plan import Plan, parse_bytes, shuffled
-from sid_scale.data.shards import ShardError, ShardIndex, decode, read_index, read_shard
+from sid_scale.data.shards import ShardError, ShardIndex
 from sid_scale.data.writing import SampleFormat
 from tests.conftest import flip_last_bit
 from tests.sources import (
     CLASSES,
     SHAPE,
+    contents,
     digits,
     latents,
     npy,
     png,
+    samples,
     with_labels,
     write_folder,
     write_zip,
@@ -44,16 +46,6 @@ def make(source: Source, folder: Path, workers: int = 1, **changes: Any) -> Shar
         index = work.finish()
     assert index is not None
     return index
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def samples(folder: Path) -> dict[str, tuple[np.ndarray, int]]:
-    index = read_index(folder)
-    records = (record for shard in index.shards for record in read_shard(folder, shard))
-    return {record.key: decode(record, index) for record in records}
 
 
 @pytest.fixture

@@ -125,6 +125,7 @@ def _without_empty_columns(columns: Sequence[str], rows: Sequence[Sequence[str]]
 
 
 def heading(metric: str) -> str:
+    """A metric's name, with an arrow towards what is better."""
     kind = metric_kind(metric)
     arrow = {"lower": " ↓", "higher": " ↑"}.get(kind.better, "")
     return kind.title + arrow
