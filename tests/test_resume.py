@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from sid_scale import ranks as ranks_module
 from sid_scale.codecs import open_codec
 from sid_scale.config import ConfigError, RunConfig, load_config
 from sid_scale.demo.prepare import TEACHER, write_digit_shards
@@ -129,7 +130,7 @@ def live(run: RunConfig, until: Callable[[], bool], victim: int = 0) -> str:
         processes[victim].kill()
         # The survivor notices by itself, unless the two had not met yet: then the launcher's
         # SIGTERM ends it.
-        processes[1 - victim].join(4)
+        processes[1 - victim].join(2)
         processes[1 - victim].terminate()
     for process in processes:
         process.join(30)
@@ -144,6 +145,7 @@ def _life(rank: int, port: int, run: RunConfig) -> None:
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
     os.environ.update({"MASTER_ADDR": "127.0.0.1", **{k: str(v) for k, v in place.items()}})
     torch.set_num_threads(1)
+    ranks_module.POLL_SECONDS = 0.1  # survivors notice sooner
     with joined_ranks() as here:
         train(run, here)
 
