@@ -3,14 +3,16 @@
 Writes data sets of random latents (float32, 8x64x64 unless told otherwise) and reads them in turn,
 several rounds, with: this stream; a plain sequential read of the same files; plain WebDataset with
 the same decoding and a shuffle buffer of the same size; and a dataset cached in memory. All files
-are in the page cache. Rates are per second of processor time (of all threads), the median of the
-rounds, from 8 shards (133 MB each, unless told otherwise; make_shards makes larger ones). Times to
-the first batch are medians, too, from 100 shards. Memory is each one's high-water mark in a process
-of its own, over that of the imports. Needs about 140 KB a sample and unit of size on disk (--sizes
-1,4,16: 7 GB) under --folder; all but the largest set should fit into memory.
+are in the page cache, and all threads on one core, to which this process is bound. Rates are per
+second of processor time, the median of the rounds, from 8 shards (133 MB each, unless told
+otherwise; make_shards makes larger ones). Times to the first batch are medians, too, from 100
+shards. Memory is each one's high-water mark in a process of its own, over that of the imports.
+Needs about 140 KB a sample and unit of size on disk (--sizes 1,4,16: 7 GB) under --folder; all but
+the largest set should fit into memory.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -60,6 +62,7 @@ def main() -> int:
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)  # in a process of its own
     options = parser.parse_args()
     torch.set_num_threads(1)
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     if options.memory_of:
         name, folder = options.memory_of
         print(high_water(name, Path(folder), options.micro_batch))

@@ -6,7 +6,6 @@ out of order is left to `shards.decode`, which says what is wrong.
 """
 
 import weakref
-from collections import deque
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,8 @@ from sid_scale.data.layout import LaidOutShard, Layout
 from sid_scale.data.shards import DTYPES, BadSampleError, Record, decode
 from sid_scale.data.source import ReadThrough, ShardSource
 
+CACHED_ROWS = 4  # that are looked at before the next ones are read: they fill half a megabyte
+HUGE_PAGE = 2 << 20
 BLAS_ONE_THREAD = 10_000  # numbers up to which OpenBLAS keeps a dot product on this thread
 
 
@@ -28,18 +29,31 @@ class Rows:
     """
 
     def __init__(self, values: np.ndarray, layout: Layout, dtype: np.dtype[Any]):
-        flat = values.reshape(len(values), -1)
-        self.values = list(flat)
+        self.values = values.reshape(len(values), -1)
         # What is stored in half precision is read beside the place where it is wanted.
-        self.in_place = dtype == flat.dtype
-        stored = flat if self.in_place else np.empty(flat.shape, dtype)
-        self.stored = list(stored)
-        self.heads = np.zeros((len(values), layout.head_bytes), np.uint8)
-        self.buffers = [list(map(_memory, pair)) for pair in zip(self.heads, stored, strict=True)]
-        # Each row as row vectors and as column vectors: their products are the sums of squares.
-        parts = flat.reshape(len(values), -1, 1, _divisor(flat.shape[1], BLAS_ONE_THREAD))
-        self.products = np.zeros((*parts.shape[:3], 1), np.float32)
-        self.factors = list(zip(parts, parts.swapaxes(2, 3), self.products, strict=True))
+        in_place = dtype == values.dtype
+        self._stored = self.values if in_place else np.empty(self.values.shape, dtype)
+        self.heads = layout.heads(len(values))
+        self.buffers = [list(map(_memory, row)) for row in zip(self.heads.bytes, self._stored)]
+        # Each row in parts, as row vectors and as column vectors: their products are the sums of
+        # squares.
+        size = self.values.shape[1]
+        self._across = values.reshape(len(values), -1, 1, _divisor(size, BLAS_ONE_THREAD))
+        self._down = self._across.swapaxes(2, 3)
+        self._squares = np.zeros((*self._across.shape[:3], 1), np.float32)
+
+    def look_at(self, rows: slice) -> None:
+        """What is done with rows that have just been read, while the processor's cache holds
+        them: their values, and what `finite` has to know, the quickest pass over them."""
+        if self._stored is not self.values:
+            np.copyto(self.values[rows], self._stored[rows])
+        np.matmul(self._across[rows], self._down[rows], out=self._squares[rows])
+
+    def finite(self) -> np.ndarray:
+        """Which rows hold no NaN, no infinity, and no values so large that their squares are
+        infinite, bool (n,)."""
+        finite = np.isfinite(self._squares[:, :, 0, 0]).all(axis=1)
+        return np.asarray(finite)
 
 
 class Memory:
@@ -50,21 +64,28 @@ class Memory:
 
     def __init__(self, source: ShardSource):
         self._layout, self._dtype = source.layout, DTYPES[source.index.dtype]
-        self._free: deque[tuple[np.ndarray, Rows]] = deque()
+        self._pins = torch.cuda.is_available()
+        self._lent: list[tuple[weakref.ref[np.ndarray], np.ndarray, Rows]] = []
+
+    def pinned(self, tensor: Tensor) -> Tensor:
+        """The tensor, pinned if CUDA is there."""
+        return tensor.pin_memory() if self._pins else tensor
 
     def rows(self, shape: tuple[int, ...]) -> tuple[Tensor, Rows]:
         """A tensor of a shape (always the same one) with any values, and its rows."""
-        if torch.cuda.is_available():
+        if self._pins:
             stored = torch.empty(shape, pin_memory=True)  # PyTorch keeps pinned memory for reuse
             return stored, Rows(stored.numpy(), self._layout, self._dtype)
-        if self._free:
-            memory, rows = self._free.pop()
-        else:
-            memory = np.empty(shape, np.float32)
+        free = (at for at, (borrower, *_) in enumerate(self._lent) if borrower() is None)
+        at = next(free, len(self._lent))
+        if at == len(self._lent):
+            memory = _in_huge_pages(shape)
             rows = Rows(memory, self._layout, self._dtype)
-        # The last tensor that shares the memory drops this view, and so hands the memory back.
+        else:
+            _, memory, rows = self._lent[at]
+        # Gone when the last tensor that shares the memory is gone.
         view = memory.view()
-        weakref.finalize(view, self._free.append, (memory, rows)).atexit = False
+        self._lent[at : at + 1] = [(weakref.ref(view), memory, rows)]
         return torch.from_numpy(view), rows
 
 
@@ -73,44 +94,53 @@ class Draft:
 
     def __init__(self, source: ShardSource, rows: Rows):
         self._index, self._layout, self._rows = source.index, source.layout, rows
-        size = len(rows.values)
-        self._laid_out, self._sound = np.zeros(size, bool), np.zeros(size, bool)
-        self.labels = np.full(size, -1)
-        self.places = [(-1, -1)] * size  # shard and number of the sample in each row
+        self.labels = np.empty(0, np.int64)  # of all rows, once `unsound` was called
+        self._taken: dict[int, int] = {}  # labels of rows that were not read in place; -1: unsound
+        self.places: list[tuple[int, int]] = []  # shard and number of the sample in each row
 
-    def read(self, source: LaidOutShard | ReadThrough, numbers: list[int], rows: list[int]) -> None:
-        """Samples of one shard into their rows; whether they are sound, `unsound` tells."""
+    def read(self, first: int, source: LaidOutShard | ReadThrough, numbers: list[int]) -> None:
+        """Samples of one shard into the rows from `first` on; whether they are sound, `unsound`
+        tells."""
         if isinstance(source, ReadThrough):
-            for number, row in zip(numbers, rows, strict=True):
+            for row, number in enumerate(numbers, first):
                 self._take(row, source.take(number))
             return
-        self._laid_out[rows] = True
-        buffers = [self._rows.buffers[row] for row in rows]
-        for row, _ in zip(rows, source.read_into(numbers, buffers), strict=True):
-            if not self._rows.in_place:
-                np.copyto(self._rows.values[row], self._rows.stored[row])
-            # Whether all is finite: the quickest pass, now that the cache holds the row.
-            across, down, products = self._rows.factors[row]
-            np.matmul(across, down, out=products)
+        for begin in range(0, len(numbers), CACHED_ROWS):
+            some = numbers[begin : begin + CACHED_ROWS]
+            rows = slice(first + begin, first + begin + len(some))
+            source.read_into(some, self._rows.buffers[rows])
+            self._rows.look_at(rows)
 
     def _take(self, row: int, record: Record) -> None:
         try:
-            self.put(row, *decode(record, self._index))
+            array, self._taken[row] = decode(record, self._index)
+            self._fill(row, array)
         except BadSampleError:
-            self._sound[row] = False  # and named when it is mended
-
-    def put(self, row: int, array: np.ndarray, label: int) -> None:
-        """A decoded sample into a row."""
-        self._rows.values[row][:] = array.reshape(-1)
-        self.labels[row], self._sound[row] = label, True
+            self._taken[row] = -1  # and named when it is mended
 
     def unsound(self) -> list[int]:
         """Rows whose samples are not what the index promises, when all have been read; with
         them some whose values are only huge."""
-        labels, sound = self._layout.labels(self._rows.heads)
-        sound &= np.isfinite(self._rows.products).all(axis=(1, 2, 3))
-        self.labels = np.where(self._laid_out, labels, self.labels)
-        return np.flatnonzero(~np.where(self._laid_out, sound, self._sound)).tolist()
+        self.labels, finite = self._layout.labels(self._rows.heads), self._rows.finite()
+        for row, label in self._taken.items():
+            self.labels[row], finite[row] = label, True
+        return np.flatnonzero((self.labels < 0) | ~finite).tolist()
+
+    def mend(self, row: int, array: np.ndarray, label: int) -> None:
+        """A decoded sample into an unsound row."""
+        self._fill(row, array)
+        self.labels[row] = label
+
+    def _fill(self, row: int, array: np.ndarray) -> None:
+        self._rows.values[row] = array.reshape(-1)
+
+
+def _in_huge_pages(shape: tuple[int, ...]) -> np.ndarray:
+    """An array float32 of any values that begins where a huge page may: NumPy asks for them."""
+    size = 4 * int(np.prod(shape))
+    slab = np.empty(size + HUGE_PAGE, np.uint8)
+    begin = -slab.ctypes.data % HUGE_PAGE
+    return slab[begin : begin + size].view(np.float32).reshape(shape)
 
 
 def _memory(array: Any) -> memoryview:

@@ -13,8 +13,8 @@ and .npy headers that belong there. Any other tar file is for `shards.read_shard
 
 import io
 import os
-from collections.abc import Iterator
-from typing import IO
+from itertools import repeat
+from typing import IO, NamedTuple
 
 import numpy as np
 
@@ -27,8 +27,14 @@ SIZE = 124
 FIXED = {156: b"0", 257: b"ustar\x0000", 345: b"\0"}  # a plain file, by its short name
 # What differs from sample to sample, and where: text, with zeros behind it.
 FIELDS = {"cls": ("S100", 0), "size": ("S12", SIZE), "class": ("S16", 512), "npy": ("S100", 1024)}
-# How a header tells the size of a class, by the number of its digits.
-SIZES = [b"%011o" % digits for digits in range(17)]
+
+
+class Heads(NamedTuple):
+    """The heads of n samples, as they were read, and two views of them."""
+
+    bytes: np.ndarray  # uint8 (n, head_bytes)
+    words: np.ndarray  # uint64 (n, head_bytes / 8)
+    fields: np.ndarray  # (n,), FIELDS
 
 
 class Layout:
@@ -39,7 +45,9 @@ class Layout:
         dtype = DTYPES[index.dtype]
         header = {"descr": dtype.str, "fortran_order": False, "shape": index.sample_shape}
         np.lib.format.write_array_header_1_0(preamble, header)
-        self.num_classes = index.num_classes
+        # A class by how its member's size and its digits are told.
+        digits = [b"%d" % label for label in range(index.num_classes)]
+        self._classes = {(b"%011o" % len(text), text): int(text) for text in digits}
         payload = int(np.prod(index.sample_shape)) * dtype.itemsize
         npy = len(preamble.getvalue()) + payload
         self.head_bytes = 3 * TAR_BLOCK + len(preamble.getvalue())
@@ -52,7 +60,9 @@ class Layout:
         wanted, fixed = np.zeros((2, self.head_bytes), np.uint8)
         for at, text in same.items():
             wanted[at : at + len(text)], fixed[at : at + len(text)] = list(text), 0xFF
-        self._wanted, self._fixed = wanted.view(np.uint64), fixed.view(np.uint64)
+        wanted, fixed = wanted.view(np.uint64), fixed.view(np.uint64)
+        self._where = np.flatnonzero(fixed)
+        self._wanted, self._fixed = wanted[self._where], fixed[self._where]
         self._fields = np.dtype(
             {
                 "names": list(FIELDS),
@@ -66,19 +76,26 @@ class Layout:
         """Bytes of a shard of so many samples, with the two zero blocks at the end of a tar."""
         return -(-(samples * self.stride + 2 * TAR_BLOCK) // TAR_RECORD) * TAR_RECORD
 
-    def labels(self, heads: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The classes that heads, uint8 (n, head_bytes), tell, int64 (n,), and which heads are
-        in order, bool (n,)."""
-        differing = (heads.view(np.uint64) ^ self._wanted) & self._fixed
-        sound = np.bitwise_or.reduce(differing, axis=1) == 0  # which is quicker than `any`
-        told = []
-        for cls, size, digits, npy in heads.view(self._fields)[:, 0].tolist():
-            key, suffix = cls[:-4], cls[-4:]
-            named = key and suffix == b".cls" and npy == key + b".npy"
-            is_class = named and size == SIZES[len(digits)] and digits.isdigit()
-            told.append(int(digits) if is_class else -1)
-        labels = np.array(told)
-        return labels, sound & (labels >= 0) & (labels < self.num_classes)
+    def heads(self, samples: int) -> Heads:
+        """Where to read so many heads to."""
+        heads = np.zeros((samples, self.head_bytes), np.uint8)
+        return Heads(heads, heads.view(np.uint64), heads.view(self._fields)[:, 0])
+
+    def labels(self, heads: Heads) -> np.ndarray:
+        """The classes that heads tell, int64 (n,); -1: the head is not in order."""
+        labels = np.array(
+            [
+                # Both members have the key's name, and there is one.
+                self._classes.get((size, digits), -1)
+                if cls == npy[:-3] + b"cls" and npy[-4:] == b".npy" != npy
+                else -1
+                for cls, size, digits, npy in heads.fields.tolist()
+            ]
+        )
+        differing = (heads.words.take(self._where, axis=1) ^ self._wanted) & self._fixed
+        if differing.any():
+            labels[differing.any(axis=1)] = -1
+        return labels
 
 
 class LaidOutShard:
@@ -101,22 +118,23 @@ class LaidOutShard:
         except OSError:
             os.posix_fadvise(self._descriptor, begin, end - begin, os.POSIX_FADV_WILLNEED)
 
-    def read_into(self, numbers: list[int], buffers: list[list[memoryview]]) -> Iterator[None]:
-        """Samples, unchecked, each into buffers of the head's size and the payload's; pauses
-        after each.
+    def read_into(self, numbers: list[int], buffers: list[list[memoryview]]) -> None:
+        """Samples, unchecked, each into a buffer of the head's size and one of the payload's.
 
         Raises:
             ShardError: the file ends too early or cannot be read.
         """
-        stride, wanted = self._layout.stride, self._layout.record_bytes
-        for number, buffer in zip(numbers, buffers, strict=True):
-            try:
-                count = os.preadv(self._descriptor, buffer, number * stride)
-            except OSError as error:
-                raise ShardError(f"{self._url}: sample {number}: {error.strerror}") from error
-            if count != wanted:
-                raise ShardError(f"{self._url}: ends within sample {number}; fetch it again")
-            yield
+        offsets = [number * self._layout.stride for number in numbers]
+        counts: list[int] = []
+        try:
+            counts.extend(map(os.preadv, repeat(self._descriptor), buffers, offsets))
+        except OSError as error:
+            where = f"{self._url}: sample {numbers[len(counts)]}"
+            raise ShardError(f"{where}: {error.strerror}") from error
+        wanted = self._layout.record_bytes
+        if counts.count(wanted) != len(numbers):
+            first = next(n for n, count in zip(numbers, counts, strict=True) if count != wanted)
+            raise ShardError(f"{self._url}: ends within sample {first}; fetch it again")
 
     def close(self) -> None:
         self._file.close()

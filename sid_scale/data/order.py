@@ -86,23 +86,20 @@ class Window:
     """A window of a lane: the positions it fills and the samples that lie there."""
 
     lane: int
-    epoch: int
-    first: int  # position within the lane and epoch
+    first: int  # position within the lane, all epochs together
     spans: tuple[Span, ...]  # where its samples are stored
-    shards: np.ndarray  # (n,) int64: shard of the sample in each slot
-    numbers: np.ndarray  # (n,) int64: its number within that shard
+    places: list[tuple[int, int]]  # shard of the sample in each slot, and its number there
     next_shard: int | None  # what the lane reads after the last of `spans`, in this epoch
 
     def __len__(self) -> int:
-        return len(self.shards)
+        return len(self.places)
 
 
 class Run(NamedTuple):
-    """Neighbouring positions that lie in one window, and their slots there."""
+    """Neighbouring positions that lie in one window, and the places of their samples."""
 
     window: Window
-    positions: range
-    slots: slice
+    places: list[tuple[int, int]]
 
 
 class Order:
@@ -124,22 +121,23 @@ class Order:
         while at < positions.stop:
             window, slot = self._find(at)
             block_end = (at // BLOCK + 1) * BLOCK
-            epoch_end = (window.epoch + 1) * self.total
-            stop = min(positions.stop, block_end, epoch_end, at + len(window) - slot)
-            yield Run(window, range(at, stop), slice(slot, slot + stop - at))
-            at = stop
+            places = window.places[slot : slot + min(positions.stop, block_end) - at]
+            yield Run(window, places)
+            at += len(places)
 
     def _find(self, position: int) -> tuple[Window, int]:
         """The window that a position lies in, and its slot there."""
-        lane, epoch = position // BLOCK % self.lanes, position // self.total
-        ordinal = self._dealt(position, lane) - self._dealt(epoch * self.total, lane)
+        lane = position // BLOCK % self.lanes
+        at = position // (self.lanes * BLOCK) * BLOCK + position % BLOCK  # within the lane
         window = self._current.get(lane)
-        if window is None or window.epoch != epoch or not 0 <= ordinal - window.first < len(window):
-            window = self._current[lane] = self._window(lane, epoch, ordinal)
-        return window, ordinal - window.first
+        if window is None or not 0 <= at - window.first < len(window):
+            window = self._current[lane] = self._window(lane, position // self.total, at)
+        return window, at - window.first
 
-    def _window(self, lane: int, epoch: int, ordinal: int) -> Window:
-        """The window around a lane's sample number `ordinal` in an epoch."""
+    def _window(self, lane: int, epoch: int, at: int) -> Window:
+        """The window around a lane's sample number `at`, which lies in an epoch."""
+        before = self._dealt(epoch * self.total, lane)
+        ordinal = at - before  # within the epoch
         begin, end = self._stretch(epoch, lane)
         length = end - begin
         phase = lane * self.size // self.lanes
@@ -159,7 +157,8 @@ class Order:
             inside = max(begin + first, start) - start, min(begin + last, int(ends[i])) - start
             spans.append(Span(int(shards[i]), *inside))
         ahead = int(shards[high + 1]) if ends[high] < end else None
-        return Window(lane, epoch, first, tuple(spans), shards[place], numbers, ahead)
+        places = list(zip(shards[place].tolist(), numbers.tolist(), strict=True))
+        return Window(lane, before + first, tuple(spans), places, ahead)
 
     def _stretch(self, epoch: int, lane: int) -> tuple[int, int]:
         """Where a lane's stretch of an epoch's samples begins and ends: the lanes take as many

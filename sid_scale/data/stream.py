@@ -15,11 +15,15 @@ import queue
 import sys
 import threading
 import weakref
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby, repeat
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple, final
+from typing import final
 
 import numpy as np
 import torch
@@ -38,14 +42,18 @@ TOLD = 20  # bad samples that are told of one by one
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One micro-batch: stored float32 (n, 2C, H, W), labels int64 (n,), and index int64 (n,),
-    the positions in the global order: unique over the run, the key for per-sample noise.
-    `skipped` of its samples are bad ones' neighbours."""
+    """One micro-batch: stored float32 (n, 2C, H, W), labels int64 (n,), and its positions in
+    the global order. `skipped` of its samples are bad ones' neighbours."""
 
     stored: Tensor
     labels: Tensor
-    index: Tensor
+    positions: range
     skipped: int = 0
+
+    @property
+    def index(self) -> Tensor:
+        """The positions, int64 (n,): unique over the run, the key for per-sample noise."""
+        return torch.arange(self.positions.start, self.positions.stop)
 
 
 @final
@@ -89,29 +97,28 @@ class LatentStream:
         self._source = ShardSource(folder, settings, rank, tell)
         self.index = self._source.index
         self._failure: BaseException | None = None
-        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(settings.prefetch)
-        self._stop = threading.Event()
+        self._handover = _Handover(settings.prefetch)
         reader = _Reader(self._source, Order(self.index, seed), settings, tell)
         self._thread = threading.Thread(
             target=_prefetch,
-            args=(map(reader.batch, schedule), self._ready, self._stop, reader.close),
+            args=(map(reader.batch, schedule), self._handover, reader.close),
             name="latent-stream",
             daemon=True,
         )
         self._thread.start()
         # Also when the stream is forgotten, or the program ends: a thread that is still in
         # C++ code then would abort it.
-        self._end = weakref.finalize(self, _end, self._stop, self._source, self._thread)
+        self._end = weakref.finalize(self, _end, self._handover, self._source, self._thread)
 
     def __iter__(self) -> "LatentStream":
         return self
 
     def __next__(self) -> Batch:
         if self._failure is None:
-            ready = self._ready.get()
-            if isinstance(ready, Batch):
-                return ready
-            self._failure = ready
+            taken = self._handover.take()
+            if isinstance(taken, Batch):
+                return taken
+            self._failure = taken
         raise self._failure
 
     def close(self) -> None:
@@ -139,29 +146,27 @@ class _Reader:
         self._source, self._order, self._tell = source, order, tell
         self._skips = settings.on_bad_sample == "skip"
         self._told: set[tuple[int, int]] = set()
-        self._lanes: dict[int, _Lane] = {}
+        self._lanes: defaultdict[int, _Lane] = defaultdict(partial(_Lane, source))
         self._memory = Memory(source)
         self._workers = settings.workers
-        self._pool = ThreadPoolExecutor(settings.workers, "latent-reader")
+        self._pool = ThreadPoolExecutor(settings.workers, "latent-reader", _quiet)
 
     def batch(self, positions: range) -> Batch:
         """The samples at these positions, checked."""
         shape = (len(positions), *self._source.index.sample_shape)
         stored, rows = self._memory.rows(shape)
         draft = Draft(self._source, rows)
-        work: dict[int, _LaneWork] = {}
+        work: defaultdict[int, list[tuple[Run, int]]] = defaultdict(list)
         for run in self._order.runs(positions):
-            number = run.window.lane
-            lane = self._lanes.setdefault(number, _Lane(self._source))
-            first = run.positions.start - positions.start
-            work.setdefault(number, _LaneWork(lane, draft, [])).runs.append((run, first))
+            work[run.window.lane].append((run, len(draft.places)))
+            draft.places += run.places
         # One thread to a lane: a lane is read in order.
         several = len(work) > 1 and self._source.is_fetched and self._workers > 1
-        list((self._pool.map if several else map)(_LaneWork.read, work.values()))
+        lanes = [self._lanes[number] for number in work]
+        list((self._pool.map if several else map)(_read, lanes, work.values(), repeat(draft)))
         skipped = sum(self._mend(draft, row) for row in draft.unsound())
-        labels = _pinned(torch.from_numpy(draft.labels))
-        index = _pinned(torch.arange(positions.start, positions.stop))
-        return Batch(stored, labels, index, skipped)
+        labels = self._memory.pinned(torch.from_numpy(draft.labels))
+        return Batch(stored, labels, positions, skipped)
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -176,13 +181,13 @@ class _Reader:
         """
         shard, number = draft.places[row]
         try:
-            draft.put(row, *self._source.sample(shard, number))
+            draft.mend(row, *self._source.sample(shard, number))
             return 0
         except BadSampleError as error:
             if not self._skips:
                 raise
             self._tell_of(error, (shard, number))
-        draft.put(row, *self._source.neighbour(shard, number))
+        draft.mend(row, *self._source.neighbour(shard, number))
         return 1
 
     def _tell_of(self, error: BadSampleError, place: tuple[int, int]) -> None:
@@ -223,53 +228,68 @@ class _Lane:
             shard.close()
 
 
-class _LaneWork(NamedTuple):
-    """A lane's part of a micro-batch: runs, and the row where each begins."""
-
-    lane: _Lane
-    draft: "Draft"
-    runs: list[tuple[Run, int]]
-
-    def read(self) -> None:
-        for (window, _, slots), first in self.runs:
-            opened = self.lane.shards(window)
-            shards, numbers = window.shards[slots].tolist(), window.numbers[slots].tolist()
-            self.draft.places[first : first + len(shards)] = zip(shards, numbers, strict=True)
-            for shard in dict.fromkeys(shards):
-                mine = [i for i, other in enumerate(shards) if other == shard]
-                rows = [first + i for i in mine]
-                with np.errstate(over="ignore", invalid="ignore"):  # found out by `unsound`
-                    self.draft.read(opened[shard], [numbers[i] for i in mine], rows)
+def _read(lane: _Lane, runs: list[tuple[Run, int]], draft: Draft) -> None:
+    """A lane's part of a micro-batch: runs, each with the row where it begins."""
+    for (window, places), row in runs:
+        opened = lane.shards(window)
+        for shard, stretch in groupby(places, itemgetter(0)):
+            numbers = [number for _, number in stretch]
+            draft.read(row, opened[shard], numbers)
+            row += len(numbers)
 
 
-def _pinned(tensor: Tensor) -> Tensor:
-    return tensor.pin_memory() if torch.cuda.is_available() else tensor
+def _quiet() -> None:
+    """NumPy need not warn, on this thread, of numbers that `Draft.unsound` finds out."""
+    np.seterr(over="ignore", invalid="ignore")
 
 
-def _end(stop: threading.Event, source: ShardSource, thread: threading.Thread) -> None:
-    stop.set()
+class _Handover:
+    """Batches from the reading thread to the training thread, `prefetch` of them ready at most.
+
+    Two of Python's simple queues, of which the second one counts the room: they wake the other
+    thread less often than `queue.Queue`, and nobody has to look from time to time.
+    """
+
+    def __init__(self, prefetch: int):
+        self._ready: queue.SimpleQueue[Batch | BaseException] = queue.SimpleQueue()
+        self._room: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(prefetch):
+            self._room.put(None)
+        self._ended = False
+
+    def take(self) -> Batch | BaseException:
+        """The next batch, or why there is none."""
+        taken = self._ready.get()
+        self._room.put(None)
+        return taken
+
+    def wait_for_room(self) -> bool:
+        """Whether another batch is wanted; False: never again."""
+        self._room.get()
+        return not self._ended
+
+    def give(self, item: Batch | BaseException) -> None:
+        """There must be room, but for an error."""
+        self._ready.put(item)
+
+    def end(self) -> None:
+        """Nobody takes any more."""
+        self._ended = True
+        self._room.put(None)
+
+
+def _end(handover: _Handover, source: ShardSource, thread: threading.Thread) -> None:
+    handover.end()
     source.close()
     if thread is not threading.current_thread():
         thread.join(timeout=5)  # a read that hangs must not keep the run from ending
 
 
-def _prefetch(
-    batches: Iterator[Batch],
-    ready: "queue.Queue[Any]",
-    stop: threading.Event,
-    close: Callable[[], None],
-) -> None:
-    while not stop.is_set():
-        try:
-            item: Batch | BaseException = next(batches)
-        except BaseException as error:  # raised again in `__next__`
-            item = error
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                break
-            except queue.Full:
-                continue
-        if isinstance(item, BaseException):
-            break
+def _prefetch(batches: Iterator[Batch], handover: _Handover, close: Callable[[], None]) -> None:
+    _quiet()
+    try:
+        while handover.wait_for_room():
+            handover.give(next(batches))
+    except BaseException as error:  # raised again in `__next__`
+        handover.give(error)
     close()

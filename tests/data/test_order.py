@@ -34,7 +34,7 @@ def places(index: ShardIndex, seed: int, positions: range) -> np.ndarray:
     """Which of the data set's samples lie at these positions."""
     starts = np.cumsum([0] + [shard.samples for shard in index.shards])
     runs = Order(index, seed).runs(positions)
-    parts = [starts[w.shards[slots]] + w.numbers[slots] for w, _, slots in runs]
+    parts = [starts[[s for s, _ in places]] + [n for _, n in places] for _, places in runs]
     return np.concatenate(parts)
 
 
