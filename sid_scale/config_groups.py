@@ -97,7 +97,7 @@ class StreamConfig:
 
     cache_dir: str | None = None
     cache_gb: float = 200.0  # least recently used shards go
-    prefetch: int = 4  # micro-batches that wait ready
+    prefetch: int = 4  # micro-batches that wait ready, the one in the making counted
     workers: int = 4  # threads that fetch what is not a local file
     retries: int = 5  # of what is not a local file
     backoff_seconds: float = 1.0  # before the first retry; doubled before each other

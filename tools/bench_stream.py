@@ -3,7 +3,7 @@
 Writes data sets of random latents (float32, 8x64x64 unless told otherwise) and reads them in turn,
 several rounds, with: this stream; a plain sequential read of the same files; plain WebDataset with
 the same decoding and a shuffle buffer of the same size; and a dataset cached in memory. All files
-are in the page cache, and all threads on one core, to which this process is bound. Rates are per
+are in the page cache, and all threads that work on one core, to which they are bound. Rates are per
 second of processor time, the median of the rounds, from 8 shards (133 MB each, unless told
 otherwise; make_shards makes larger ones). Times to the first batch are medians, too, from 100
 shards. Memory is each one's high-water mark in a process of its own, over that of the imports.

@@ -1,8 +1,9 @@
 """A micro-batch in the making: where its samples are read to, and whether they are sound.
 
-Payloads go from a shard's file straight into the tensor that goes to the device. That the arrays
-are finite and the heads in order is then checked for what was read, not sample by sample: anything
-out of order is left to `shards.decode`, which says what is wrong.
+Payloads go from a shard's file straight into the tensor that goes to the device, those in half
+precision by way of a buffer. That the arrays are finite and the heads in order is then checked for
+what was read, not sample by sample: anything out of order is left to `shards.decode`, which says
+what is wrong.
 """
 
 import weakref
@@ -12,58 +13,76 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sid_scale.data.layout import LaidOutShard, Layout
+from sid_scale.data.layout import LaidOutShard
 from sid_scale.data.shards import DTYPES, BadSampleError, Record, decode
 from sid_scale.data.source import ReadThrough, ShardSource
 
-CACHED_ROWS = 4  # that are looked at before the next ones are read: they fill half a megabyte
+CACHED_BYTES = 1 << 19  # that are read before they are looked at
 HUGE_PAGE = 2 << 20
 BLAS_ONE_THREAD = 10_000  # numbers up to which OpenBLAS keeps a dot product on this thread
 
 
+class Scratch:
+    """What reading needs beside the memory of a micro-batch: one is in the making at a time."""
+
+    def __init__(self, size: int, source: ShardSource):
+        elements, dtype = int(np.prod(source.index.sample_shape)), DTYPES[source.index.dtype]
+        self.heads = source.layout.heads(size)
+        self.head_buffers = [memoryview(head) for head in self.heads.bytes]
+        # What is stored in half precision is read beside the place where it is wanted.
+        self.halves = None if dtype == np.float32 else np.empty((size, elements), dtype)
+        # Each row is squared in parts.
+        self.parts = elements // _divisor(elements, BLAS_ONE_THREAD)
+        self.squares = np.empty((size, self.parts, 1, 1), np.float32)
+        self.rows_in_cache = max(1, CACHED_BYTES // (elements * dtype.itemsize))
+
+
 class Rows:
-    """Where a micro-batch is read to, and views of it that reading needs.
+    """The rows of a micro-batch, as reading needs them.
 
     Args:
         values: float32 (n, 2C, H, W), any values.
     """
 
-    def __init__(self, values: np.ndarray, layout: Layout, dtype: np.dtype[Any]):
+    def __init__(self, values: np.ndarray, scratch: Scratch):
+        self.scratch = scratch
         self.values = values.reshape(len(values), -1)
-        # What is stored in half precision is read beside the place where it is wanted.
-        in_place = dtype == values.dtype
-        self._stored = self.values if in_place else np.empty(self.values.shape, dtype)
-        self.heads = layout.heads(len(values))
-        self.buffers = [list(map(_memory, row)) for row in zip(self.heads.bytes, self._stored)]
-        # Each row in parts, as row vectors and as column vectors: their products are the sums of
-        # squares.
-        size = self.values.shape[1]
-        self._across = values.reshape(len(values), -1, 1, _divisor(size, BLAS_ONE_THREAD))
+        self._across = values.reshape(len(values), scratch.parts, 1, -1)
         self._down = self._across.swapaxes(2, 3)
-        self._squares = np.zeros((*self._across.shape[:3], 1), np.float32)
+        read_to: Any = self.values if scratch.halves is None else scratch.halves
+        size, whole = read_to[0].nbytes, memoryview(read_to).cast("B")
+        self.buffers = [
+            [head, whole[row * size : (row + 1) * size]]
+            for row, head in enumerate(scratch.head_buffers)
+        ]
+
+    def forget(self) -> None:
+        """What was read before is nobody's any more."""
+        self.scratch.squares.fill(np.nan)
 
     def look_at(self, rows: slice) -> None:
-        """What is done with rows that have just been read, while the processor's cache holds
-        them: their values, and what `finite` has to know, the quickest pass over them."""
-        if self._stored is not self.values:
-            np.copyto(self.values[rows], self._stored[rows])
-        np.matmul(self._across[rows], self._down[rows], out=self._squares[rows])
+        """Makes rows that have just been read float32, and sums their squares for `finite`: the
+        quickest pass over them, while the processor's cache holds them."""
+        if self.scratch.halves is not None:
+            np.copyto(self.values[rows], self.scratch.halves[rows])
+        np.matmul(self._across[rows], self._down[rows], out=self.scratch.squares[rows])
 
     def finite(self) -> np.ndarray:
-        """Which rows hold no NaN, no infinity, and no values so large that their squares are
-        infinite, bool (n,)."""
-        finite = np.isfinite(self._squares[:, :, 0, 0]).all(axis=1)
-        return np.asarray(finite)
+        """Which rows were looked at and hold no NaN, no infinity, and no values so large that
+        their squares are infinite, bool (n,)."""
+        finite: np.ndarray = np.isfinite(self.scratch.squares).reshape(len(self.values), -1)
+        return np.logical_and.reduce(finite, axis=1)
 
 
 class Memory:
-    """Rows in memory that was used before, pinned if CUDA is there.
+    """Memory for micro-batches that was used before, pinned if CUDA is there.
 
     Fresh memory would cost as much as the copy into it: the system has to clear it first.
     """
 
-    def __init__(self, source: ShardSource):
-        self._layout, self._dtype = source.layout, DTYPES[source.index.dtype]
+    def __init__(self, source: ShardSource, micro_batch: int):
+        self._shape = (micro_batch, *source.index.sample_shape)
+        self._scratch = Scratch(micro_batch, source)
         self._pins = torch.cuda.is_available()
         self._lent: list[tuple[weakref.ref[np.ndarray], np.ndarray, Rows]] = []
 
@@ -71,16 +90,16 @@ class Memory:
         """The tensor, pinned if CUDA is there."""
         return tensor.pin_memory() if self._pins else tensor
 
-    def rows(self, shape: tuple[int, ...]) -> tuple[Tensor, Rows]:
-        """A tensor of a shape (always the same one) with any values, and its rows."""
-        if self._pins:
-            stored = torch.empty(shape, pin_memory=True)  # PyTorch keeps pinned memory for reuse
-            return stored, Rows(stored.numpy(), self._layout, self._dtype)
+    def rows(self) -> tuple[Tensor, Rows]:
+        """A tensor float32 (n, 2C, H, W) of any values, and its rows, for the next draft."""
+        if self._pins:  # PyTorch keeps pinned memory for reuse
+            stored = torch.empty(self._shape, pin_memory=True)
+            return stored, Rows(stored.numpy(), self._scratch)
         free = (at for at, (borrower, *_) in enumerate(self._lent) if borrower() is None)
         at = next(free, len(self._lent))
         if at == len(self._lent):
-            memory = _in_huge_pages(shape)
-            rows = Rows(memory, self._layout, self._dtype)
+            memory = _in_huge_pages(self._shape)
+            rows = Rows(memory, self._scratch)
         else:
             _, memory, rows = self._lent[at]
         # Gone when the last tensor that shares the memory is gone.
@@ -94,20 +113,22 @@ class Draft:
 
     def __init__(self, source: ShardSource, rows: Rows):
         self._index, self._layout, self._rows = source.index, source.layout, rows
+        rows.forget()
         self.labels = np.empty(0, np.int64)  # of all rows, once `unsound` was called
         self._taken: dict[int, int] = {}  # labels of rows that were not read in place; -1: unsound
         self.places: list[tuple[int, int]] = []  # shard and number of the sample in each row
 
-    def read(self, first: int, source: LaidOutShard | ReadThrough, numbers: list[int]) -> None:
-        """Samples of one shard into the rows from `first` on; whether they are sound, `unsound`
+    def read(self, source: LaidOutShard | ReadThrough, numbers: list[int], row: int) -> None:
+        """Samples of one shard into the rows from `row` on; whether they are sound, `unsound`
         tells."""
         if isinstance(source, ReadThrough):
-            for row, number in enumerate(numbers, first):
-                self._take(row, source.take(number))
+            for at, number in enumerate(numbers, row):
+                self._take(at, source.take(number))
             return
-        for begin in range(0, len(numbers), CACHED_ROWS):
-            some = numbers[begin : begin + CACHED_ROWS]
-            rows = slice(first + begin, first + begin + len(some))
+        together = self._rows.scratch.rows_in_cache
+        for begin in range(0, len(numbers), together):
+            some = numbers[begin : begin + together]
+            rows = slice(row + begin, row + begin + len(some))
             source.read_into(some, self._rows.buffers[rows])
             self._rows.look_at(rows)
 
@@ -121,7 +142,7 @@ class Draft:
     def unsound(self) -> list[int]:
         """Rows whose samples are not what the index promises, when all have been read; with
         them some whose values are only huge."""
-        self.labels, finite = self._layout.labels(self._rows.heads), self._rows.finite()
+        self.labels, finite = self._layout.labels(self._rows.scratch.heads), self._rows.finite()
         for row, label in self._taken.items():
             self.labels[row], finite[row] = label, True
         return np.flatnonzero((self.labels < 0) | ~finite).tolist()
@@ -141,10 +162,6 @@ def _in_huge_pages(shape: tuple[int, ...]) -> np.ndarray:
     slab = np.empty(size + HUGE_PAGE, np.uint8)
     begin = -slab.ctypes.data % HUGE_PAGE
     return slab[begin : begin + size].view(np.float32).reshape(shape)
-
-
-def _memory(array: Any) -> memoryview:
-    return memoryview(array).cast("B")
 
 
 def _divisor(number: int, limit: int) -> int:

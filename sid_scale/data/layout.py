@@ -45,7 +45,7 @@ class Layout:
         dtype = DTYPES[index.dtype]
         header = {"descr": dtype.str, "fortran_order": False, "shape": index.sample_shape}
         np.lib.format.write_array_header_1_0(preamble, header)
-        # A class by how its member's size and its digits are told.
+        # The class for what a header says of its member's size and what the member holds.
         digits = [b"%d" % label for label in range(index.num_classes)]
         self._classes = {(b"%011o" % len(text), text): int(text) for text in digits}
         payload = int(np.prod(index.sample_shape)) * dtype.itemsize
@@ -85,9 +85,9 @@ class Layout:
         """The classes that heads tell, int64 (n,); -1: the head is not in order."""
         labels = np.array(
             [
-                # Both members have the key's name, and there is one.
+                # Both members have the key's name, which is not empty and ends where zeros begin.
                 self._classes.get((size, digits), -1)
-                if cls == npy[:-3] + b"cls" and npy[-4:] == b".npy" != npy
+                if cls == npy[:-3] + b"cls" and npy[-4:] == b".npy" != npy and 0 not in npy
                 else -1
                 for cls, size, digits, npy in heads.fields.tolist()
             ]
@@ -128,7 +128,7 @@ class LaidOutShard:
         counts: list[int] = []
         try:
             counts.extend(map(os.preadv, repeat(self._descriptor), buffers, offsets))
-        except OSError as error:
+        except OSError as error:  # what was read before it is in the list
             where = f"{self._url}: sample {numbers[len(counts)]}"
             raise ShardError(f"{where}: {error.strerror}") from error
         wanted = self._layout.record_bytes

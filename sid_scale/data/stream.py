@@ -11,12 +11,11 @@ Noise for a sample is keyed to (seed, position). Within a run that is (seed, epo
 order puts each sample at one position of each epoch, and that position lies in no other epoch.
 """
 
-import queue
 import sys
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +30,7 @@ from torch import Tensor
 
 from sid_scale.config_groups import StreamConfig
 from sid_scale.data.draft import Draft, Memory
+from sid_scale.data.handover import Handover
 from sid_scale.data.layout import LaidOutShard
 from sid_scale.data.order import Order, Run, Schedule, Window
 from sid_scale.data.shards import BadSampleError
@@ -60,7 +60,8 @@ class Batch:
 class LatentStream:
     """This rank's micro-batches, without end, read ahead on a background thread.
 
-    Use it as a context manager, or `close` it. Batches lie in pinned memory if CUDA is there;
+    Use it as a context manager, or `close` it: a program that ends without may have to wait for
+    shards that come from afar. `stored` and `labels` lie in pinned memory if CUDA is there;
     PyTorch hands a pinned block out again only when copies from it are done.
 
     Args:
@@ -96,12 +97,11 @@ class LatentStream:
 
         self._source = ShardSource(folder, settings, rank, tell)
         self.index = self._source.index
-        self._failure: BaseException | None = None
-        self._handover = _Handover(settings.prefetch)
-        reader = _Reader(self._source, Order(self.index, seed), settings, tell)
+        self._handover: Handover[Batch] = Handover(settings.prefetch)
+        reader = _Reader(self._source, Order(self.index, seed), micro_batch, settings, tell)
         self._thread = threading.Thread(
-            target=_prefetch,
-            args=(map(reader.batch, schedule), self._handover, reader.close),
+            target=_read_ahead,
+            args=(reader, schedule, self._handover),
             name="latent-stream",
             daemon=True,
         )
@@ -114,17 +114,11 @@ class LatentStream:
         return self
 
     def __next__(self) -> Batch:
-        if self._failure is None:
-            taken = self._handover.take()
-            if isinstance(taken, Batch):
-                return taken
-            self._failure = taken
-        raise self._failure
+        return self._handover.take()
 
     def close(self) -> None:
         """Stop reading and wait for the thread; a closed stream raises `ValueError`."""
         self._end()
-        self._failure = self._failure or ValueError("this LatentStream is closed")
 
     def __enter__(self) -> "LatentStream":
         return self
@@ -140,6 +134,7 @@ class _Reader:
         self,
         source: ShardSource,
         order: Order,
+        micro_batch: int,
         settings: StreamConfig,
         tell: Callable[[str], None],
     ):
@@ -147,14 +142,13 @@ class _Reader:
         self._skips = settings.on_bad_sample == "skip"
         self._told: set[tuple[int, int]] = set()
         self._lanes: defaultdict[int, _Lane] = defaultdict(partial(_Lane, source))
-        self._memory = Memory(source)
+        self._memory = Memory(source, micro_batch)
         self._workers = settings.workers
         self._pool = ThreadPoolExecutor(settings.workers, "latent-reader", _quiet)
 
     def batch(self, positions: range) -> Batch:
         """The samples at these positions, checked."""
-        shape = (len(positions), *self._source.index.sample_shape)
-        stored, rows = self._memory.rows(shape)
+        stored, rows = self._memory.rows()
         draft = Draft(self._source, rows)
         work: defaultdict[int, list[tuple[Run, int]]] = defaultdict(list)
         for run in self._order.runs(positions):
@@ -163,17 +157,20 @@ class _Reader:
         # One thread to a lane: a lane is read in order.
         several = len(work) > 1 and self._source.is_fetched and self._workers > 1
         lanes = [self._lanes[number] for number in work]
-        list((self._pool.map if several else map)(_read, lanes, work.values(), repeat(draft)))
+        for _ in (self._pool.map if several else map)(_read, lanes, work.values(), repeat(draft)):
+            pass
         skipped = sum(self._mend(draft, row) for row in draft.unsound())
         labels = self._memory.pinned(torch.from_numpy(draft.labels))
         return Batch(stored, labels, positions, skipped)
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Ends reading on all threads, and only then closes what they read."""
+        self._source.close()
+        self._pool.shutdown(wait=True, cancel_futures=True)
         for lane in self._lanes.values():
             lane.close()
 
-    def _mend(self, draft: "Draft", row: int) -> int:
+    def _mend(self, draft: Draft, row: int) -> int:
         """Reads a sample that is not as it should be by the book. -> 1 if it was skipped.
 
         Raises:
@@ -234,7 +231,7 @@ def _read(lane: _Lane, runs: list[tuple[Run, int]], draft: Draft) -> None:
         opened = lane.shards(window)
         for shard, stretch in groupby(places, itemgetter(0)):
             numbers = [number for _, number in stretch]
-            draft.read(row, opened[shard], numbers)
+            draft.read(opened[shard], numbers, row)
             row += len(numbers)
 
 
@@ -243,53 +240,14 @@ def _quiet() -> None:
     np.seterr(over="ignore", invalid="ignore")
 
 
-class _Handover:
-    """Batches from the reading thread to the training thread, `prefetch` of them ready at most.
-
-    Two of Python's simple queues, of which the second one counts the room: they wake the other
-    thread less often than `queue.Queue`, and nobody has to look from time to time.
-    """
-
-    def __init__(self, prefetch: int):
-        self._ready: queue.SimpleQueue[Batch | BaseException] = queue.SimpleQueue()
-        self._room: queue.SimpleQueue[None] = queue.SimpleQueue()
-        for _ in range(prefetch):
-            self._room.put(None)
-        self._ended = False
-
-    def take(self) -> Batch | BaseException:
-        """The next batch, or why there is none."""
-        taken = self._ready.get()
-        self._room.put(None)
-        return taken
-
-    def wait_for_room(self) -> bool:
-        """Whether another batch is wanted; False: never again."""
-        self._room.get()
-        return not self._ended
-
-    def give(self, item: Batch | BaseException) -> None:
-        """There must be room, but for an error."""
-        self._ready.put(item)
-
-    def end(self) -> None:
-        """Nobody takes any more."""
-        self._ended = True
-        self._room.put(None)
+def _read_ahead(reader: _Reader, schedule: Schedule, handover: Handover[Batch]) -> None:
+    _quiet()
+    handover.fill(map(reader.batch, schedule))
+    reader.close()
 
 
-def _end(handover: _Handover, source: ShardSource, thread: threading.Thread) -> None:
+def _end(handover: Handover[Batch], source: ShardSource, thread: threading.Thread) -> None:
     handover.end()
     source.close()
     if thread is not threading.current_thread():
         thread.join(timeout=5)  # a read that hangs must not keep the run from ending
-
-
-def _prefetch(batches: Iterator[Batch], handover: _Handover, close: Callable[[], None]) -> None:
-    _quiet()
-    try:
-        while handover.wait_for_room():
-            handover.give(next(batches))
-    except BaseException as error:  # raised again in `__next__`
-        handover.give(error)
-    close()

@@ -1,7 +1,9 @@
 """Data sets for tests."""
 
 import dataclasses
+import io
 import json
+import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -20,16 +22,39 @@ def write(folder: Path, count: int, shard_samples: int, dtype: str = "float32") 
     return folder
 
 
-def put_value(folder: Path, name: str, keys: Iterable[str], value: float) -> None:
-    """Puts a value into float32 samples of a shard, and makes the index believe the shard."""
+def put_value(
+    folder: Path, name: str, keys: Iterable[str], value: float, dtype: str = "float32"
+) -> None:
+    """Puts a value into samples of a shard, and makes the index believe the shard."""
+    number = np.array(value, dtype).tobytes()
     path = folder / name
     content = bytearray(path.read_bytes())
     for key in keys:
         place = content.index(f"{key}.npy".encode()) + 512 + 128
-        content[place : place + 4] = np.float32(value).tobytes()
+        content[place : place + len(number)] = number
     path.write_bytes(content)
-    index = json.loads((folder / "index.json").read_text())
+    _believe(path)
+
+
+def as_gnu_tar(path: Path) -> None:
+    """Packs a shard as another program might: the same members in GNU tar's format, the array
+    first, and another padding."""
+    with tarfile.open(path) as source:
+        members = [(m.name, source.extractfile(m).read()) for m in source]  # type: ignore
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
+        for cls, npy in zip(members[::2], members[1::2], strict=True):
+            for name, content in (npy, cls):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    _believe(path)
+
+
+def _believe(path: Path) -> None:
+    """Makes the index describe a shard as it is now."""
+    place = path.parent / "index.json"
+    index = json.loads(place.read_text())
     for number, shard in enumerate(index["shards"]):
-        if shard["name"] == name:
+        if shard["name"] == path.name:
             index["shards"][number] = dataclasses.asdict(Shard.of(path, shard["samples"]))
-    (folder / "index.json").write_text(json.dumps(index))
+    place.write_text(json.dumps(index))

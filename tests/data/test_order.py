@@ -34,8 +34,7 @@ def places(index: ShardIndex, seed: int, positions: range) -> np.ndarray:
     """Which of the data set's samples lie at these positions."""
     starts = np.cumsum([0] + [shard.samples for shard in index.shards])
     runs = Order(index, seed).runs(positions)
-    parts = [starts[[s for s, _ in places]] + [n for _, n in places] for _, places in runs]
-    return np.concatenate(parts)
+    return np.array([starts[shard] + number for run in runs for shard, number in run.places])
 
 
 # ImageNet in shards of 512 MB would be 320 times 4000; here a tenth of the samples in each.

@@ -1,7 +1,9 @@
 """Shards from afar: fetched, tried again, cached; and what is bad in them."""
 
-import dataclasses
+import errno
 import json
+import os
+import threading
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -11,13 +13,14 @@ import numpy as np
 import pytest
 
 from sid_scale.config_groups import StreamConfig
+from sid_scale.data import source as source_module
 from sid_scale.data.opening import FetchError, Patience
-from sid_scale.data.shards import BadSampleError, Shard, ShardError, read_index
+from sid_scale.data.shards import BadSampleError, ShardError, read_index
 from sid_scale.data.stream import Batch, LatentStream
 from sid_scale.data.writing import write_shards
 from sid_scale.errors import SidScaleError
 from tests.data.server import Server, served
-from tests.data.shards import SHAPE, put_value, write
+from tests.data.shards import SHAPE, as_gnu_tar, put_value, write
 from tests.ranks import free_port
 
 SHARD = "shard-000002.tar"
@@ -245,28 +248,115 @@ def test_a_damaged_header_is_never_read_over(tmp_path: Path, at: int) -> None:
         numbers(tmp_path)
 
 
+@pytest.mark.faults
+def test_a_key_that_hides_behind_a_zero_is_no_key(tmp_path: Path) -> None:
+    """tar programs end a name at the first zero."""
+    write(tmp_path, SAMPLES, 60)
+    path = tmp_path / SHARD
+    content = path.read_bytes()
+    for name in (b"000127.cls", b"000127.npy"):
+        content = content.replace(name, name.replace(b"0127", b"\x00127"))
+    path.write_bytes(content)
+    harm(tmp_path)
+    with pytest.raises(ShardError, match=SHARD):
+        numbers(tmp_path)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(20)
+def test_a_disk_that_fails_is_told_with_shard_and_sample(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, preadv = numbers(folder, 1), os.preadv
+
+    def fails(descriptor: int, buffers: Any, offset: int, *flags: int) -> int:
+        if len(buffers) == 2 and os.readlink(f"/proc/self/fd/{descriptor}").endswith(name):
+            reads.append(offset)
+            if len(reads) == 2:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return preadv(descriptor, buffers, offset, *flags)
+
+    shard, reads = whole[1] // 60, list[int]()
+    name = f"shard-{shard:06d}.tar"
+    monkeypatch.setattr(os, "preadv", fails)
+    with pytest.raises(ShardError, match=rf"{name}: sample {whole[1] % 60}: Input/output error"):
+        numbers(folder, 1)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(20)
+def test_after_an_error_other_lanes_are_closed_in_peace(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One shard cannot be had while the others, on other threads, are still awaited."""
+    unseen: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", unseen.append)
+    missing = f"shard-{numbers(folder, 1)[0] // 60:06d}.tar"
+    serve = tmp_path / "serve"
+    serve.write_text(
+        f'case "$1" in */index.json) cat {folder}/index.json;; '
+        f"*/{missing}) exit 3;; *) exec sleep 1000;; esac"
+    )
+    place = {"global_batch": 64, "rank": 0, "world_size": 1, "micro_batch": 64}  # of all lanes
+    settings = StreamConfig(retries=0, workers=4)
+    with LatentStream(f"pipe:exec bash {serve} set", seed=0, settings=settings, **place) as stream:
+        with pytest.raises(FetchError, match=f"{missing}.*status 3"):
+            next(stream)
+    assert not [thread for thread in threading.enumerate() if "latent" in thread.name]
+    assert not unseen
+
+
 # Other layouts
 
 
 def test_shards_of_any_tar_program_are_read(folder: Path, tmp_path: Path) -> None:
-    """The same members in GNU tar's format, the array first, and another padding."""
-    import io
-    import tarfile
-
-    index = json.loads((folder / "index.json").read_text())
-    for number, shard in enumerate(index["shards"]):
-        with tarfile.open(folder / shard["name"]) as source:
-            members = [(m.name, source.extractfile(m).read()) for m in source]  # type: ignore
-        path = tmp_path / shard["name"]
-        with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
-            for cls, npy in zip(members[::2], members[1::2], strict=True):
-                for name, content in (npy, cls):
-                    info = tarfile.TarInfo(name)
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
-        index["shards"][number] = dataclasses.asdict(Shard.of(path, shard["samples"]))
-    (tmp_path / "index.json").write_text(json.dumps(index))
+    for shard in sorted(write(tmp_path, SAMPLES, 60).glob("*.tar")):
+        as_gnu_tar(shard)
     assert numbers(tmp_path) == numbers(folder)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_memory_that_is_used_again_keeps_nothing_of_its_last_batch(
+    folder: Path, tmp_path: Path, dtype: str
+) -> None:
+    """Shards of both kinds, bad samples in both, and each batch forgotten before the next."""
+    write(tmp_path, SAMPLES, 60, dtype)
+    as_gnu_tar(tmp_path / "shard-000000.tar")
+    as_gnu_tar(tmp_path / "shard-000002.tar")
+    put_value(tmp_path, "shard-000001.tar", ["000075"], np.nan, dtype)
+    put_value(tmp_path, "shard-000002.tar", ["000175"], np.nan, dtype)
+    instead = {75: 74, 175: 174}
+    whole = numbers(folder, 5 * SAMPLES // 8)
+    place = {"global_batch": 40, "rank": 0, "world_size": 1, "micro_batch": 40}
+    with LatentStream(
+        tmp_path, seed=0, settings=StreamConfig(on_bad_sample="skip", prefetch=1), **place
+    ) as stream:
+        for first in range(0, 5 * SAMPLES, 40):
+            batch, here = next(stream), whole[first : first + 40]
+            wanted = [instead.get(number, number) for number in here]
+            assert batch.stored[:, 0, 0, 0].tolist() == wanted
+            assert batch.labels.tolist() == [number % 7 for number in wanted]
+            assert batch.skipped == sum(number in instead for number in here)
+            del batch
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_what_write_shards_made_is_never_read_through(
+    tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That would give the same samples, hundreds of times slower."""
+    samples = (
+        (f"{'long/' * 17}{i}" if i % 2 else f"{i}", np.full(SHAPE, i), i % 1000)
+        for i in range(2000)
+    )
+    write_shards(tmp_path, samples, codec={}, num_classes=1000, shard_samples=500, dtype=dtype)
+
+    def refused(*how: Any) -> Any:
+        raise AssertionError("read through")
+
+    monkeypatch.setattr(source_module, "read_shard", refused)
+    for batch in batches(tmp_path, 250):
+        assert batch.labels.equal(batch.stored[:, 0, 0, 0].long() % 1000)
 
 
 def test_tiny_shards_are_read(tmp_path: Path) -> None:
