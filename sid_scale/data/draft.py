@@ -84,7 +84,7 @@ class Memory:
         self._shape = (micro_batch, *source.index.sample_shape)
         self._scratch = Scratch(micro_batch, source)
         self._pins = torch.cuda.is_available()
-        self._lent: list[tuple[weakref.ref[np.ndarray], np.ndarray, Rows]] = []
+        self._lent: list[tuple[weakref.ref[np.ndarray], Rows]] = []
 
     def pinned(self, tensor: Tensor) -> Tensor:
         """The tensor, pinned if CUDA is there."""
@@ -95,16 +95,15 @@ class Memory:
         if self._pins:  # PyTorch keeps pinned memory for reuse
             stored = torch.empty(self._shape, pin_memory=True)
             return stored, Rows(stored.numpy(), self._scratch)
-        free = (at for at, (borrower, *_) in enumerate(self._lent) if borrower() is None)
+        free = (at for at, (borrower, _) in enumerate(self._lent) if borrower() is None)
         at = next(free, len(self._lent))
         if at == len(self._lent):
-            memory = _in_huge_pages(self._shape)
-            rows = Rows(memory, self._scratch)
+            rows = Rows(_in_huge_pages(self._shape), self._scratch)
         else:
-            _, memory, rows = self._lent[at]
-        # Gone when the last tensor that shares the memory is gone.
-        view = memory.view()
-        self._lent[at : at + 1] = [(weakref.ref(view), memory, rows)]
+            _, rows = self._lent[at]
+        # A new view, which is gone when the last tensor that shares the memory is gone.
+        view = rows.values.reshape(self._shape)
+        self._lent[at : at + 1] = [(weakref.ref(view), rows)]
         return torch.from_numpy(view), rows
 
 
