@@ -8,6 +8,15 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.hookimpl(tryfirst=True)  # before the workers look at the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several workers share the tests: a file's stay together, for the fixtures that they
+    share, and so do all that use the cluster."""
+    for item in items:
+        group = "slurm" if item.get_closest_marker("slurm") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def reference_dir() -> Path:
     """Folder of the vectors from the published implementations (REFERENCE_DIR)."""
