@@ -27,6 +27,7 @@ from typing import final
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from sid_scale.config_groups import StreamConfig
 from sid_scale.data.draft import Draft, Memory
@@ -93,7 +94,7 @@ class LatentStream:
         schedule = Schedule(global_batch, rank, world_size, micro_batch, start)
 
         def tell(line: str) -> None:
-            print(f"rank {rank}: {line}", file=sys.stderr, flush=True)
+            tqdm.write(f"rank {rank}: {line}", file=sys.stderr)  # not into a progress bar's line
 
         self._source = ShardSource(folder, settings, rank, tell)
         self.index = self._source.index
