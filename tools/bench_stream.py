@@ -1,12 +1,14 @@
 """Measures the latent stream: `python tools/bench_stream.py [--samples 2000] [--sizes 1,4,16]`.
 
 Writes data sets of random latents (float32, 8x64x64 unless told otherwise) and reads them in turn,
-several rounds, with: this stream; a plain sequential read of the same files; plain WebDataset with
-the same decoding and a shuffle buffer of the same size; and a dataset cached in memory. All files
-are in the page cache, and all threads that work on one core, to which they are bound. Rates are per
-second of processor time, the median of the rounds, from 8 shards (133 MB each, unless told
-otherwise; make_shards makes larger ones). Times to the first batch are medians, too, from 100
-shards. Memory is each one's high-water mark in a process of its own, over that of the imports.
+several rounds, with: this stream; a plain sequential read of the same files into one buffer, which
+stays in the processor's cache; the bare reads of a shuffling loader, each sample by itself into
+memory of micro-batches; plain WebDataset with the same decoding and a shuffle buffer of the same
+size; and a dataset cached in memory. All files are in the page cache, and all threads that work on
+one core, to which they are bound. Rates are per second of processor time, the median of the rounds,
+from 8 shards (133 MB each, unless told otherwise; make_shards makes larger ones). Times to the
+first batch are medians, too, from 100 shards. Memory is each one's high-water mark in a process of
+its own, over that of the imports.
 Needs about 140 KB a sample and unit of size on disk (--sizes 1,4,16: 7 GB) under --folder; all but
 the largest set should fit into memory.
 """
@@ -18,7 +20,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from io import BytesIO
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -27,6 +31,7 @@ import numpy as np
 import torch
 import webdataset as wds
 
+from sid_scale.data.layout import Layout
 from sid_scale.data.order import SHUFFLE
 from sid_scale.data.shards import read_index, read_shard
 from sid_scale.data.stream import LatentStream
@@ -101,14 +106,15 @@ def write(folder: Path, samples: int, side: int, shards: int) -> None:
     )
 
 
-# --- the contenders: each yields the number of samples in what it has just read ---------------
+# --- the contenders: each yields the number of samples in what it has just read, and holds it no
+# longer, as a training step that has made its update ------------------------------------------
 
 
 def stream(folder: Path, micro_batch: int) -> Iterator[int]:
     """This project's stream, without end."""
     with open_stream(folder, micro_batch) as batches:
-        for batch in batches:
-            yield len(batch.stored)
+        while True:
+            yield len(next(batches).stored)
 
 
 def open_stream(folder: Path, micro_batch: int, start: int = 0) -> LatentStream:
@@ -134,6 +140,26 @@ def raw(folder: Path, micro_batch: int) -> Iterator[float]:
                     yield count * shard.samples / shard.bytes
 
 
+def bare(folder: Path, micro_batch: int) -> Iterator[int]:
+    """Samples in a new order each epoch, as they lie in the files, into memory of two micro-batches
+    in turn. Not looked at: no loader that shuffles and copies a sample once does less."""
+    index, layout = read_index(folder), Layout(read_index(folder))
+    slabs = cycle(np.zeros((2, micro_batch, layout.stride), np.uint8))
+    with ExitStack() as stack:
+        files = [stack.enter_context(open(folder / shard.name, "rb")) for shard in index.shards]
+        places = [
+            (file.fileno(), number * layout.stride)
+            for file, shard in zip(files, index.shards, strict=True)
+            for number in range(shard.samples)
+        ]
+        while True:
+            for numbers in torch.randperm(len(places)).split(micro_batch):
+                for number, row in zip(numbers.tolist(), next(slabs), strict=False):
+                    descriptor, offset = places[number]
+                    os.preadv(descriptor, [row], offset)
+                yield len(numbers)
+
+
 def webdataset(folder: Path, micro_batch: int) -> Iterator[int]:
     """WebDataset, again and again."""
     index = read_index(folder)
@@ -147,7 +173,9 @@ def webdataset(folder: Path, micro_batch: int) -> Iterator[int]:
     batches = batches.map_tuple(array, int).batched(micro_batch, partial=False)
     while True:
         for stored, _ in batches:
-            yield len(stored)
+            count = len(stored)
+            del stored
+            yield count
 
 
 def memory(folder: Path, micro_batch: int) -> Iterator[int]:
@@ -167,6 +195,7 @@ def memory(folder: Path, micro_batch: int) -> Iterator[int]:
 CONTENDERS: dict[str, Callable[[Path, int], Iterator[float]]] = {
     "stream": stream,
     "raw": raw,
+    "bare": bare,
     "webdataset": webdataset,
     "memory": memory,
 }
