@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Callable
+from random import SystemRandom
 from typing import Any
 
 import torch
@@ -25,10 +26,16 @@ def run_ranks(world_size: int, work: Callable[..., Any], *arguments: Any) -> Non
 
 
 def free_port() -> int:
-    """A port on which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port on which nobody listens; none of those that the system gives to connections, one of
+    which might take it before the test does, nor of the cluster's jobs."""
+    while True:
+        port = SystemRandom().randrange(10_000, 20_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue  # somebody has it: another one
+            return port
 
 
 def _rank(

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sets up a fresh machine and passes the tests, on two workers: most of them wait most of the time.
-# Arguments go to pytest (-k, -m, a path, --numprocesses 0 ...).
+# Sets up a fresh machine and passes the tests, on two workers: they wait for processes and timers
+# more than they compute. Arguments go to pytest (-k, -m, a path, --numprocesses 0 ...).
 #
 # As root on Debian it installs SLURM, munge, shellcheck and a headless browser, which some tests
 # use; elsewhere it says what it leaves out.
@@ -14,4 +14,4 @@ source tools/system.sh
 install_system
 install_everything dev
 export OMP_NUM_THREADS=1 # ranks share the cores
-exec python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder "$@"
+exec python -m pytest --numprocesses 2 --no-loadscope-reorder "$@"

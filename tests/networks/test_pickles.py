@@ -8,7 +8,7 @@ import pickle
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sid_scale.networks.pickle_opcodes import PickleError, Span
@@ -41,6 +41,7 @@ def refusal(pickled: bytes, *allowed: str) -> str:
     return str(caught.value)
 
 
+@settings(deadline=None)  # how long it takes is not the point
 @given(value=PLAIN, protocol=st.sampled_from(PROTOCOLS))
 def test_plain_data_comes_out_as_it_went_in(value: Any, protocol: int):
     assert read(pickle.dumps(value, protocol)) == value

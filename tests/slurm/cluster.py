@@ -203,9 +203,15 @@ class Cluster:
         self.run("scancel", "--user", getuser(), check=False)
 
     def job(self, job: int) -> dict[str, str]:
-        """What `scontrol show job` tells."""
-        told = self.run("scontrol", "--oneliner", "show", "job", str(job))
-        return dict(re.findall(r"(\S+?)=(\S*)", told))
+        """What `scontrol show job` tells; of an array, of one of its tasks."""
+        return dict(re.findall(r"(\S+?)=(\S*)", self._shown(job)))
+
+    def states(self, job: int) -> set[str]:
+        """The states of a job, or of an array's tasks."""
+        return set(re.findall(r"JobState=(\S+)", self._shown(job)))
+
+    def _shown(self, job: int) -> str:
+        return self.run("scontrol", "--oneliner", "show", "job", str(job))
 
     def node_states(self) -> dict[str, str]:
         told = self.run("scontrol", "--oneliner", "show", "node", check=False)
@@ -228,9 +234,9 @@ class Cluster:
         return path.read_text(errors="replace") if path.exists() else ""
 
     def finish(self, job: int, seconds: float = 120) -> str:
-        """Waits for a job's end; returns its final state."""
-        self.wait(lambda: self.job(job)["JobState"] in ENDED, f"the end of job {job}", seconds, job)
-        return self.job(job)["JobState"]
+        """Waits for the end of a job, of all tasks of an array; returns its final state."""
+        self.wait(lambda: self.states(job) <= {*ENDED}, f"the end of job {job}", seconds, job)
+        return " and ".join(sorted(self.states(job)))
 
     def wait(
         self,
