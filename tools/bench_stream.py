@@ -5,9 +5,10 @@ several rounds, with: this stream; a plain sequential read of the same files, in
 stays in the processor's cache; the reads alone of a loader that shuffles; plain WebDataset with the
 same decoding and a shuffle buffer of the same size; and a dataset cached in memory. All files are
 in the page cache, and all threads that work on one core, to which they are bound. Rates are per
-second of processor time, the median of the rounds, from 8 shards (133 MB each, unless told
-otherwise; make_shards makes larger ones). Times to the first batch are medians, too, from 100
-shards. Memory is each one's high-water mark in a process of its own, over that of the imports.
+second of processor time (by the clock, beside them, what the stream reads ahead between two rounds
+comes for nothing), the median of the rounds, from 8 shards (133 MB each, unless told otherwise;
+make_shards makes larger ones). Times to the first batch are medians, too, from 100 shards. Memory
+is each one's high-water mark in a process of its own, over that of the imports.
 Needs about 140 KB a sample and unit of size on disk (--sizes 1,4,16: 7 GB) under --folder; all but
 the largest set should fit into memory.
 """

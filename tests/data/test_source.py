@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import re
+import sys
 import threading
 from collections.abc import Iterator
 from itertools import islice
@@ -11,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from sid_scale.config_groups import StreamConfig
 from sid_scale.data import source as source_module
@@ -213,6 +216,16 @@ def test_a_skipped_sample_is_replaced_by_its_neighbour_and_counted(
         for begin in range(0, SAMPLES, 8)
     ]
     assert capfd.readouterr().err.count("rank 0: skipped ") == 4
+
+
+def test_a_skipped_sample_is_told_on_a_line_of_its_own_beside_a_progress_bar(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    harm(write(tmp_path, SAMPLES, 60), 7)
+    with tqdm(total=1, file=sys.stderr):
+        batches(tmp_path, on_bad_sample="skip")
+    lines = re.split(r"[\r\n]", capfd.readouterr().err)
+    assert [line.startswith("rank 0: skipped ") for line in lines if "skipped" in line] == [True]
 
 
 @pytest.mark.faults
