@@ -14,4 +14,5 @@ source tools/system.sh
 install_system
 install_everything dev
 export OMP_NUM_THREADS=1 # ranks share the cores
+# In the files' order: those that take longest have few tests, and would come last.
 exec python -m pytest --numprocesses 2 --no-loadscope-reorder "$@"
