@@ -6,10 +6,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 
-from sid_scale.config import RunConfig, load_config, preset_names
-from sid_scale.distill.lives import FINISHED, STOPPED
-from sid_scale.distill.stop import EX_STOPPED, StopRequests, stop_requests
+from sid_scale.config.run import RunConfig, load_config, preset_names
 from sid_scale.errors import SidScaleError
+from sid_scale.jobs.attempts import FINISHED, STOPPED
+from sid_scale.jobs.stop import EX_STOPPED, StopRequests, stop_requests
 from sid_scale.ranks import joined_ranks, tell_once
 
 
@@ -45,9 +45,9 @@ def run(config: RunConfig, stop: StopRequests) -> int:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     # These import torch and DeepSpeed, which take their time: a typo should not.
-    from sid_scale.distill.journal import Journal
     from sid_scale.distill.loop import train
     from sid_scale.evaluate.training import open_evaluation
+    from sid_scale.jobs.journal import Journal
 
     journal = Journal(config.run_dir)
     with joined_ranks(config.collective_timeout_seconds, journal.failed) as ranks:

@@ -60,7 +60,7 @@ done
 # A setting of the run.
 setting() {
     "${inside[@]}" python -c 'import functools, sys
-from sid_scale.config import load_config
+from sid_scale.config.run import load_config
 from sid_scale.errors import SidScaleError
 try:
     config = load_config(sys.argv[2], sys.argv[3:])
@@ -105,7 +105,7 @@ except SidScaleError as error:
 fi
 
 # Whether it fits, before it waits in a queue for days.
-plan=$(DS_ACCELERATOR=cpu "${inside[@]}" python -m sid_scale.memory --nodes "$nodes" \
+plan=$(DS_ACCELERATOR=cpu "${inside[@]}" python -m sid_scale.estimate.memory --nodes "$nodes" \
     --gpus-per-node "$gpus" --gpu-memory "$memory" --config "$@") || {
     echo "$plan"
     [ -n "$plan" ] || exit 1

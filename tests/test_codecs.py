@@ -17,7 +17,7 @@ from sid_scale.codecs import (
 )
 from sid_scale.demo.digits import digit_images
 from sid_scale.demo.prepare import TEACHER
-from sid_scale.networks.checkpoints import load_network
+from sid_scale.networks.folder import load_network
 
 
 def shipped_codec() -> VAECodec:

@@ -11,9 +11,9 @@ import torch
 from sid_scale import OneStepGenerator
 from sid_scale.codecs import open_codec
 from sid_scale.demo.prepare import TEACHER, write_digit_shards
-from sid_scale.networks.checkpoints import load_network
+from sid_scale.networks.folder import load_network
 from tests.conftest import ROOT
-from tests.generators import demo_generator
+from tests.generators.tiny import demo_generator
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from sid_scale.codecs import IdentityCodec
-from sid_scale.config import RunConfig, load_config
-from sid_scale.data.writing import write_shards
-from sid_scale.networks.checkpoints import NetworkFolder, save_network
-from sid_scale.networks.edm2 import EDM2, EDM2Config
+from sid_scale.config.run import RunConfig, load_config
+from sid_scale.data.prepare.shard_writer import write_shards
+from sid_scale.networks.edm2.network import EDM2, EDM2Config
+from sid_scale.networks.folder import NetworkFolder, save_network
 
 ARCHITECTURE = EDM2Config(
     img_resolution=8,

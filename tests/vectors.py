@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sid_scale.networks.checkpoints import from_edm2_shapes
-from sid_scale.networks.edm2 import EDM2, EDM2Config
-from sid_scale.networks.magnitude import unit_magnitude
+from sid_scale.networks.edm2.layers import unit_magnitude
+from sid_scale.networks.edm2.network import EDM2, EDM2Config
+from sid_scale.networks.folder import from_edm2_shapes
 
 
 class Vectors:

@@ -20,10 +20,10 @@ from pathlib import Path
 
 import torch
 
-from sid_scale.networks.checkpoints import describe
-from sid_scale.networks.edm2 import EDM2, EDM2Config
-from sid_scale.networks.sizes import SIZES, imagenet512
-from sid_scale.networks.tensor_file import Entry, Written, write_tensors
+from sid_scale.networks.edm2.network import EDM2, EDM2Config
+from sid_scale.networks.edm2.sizes import SIZES, imagenet512
+from sid_scale.networks.folder import describe
+from sid_scale.tensor_file import Entry, Written, write_tensors
 from sid_scale.zero.saved import (
     FORMAT_VERSION,
     MANIFEST,
@@ -35,7 +35,7 @@ from sid_scale.zero.saved import (
 CONSOLIDATE = """
 import resource, sys
 from pathlib import Path
-from sid_scale.zero.consolidate import consolidate
+from sid_scale.distill.consolidate import consolidate
 import torch
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 consolidate(Path(sys.argv[1]), "generator", "ema", Path(sys.argv[2]))

@@ -25,12 +25,12 @@ from sid_scale.evaluate.blocks import Block, BlockStore, blocks_of
 from sid_scale.evaluate.detectors import DetectorFiles, Detectors, open_detectors
 from sid_scale.evaluate.engine import STAGES, make_blocks
 from sid_scale.evaluate.features import FEATURES, FRECHET, NEIGHBOURS, check_metrics
-from sid_scale.evaluate.figures import figures_of, sum_statistics
-from sid_scale.evaluate.references import Reference
+from sid_scale.evaluate.metrics.from_features import figures_of, sum_statistics
+from sid_scale.evaluate.references.files import Reference
 from sid_scale.evaluate.samplers import GeneratorSampler, classes_of
-from sid_scale.generator import DTYPES, OneStepGenerator
-from sid_scale.generator_folder import codec_of
-from sid_scale.networks.checkpoints import load_network
+from sid_scale.generators.folder import codec_of
+from sid_scale.generators.generator import DTYPES, OneStepGenerator
+from sid_scale.networks.folder import load_network
 from sid_scale.ranks import Ranks, joined_ranks, on_first_rank
 
 INIT_SIGMA = 0.6  # of the digits' preset

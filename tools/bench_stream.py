@@ -32,11 +32,11 @@ import numpy as np
 import torch
 import webdataset as wds
 
-from sid_scale.data.layout import Layout
 from sid_scale.data.order import SHUFFLE
+from sid_scale.data.prepare.shard_writer import write_shards
 from sid_scale.data.shards import read_index, read_shard
 from sid_scale.data.stream import LatentStream
-from sid_scale.data.writing import write_shards
+from sid_scale.data.tar_layout import Layout
 
 SHARDS = 100
 RATE_SHARDS = 8

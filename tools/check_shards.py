@@ -13,9 +13,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from sid_scale.codecs import SIGMA_DATA
-from sid_scale.data.checking import Report, check_shards
+from sid_scale.data.prepare.verify import Report, check_shards
 from sid_scale.errors import SidScaleError
-from sid_scale.processes import usable_cores
+from sid_scale.process_pool import usable_cores
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
+from sid_scale.distill.consolidate import consolidate
 from sid_scale.errors import SidScaleError
-from sid_scale.zero.consolidate import consolidate
 
 ROLES = {
     "generator_ema": ("generator", "ema"),

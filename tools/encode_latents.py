@@ -23,13 +23,13 @@ import torch
 from tqdm import tqdm
 
 from sid_scale.codecs import CodecError, VAECodec, read_codec, stability_vae
-from sid_scale.data.encode import PRECISIONS, Encoder, Encoding, encode, plan_encoding
-from sid_scale.data.inputs import open_source
-from sid_scale.data.making import Making, Part
-from sid_scale.data.plan import parse_bytes
+from sid_scale.data.prepare.build import Making, Part
+from sid_scale.data.prepare.encode import PRECISIONS, Encoder, Encoding, encode, plan_encoding
+from sid_scale.data.prepare.plan import parse_bytes
+from sid_scale.data.prepare.sources import open_source
 from sid_scale.data.shards import DTYPES
 from sid_scale.errors import SidScaleError
-from sid_scale.processes import usable_cores
+from sid_scale.process_pool import usable_cores
 from sid_scale.ranks import launched_rank, tell_once
 
 

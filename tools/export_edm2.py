@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 from sid_scale.errors import SidScaleError
-from sid_scale.networks.checkpoints import load_stored_network
-from sid_scale.networks.export import export_network, with_silent_logvar
+from sid_scale.networks.edm2.export import export_network, with_silent_logvar
+from sid_scale.networks.folder import load_stored_network
 
 
 def main() -> int:

@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Imports; returns the exit status."""
     options = parse(arguments)
     # This imports torch, which takes its time: a typo should not.
-    from sid_scale.networks.edm2_pickles import GeneratorSettings, import_edm2
+    from sid_scale.networks.edm2.published import GeneratorSettings, import_edm2
 
     given = {name: getattr(options, name) for name in ("init_sigma", "steps", "method")}
     given = {name: value for name, value in given.items() if value is not None}

@@ -13,17 +13,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sid_scale.card import CardError, write_card
 from sid_scale.errors import SidScaleError
-from sid_scale.generator import OneStepGenerator
-from sid_scale.generator_folder import (
+from sid_scale.generators.card import CardError, write_card
+from sid_scale.generators.folder import (
     SAMPLES,
     adopt_vae,
     classes_in_turn,
     codec_of,
     write_samples,
 )
-from sid_scale.networks.checkpoints import read_description
+from sid_scale.generators.generator import OneStepGenerator
+from sid_scale.networks.folder import read_description
 
 
 def read_metrics(path: Path | None) -> dict[str, Any]:

@@ -19,13 +19,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from sid_scale.codecs import Codec, read_codec, stability_vae
-from sid_scale.data.inputs import open_source
-from sid_scale.data.making import Making
-from sid_scale.data.packing import Packing, pack, plan_packing
-from sid_scale.data.plan import parse_bytes
+from sid_scale.data.prepare.build import Making
+from sid_scale.data.prepare.pack import Packing, pack, plan_packing
+from sid_scale.data.prepare.plan import parse_bytes
+from sid_scale.data.prepare.sources import open_source
 from sid_scale.data.shards import DTYPES
 from sid_scale.errors import SidScaleError
-from sid_scale.processes import usable_cores
+from sid_scale.process_pool import usable_cores
 
 STABILITY = "stabilityai/sd-vae-ft-mse"
 

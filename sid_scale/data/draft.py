@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sid_scale.data.layout import LaidOutShard
+from sid_scale.data.shard_readers import ReadThrough, ShardSource
 from sid_scale.data.shards import DTYPES, BadSampleError, Record, decode
-from sid_scale.data.source import ReadThrough, ShardSource
+from sid_scale.data.tar_layout import LaidOutShard
 
 CACHED_BYTES = 1 << 19  # that are read before they are looked at
 HUGE_PAGE = 2 << 20

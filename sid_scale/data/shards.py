@@ -22,9 +22,9 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from webdataset import tariterators
 
-from sid_scale.data.opening import ONCE, TIMEOUT, FetchError, Patience, local_path, open_url
+from sid_scale.atomic import written_whole
+from sid_scale.data.remote import ONCE, TIMEOUT, FetchError, Patience, local_path, open_url
 from sid_scale.errors import SidScaleError
-from sid_scale.files import written_whole
 
 FORMAT_VERSION = 1
 INDEX = "index.json"

@@ -1,6 +1,6 @@
 """The stream of latents: one global order, the same for every number of ranks, resumable anywhere.
 
-The order is arithmetic (order.py); the shards are opened by source.py. A rank opens only the
+The order is arithmetic (order.py); the shards are opened by shard_readers.py. A rank opens only the
 lanes that its positions fall on (1/world_size of them when world_size micro-batches of BLOCK fit
 into one turn of the lanes). Of local and cached shards each payload is read straight into the
 batch that goes to the device, from where the layout says it lies, so nothing is held and resuming
@@ -29,13 +29,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sid_scale.config_groups import StreamConfig
+from sid_scale.config.groups import StreamConfig
 from sid_scale.data.draft import Draft, Memory
 from sid_scale.data.handover import Handover
-from sid_scale.data.layout import LaidOutShard
 from sid_scale.data.order import Order, Run, Schedule, Window
+from sid_scale.data.shard_readers import ReadThrough, ShardSource
 from sid_scale.data.shards import BadSampleError
-from sid_scale.data.source import ReadThrough, ShardSource
+from sid_scale.data.tar_layout import LaidOutShard
 
 OPEN_SHARDS = 4  # a lane's window of more of them (tiny ones) is read through, not kept open
 TOLD = 20  # bad samples that are told of one by one

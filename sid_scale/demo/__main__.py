@@ -8,7 +8,7 @@ from pathlib import Path
 from sid_scale.codecs import open_codec
 from sid_scale.demo.judge import judge_run
 from sid_scale.demo.prepare import TEACHER, write_digit_shards
-from sid_scale.networks.checkpoints import load_network
+from sid_scale.networks.folder import load_network
 
 
 def main() -> int:

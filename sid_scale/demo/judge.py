@@ -20,12 +20,12 @@ from sid_scale.demo.digits import (
     digit_images,
     pixel_features,
 )
-from sid_scale.distill.few_step import generate
-from sid_scale.distill.noise import KeyedNoise
-from sid_scale.evaluate.metrics import FeatureStatistics, frechet_distance
-from sid_scale.evaluate.sampling import denoiser, heun_sample, steps_for
-from sid_scale.networks.checkpoints import load_network
-from sid_scale.threads import one_thread_each
+from sid_scale.diffusion.few_step import generate
+from sid_scale.diffusion.heun import denoiser, heun_sample, steps_for
+from sid_scale.diffusion.noise import KeyedNoise
+from sid_scale.evaluate.metrics.distances import FeatureStatistics, frechet_distance
+from sid_scale.networks.folder import load_network
+from sid_scale.thread_map import one_thread_each
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from sid_scale.codecs import Codec
-from sid_scale.data.writing import write_shards
+from sid_scale.data.prepare.shard_writer import write_shards
 from sid_scale.demo.digits import digit_images
 
 ASSETS = Path(__file__).parent / "assets"

@@ -30,11 +30,11 @@ from sid_scale.demo.digits import (
     digit_images,
 )
 from sid_scale.demo.judge import TEACHER_EVALUATIONS, Judge
-from sid_scale.distill.noise import fake_score_sigma
-from sid_scale.distill.objectives import denoising_loss, denoising_weight
-from sid_scale.networks.checkpoints import NetworkFolder, save_network
-from sid_scale.networks.edm2 import EDM2, EDM2Config
-from sid_scale.networks.magnitude import normalise_weights_
+from sid_scale.diffusion.noise import fake_score_sigma
+from sid_scale.methods.losses import denoising_loss, denoising_weight
+from sid_scale.networks.edm2.layers import normalise_weights_
+from sid_scale.networks.edm2.network import EDM2, EDM2Config
+from sid_scale.networks.folder import NetworkFolder, save_network
 from sid_scale.zero import power_ema
 
 Log = Callable[[str], None]

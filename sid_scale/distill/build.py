@@ -9,21 +9,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sid_scale.codecs import Codec, CodecError, open_codec
-from sid_scale.config import RunConfig
+from sid_scale.config.run import RunConfig
 from sid_scale.data.labels import LabelStream, label_histogram
-from sid_scale.data.opening import Patience
+from sid_scale.data.remote import Patience
 from sid_scale.data.shards import ShardIndex, read_index
 from sid_scale.data.stream import LatentStream
-from sid_scale.distill.noise import keyed_seed
-from sid_scale.distill.origin import identity_of, origin_of
+from sid_scale.diffusion.noise import keyed_seed
+from sid_scale.distill.provenance import identity_of, origin_of
 from sid_scale.networks.activations import spare_activations
-from sid_scale.networks.checkpoints import (
+from sid_scale.networks.edm2.layers import store_weights_in
+from sid_scale.networks.edm2.network import EDM2, EDM2Config
+from sid_scale.networks.folder import (
     CheckpointError,
     NetworkFolder,
     load_network,
 )
-from sid_scale.networks.edm2 import EDM2, EDM2Config
-from sid_scale.networks.magnitude import store_weights_in
 from sid_scale.ranks import Ranks
 from sid_scale.zero.checkpoint import TrainingState
 from sid_scale.zero.ema import ShardedEMA
@@ -117,7 +117,7 @@ class Run:
         """What the fake score's updates read, from where the run stands: real latents, or for
         a method that reads none just labels."""
         if self.config.adversarial:
-            assert self.config.data is not None  # config.py has checked
+            assert self.config.data is not None  # config/run.py has checked
             return LatentStream(
                 self.config.data,
                 seed=self.config.seed,
@@ -155,7 +155,7 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     source = load_network(config.teacher)
     start = source
     if config.method == "sid2a":
-        assert config.generator_init is not None  # config.py has checked
+        assert config.generator_init is not None  # config/run.py has checked
         start = load_network(config.generator_init)
     _check_networks(config, source, start)
     codec = open_codec(source.codec, beside=config.teacher)

@@ -7,9 +7,9 @@ the two together.
 from collections.abc import Callable
 from typing import Protocol
 
+from sid_scale.config.parse import ConfigError
 from sid_scale.distill.build import Run
 from sid_scale.distill.telemetry import Telemetry
-from sid_scale.settings import ConfigError
 
 
 class Evaluation(Protocol):

@@ -3,10 +3,9 @@
 from contextlib import ExitStack
 from pathlib import Path
 
-from sid_scale.config import RunConfig
+from sid_scale.config.run import RunConfig
 from sid_scale.distill.build import Progress, Run, build_run
 from sid_scale.distill.evaluation import OpenEvaluation, no_evaluation
-from sid_scale.distill.lock import locked
 from sid_scale.distill.meter import Meter
 from sid_scale.distill.outputs import (
     prepare_folder,
@@ -22,9 +21,10 @@ from sid_scale.distill.resume import (
     tell_completed,
 )
 from sid_scale.distill.step import update_fake_score, update_generator
-from sid_scale.distill.stop import StopRequests
 from sid_scale.distill.telemetry import Telemetry
 from sid_scale.errors import SidScaleError
+from sid_scale.jobs.lock import locked
+from sid_scale.jobs.stop import StopRequests
 from sid_scale.ranks import Ranks, limit_waiting, on_any_rank, on_first_rank
 from sid_scale.zero import power_ema
 from sid_scale.zero.ema import ema_decay

@@ -10,23 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sid_scale.card import CARD, write_card
-from sid_scale.config import to_yaml
+from sid_scale.atomic import written_whole
+from sid_scale.config.run import to_yaml
+from sid_scale.diffusion.few_step import generate
+from sid_scale.diffusion.noise import KeyedNoise
 from sid_scale.distill.build import Run, generator_architecture
-from sid_scale.distill.few_step import generate
-from sid_scale.distill.noise import KeyedNoise
 from sid_scale.distill.telemetry import Telemetry
 from sid_scale.errors import SidScaleError
-from sid_scale.files import written_whole
-from sid_scale.generator_folder import (
+from sid_scale.generators.card import CARD, write_card
+from sid_scale.generators.folder import (
     SAMPLES,
     adopt_class_names,
     adopt_vae,
     classes_in_turn,
     write_samples,
 )
-from sid_scale.networks.checkpoints import describe, stream_network
-from sid_scale.pictures import image_grid, write_png
+from sid_scale.image_grid import image_grid, write_png
+from sid_scale.networks.folder import describe, stream_network
 from sid_scale.ranks import on_first_rank
 
 PACKAGES = ("sid-scale", "torch", "deepspeed", "webdataset", "diffusers", "safetensors", "numpy")

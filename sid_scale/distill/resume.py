@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from sid_scale.config import RunConfig
+from sid_scale.config.run import RunConfig
 from sid_scale.distill.build import Progress, Run
 from sid_scale.distill.meter import Meter, MeterSums
 from sid_scale.distill.outputs import descriptions, forget_metrics_after, versions
 from sid_scale.distill.telemetry import Telemetry
 from sid_scale.ranks import on_first_rank
-from sid_scale.zero import keeping
+from sid_scale.zero import retention
 from sid_scale.zero.checkpoint import load_checkpoint
 from sid_scale.zero.saved import (
     MANIFEST,
@@ -135,7 +135,7 @@ def find_checkpoint(config: RunConfig, damaged: Sequence[Path] = ()) -> Path | N
             is no checkpoint, or one of the run folder's own that is not the newest.
     """
     folder = _checkpoints_of(config)
-    own = [p for p in keeping.checkpoints(folder) if p not in damaged]
+    own = [p for p in retention.checkpoints(folder) if p not in damaged]
     newest = own[-1] if own else None
     if config.resume == "auto" or (newest is None and config.resume == "never"):
         return newest
@@ -192,8 +192,8 @@ def _set_aside(damaged: list[Path], sound: Path | None, told: list[str]) -> list
             "or take another run_dir to start anew"
         )
     try:
-        names = [keeping.set_aside(checkpoint).name for checkpoint in damaged]
-        keeping.point(sound.parent, keeping.LATEST, sound)
+        names = [retention.set_aside(checkpoint).name for checkpoint in damaged]
+        retention.point(sound.parent, retention.LATEST, sound)
     except OSError as error:
         raise TrainingStateError(f"damaged checkpoints cannot be set aside: {error}") from error
     return [f"set aside as {', '.join(names)} (remove it when you like); going on from {sound}"]

@@ -10,14 +10,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sid_scale.config_groups import ObjectiveConfig
+from sid_scale.config.groups import ObjectiveConfig
 from sid_scale.data.labels import LabelBatch
 from sid_scale.data.stream import Batch
+from sid_scale.diffusion.few_step import Denoiser, denoised, generate
+from sid_scale.diffusion.noise import KeyedNoise, fake_score_sigma, generator_sigma, keyed_seed
 from sid_scale.distill.build import Run
-from sid_scale.distill.few_step import Denoiser, denoised, generate
 from sid_scale.distill.meter import Meter
-from sid_scale.distill.noise import KeyedNoise, fake_score_sigma, generator_sigma, keyed_seed
-from sid_scale.distill.objectives import (
+from sid_scale.methods.losses import (
     denoising_loss,
     denoising_weight,
     discriminator_loss,
@@ -25,7 +25,7 @@ from sid_scale.distill.objectives import (
     sid_loss,
     sid_weight,
 )
-from sid_scale.networks.edm2 import Prediction
+from sid_scale.networks.edm2.network import Prediction
 
 
 class Draws(NamedTuple):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from sid_scale.config import RunConfig
+from sid_scale.config.run import RunConfig
 from sid_scale.distill.build import Progress
 from sid_scale.ranks import Ranks
 

@@ -19,7 +19,7 @@ COMMANDS = {
     "run": ("sid_scale.evaluate.run", "evaluate a generator"),
     "teacher": ("sid_scale.evaluate.teacher", "evaluate a teacher"),
     "reference": ("sid_scale.evaluate.reference", "compute statistics of real images"),
-    "report": ("sid_scale.evaluate.report.command", "write an HTML page of runs"),
+    "report": ("sid_scale.report.command", "write an HTML page of runs"),
 }
 
 

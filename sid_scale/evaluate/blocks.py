@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sid_scale.atomic import written_whole
 from sid_scale.errors import SidScaleError
-from sid_scale.files import written_whole
-from sid_scale.recipes import differences
+from sid_scale.inputs_changed import differences
 
 BLOCK = 256  # seeds
 RECIPE = "recipe.json"

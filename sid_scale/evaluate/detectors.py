@@ -31,7 +31,7 @@ from sid_scale.evaluate.features import (
     latent_features,
     pixel_features,
 )
-from sid_scale.networks.checkpoints import sha256
+from sid_scale.networks.folder import sha256
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
 DINOV2_NAME = "facebook/dinov2-large"

@@ -2,7 +2,7 @@
 
 Blocks of seeds are dealt to the ranks, and what an image's features are does not depend on who
 computes them. Each image is made once and shown to every detector. When all blocks are there, the
-figures follow from the features alone (`figures.py`).
+figures follow from the features alone (`from_features.py`).
 """
 
 import time
@@ -22,7 +22,7 @@ from sid_scale.evaluate.blocks import Block, BlockStore
 from sid_scale.evaluate.features import LATENTS, Extract, need_images
 from sid_scale.evaluate.samplers import CPU_BATCH, Sampler, classes_of
 from sid_scale.ranks import Ranks, on_first_rank
-from sid_scale.threads import one_thread_each
+from sid_scale.thread_map import one_thread_each
 
 T = TypeVar("T")
 S = TypeVar("S")

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
+from sid_scale.config.parse import nearest
 from sid_scale.errors import SidScaleError
-from sid_scale.settings import nearest
 
 INCEPTION, PROBABILITIES, DINOV2 = "inception", "inception_p", "dinov2"
 PIXELS, LATENTS = "pixels", "latents"

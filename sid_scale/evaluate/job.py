@@ -14,8 +14,8 @@ from sid_scale.evaluate.blocks import BlockStore, blocks_of
 from sid_scale.evaluate.detectors import DetectorFiles, Detectors, open_detectors
 from sid_scale.evaluate.engine import Stopwatch, make_blocks
 from sid_scale.evaluate.features import FEATURES, FRECHET, MetricError
-from sid_scale.evaluate.figures import figures_of
-from sid_scale.evaluate.references import Reference, find_references
+from sid_scale.evaluate.metrics.from_features import figures_of
+from sid_scale.evaluate.references.files import Reference, find_references
 from sid_scale.evaluate.results import (
     METRICS_FILE,
     read_finished,

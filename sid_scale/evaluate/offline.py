@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sid_scale.classes import parse_numbers
+from sid_scale.class_lists import parse_numbers
 from sid_scale.codecs import Codec, VAECodec
+from sid_scale.diffusion.heun import steps_for
 from sid_scale.errors import SidScaleError
 from sid_scale.evaluate.arguments import counts_too_small
 from sid_scale.evaluate.features import MetricError, check_metrics
@@ -21,9 +22,8 @@ from sid_scale.evaluate.samplers import (
     describe_network,
     open_teacher,
 )
-from sid_scale.evaluate.sampling import steps_for
-from sid_scale.generator import DTYPES, OneStepGenerator
-from sid_scale.networks.checkpoints import read_description
+from sid_scale.generators.generator import DTYPES, OneStepGenerator
+from sid_scale.networks.folder import read_description
 from sid_scale.ranks import Ranks, joined_ranks, tell_once
 
 

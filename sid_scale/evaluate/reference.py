@@ -50,6 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Computes; returns the exit status."""
     from sid_scale.evaluate.offline import on_ranks  # takes seconds
-    from sid_scale.evaluate.real_statistics import make_reference
+    from sid_scale.evaluate.references.compute import make_reference
 
     return on_ranks(make_reference, options)

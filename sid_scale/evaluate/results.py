@@ -6,9 +6,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from sid_scale.atomic import written_whole
 from sid_scale.evaluate.blocks import BlockError
 from sid_scale.evaluate.features import METRICS
-from sid_scale.files import written_whole
 
 FORMAT_VERSION = 1
 METRICS_FILE = "metrics.json"

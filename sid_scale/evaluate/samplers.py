@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sid_scale.codecs import VAE_WEIGHTS, Codec, VAECodec
-from sid_scale.distill.noise import SeededNoise, keyed_seed
-from sid_scale.evaluate.sampling import Denoise, denoiser, guided, heun_sample
-from sid_scale.generator import MAX_SEED, OneStepGenerator
-from sid_scale.generator_folder import GeneratorError, codec_of
-from sid_scale.networks.checkpoints import WEIGHTS, load_network, sha256
-from sid_scale.networks.edm2 import EDM2, EDM2Config
-from sid_scale.networks.magnitude import store_weights_in
+from sid_scale.diffusion.heun import Denoise, denoiser, guided, heun_sample
+from sid_scale.diffusion.noise import SeededNoise, keyed_seed
+from sid_scale.generators.folder import GeneratorError, codec_of
+from sid_scale.generators.generator import MAX_SEED, OneStepGenerator
+from sid_scale.networks.edm2.layers import store_weights_in
+from sid_scale.networks.edm2.network import EDM2, EDM2Config
+from sid_scale.networks.folder import WEIGHTS, load_network, sha256
 from sid_scale.ranks import on_first_rank
 
 CPU_BATCH = 16  # samples; fixed, so that a sample's company never depends on who computes it

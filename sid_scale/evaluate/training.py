@@ -19,24 +19,24 @@ import torch
 from torch import Tensor
 
 from sid_scale.codecs import VAECodec
+from sid_scale.diffusion.few_step import generate
+from sid_scale.diffusion.noise import SeededNoise
 from sid_scale.distill.build import Run, generator_architecture
 from sid_scale.distill.evaluation import Evaluation, NoEvaluation
-from sid_scale.distill.few_step import generate
-from sid_scale.distill.noise import SeededNoise
 from sid_scale.distill.outputs import write_generator, write_text
 from sid_scale.distill.telemetry import Telemetry
 from sid_scale.evaluate.blocks import BLOCK, BlockStore, blocks_of
 from sid_scale.evaluate.detectors import DetectorFiles, open_detectors
 from sid_scale.evaluate.engine import make_blocks
 from sid_scale.evaluate.features import HIGHER_IS_BETTER, MetricError, check_metrics, need_images
-from sid_scale.evaluate.figures import figures_of
-from sid_scale.evaluate.references import find_references
+from sid_scale.evaluate.metrics.from_features import figures_of
+from sid_scale.evaluate.references.files import find_references
 from sid_scale.evaluate.samplers import check_seeds
 from sid_scale.evaluate.trial import try_out
-from sid_scale.generator import DTYPES
-from sid_scale.generator_folder import adopt_class_names, adopt_vae
+from sid_scale.generators.folder import adopt_class_names, adopt_vae
+from sid_scale.generators.generator import DTYPES
 from sid_scale.ranks import on_first_rank
-from sid_scale.zero import keeping
+from sid_scale.zero import retention
 from sid_scale.zero.saved import MANIFEST
 
 PREFIX = "evaluation/"  # of the figures' names in metrics.jsonl and TensorBoard
@@ -152,11 +152,11 @@ class TrainingEvaluation:
         seen = run.saved_at
         if seen in (None, self._offered) or not run.ranks.is_first:
             return
-        whole = {int(p.name): p for p in keeping.checkpoints(folder) if (p / MANIFEST).is_file()}
+        whole = {int(p.name): p for p in retention.checkpoints(folder) if (p / MANIFEST).is_file()}
         evaluated = {self._values[at]: p for at, p in whole.items() if at in self._values}
         if evaluated:
             best = (max if self._best_by in HIGHER_IS_BETTER else min)(evaluated)
-            keeping.point(folder, keeping.BEST, evaluated[best])
+            retention.point(folder, retention.BEST, evaluated[best])
         if seen in whole:  # else it is still being written
             self._offered = seen
 

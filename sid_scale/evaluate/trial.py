@@ -8,9 +8,9 @@ from sid_scale.codecs import CodecError, IdentityCodec
 from sid_scale.evaluate.detectors import Detectors
 from sid_scale.evaluate.engine import extract_features
 from sid_scale.evaluate.features import need_images
-from sid_scale.evaluate.references import Reference, check_references
+from sid_scale.evaluate.references.files import Reference, check_references
 from sid_scale.evaluate.samplers import Sampler, image_shape
-from sid_scale.generator import RGB
+from sid_scale.generators.generator import RGB
 
 
 def try_out(

@@ -8,7 +8,7 @@ from typing import Literal
 
 from fairscale.nn import checkpoint_wrapper
 
-from sid_scale.networks.edm2 import EDM2, Block
+from sid_scale.networks.edm2.network import EDM2, Block
 
 Activations = Literal["keep", "recompute", "offload"]
 

@@ -1,6 +1,6 @@
 """Runs as YAML, by name: `--config edm2-img512-xl-sida`. `python -m sid_scale.presets` lists them.
 
-`config.py` reads the files; here is what the papers say of the runs that they describe.
+`config/run.py` reads the files; here is what the papers say of the runs that they describe.
 """
 
 from collections.abc import Iterator
@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from sid_scale.config import load_config, preset_names
-from sid_scale.networks.checkpoints import CheckpointError, read_description
-from sid_scale.networks.edm2 import EDM2
-from sid_scale.networks.sizes import SIZES
+from sid_scale.config.run import load_config, preset_names
+from sid_scale.networks.edm2.network import EDM2
+from sid_scale.networks.edm2.sizes import SIZES
+from sid_scale.networks.folder import CheckpointError, read_description
 
 # FID on ImageNet 512x512 in one step and without guidance, by size of the teacher: abstract of
 # arXiv 2410.14919 (v4), and the table in the README of github.com/mingyuanzhou/SiD, branch sida.

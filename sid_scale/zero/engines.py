@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from sid_scale.errors import SidScaleError
-from sid_scale.networks.edm2 import EDM2, Prediction
-from sid_scale.networks.magnitude import normalise_weights_, normalised_parameters
+from sid_scale.networks.edm2.layers import normalise_weights_, normalised_parameters
+from sid_scale.networks.edm2.network import EDM2, Prediction
 from sid_scale.zero.forced_norm import ForcedNorm
 from sid_scale.zero.fragments import is_replicated, set_masters
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import Tensor
 
-from sid_scale.networks.magnitude import EPSILON
+from sid_scale.networks.edm2.layers import EPSILON
 from sid_scale.zero.fragments import (
     Fragment,
     is_replicated,

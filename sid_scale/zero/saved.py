@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sid_scale.errors import SidScaleError
-from sid_scale.networks.checkpoints import sha256
+from sid_scale.networks.folder import sha256
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"

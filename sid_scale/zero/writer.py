@@ -22,9 +22,9 @@ import psutil
 import torch.distributed as dist
 from torch import Tensor
 
-from sid_scale.networks.tensor_file import Entry, Written, write_tensors
 from sid_scale.ranks import on_first_rank
-from sid_scale.zero import keeping
+from sid_scale.tensor_file import Entry, Written, write_tensors
+from sid_scale.zero import retention
 from sid_scale.zero.checkpoint import TrainingState, describe_state, host_files
 from sid_scale.zero.saved import FORMAT_VERSION, MANIFEST, STATE, TrainingStateError
 
@@ -64,7 +64,7 @@ class CheckpointWriter:
         """
         began = time.perf_counter()
         before = self.finish()
-        name = keeping.folder_name(images_seen)
+        name = retention.folder_name(images_seen)
         on_first_rank(lambda: self._begin(name))
         files = host_files(state)
         behind = self._write_behind and _has_room_for(files)
@@ -93,7 +93,7 @@ class CheckpointWriter:
     def _begin(self, name: str) -> None:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            keeping.sweep(self._folder)
+            retention.sweep(self._folder)
             self._partial(name).mkdir()
         except OSError as error:
             raise self._failure(name, f"{error}") from error
@@ -134,14 +134,14 @@ class CheckpointWriter:
     def _tidy(self, folder: Path) -> list[str]:
         """Moves `latest` and removes old ones: the new one is safe, whatever becomes of that."""
         try:
-            keeping.point(self._folder, keeping.LATEST, folder)
-            keeping.retire(self._folder, self._keep, self._keep_every)
+            retention.point(self._folder, retention.LATEST, folder)
+            retention.retire(self._folder, self._keep, self._keep_every)
         except OSError as error:
             return [f"old checkpoints in {self._folder} could not be tidied up: {error}"]
         return []
 
     def _failure(self, name: str, why: str) -> TrainingStateError:
-        found = [p for p in keeping.checkpoints(self._folder) if p.name != name]
+        found = [p for p in retention.checkpoints(self._folder) if p.name != name]
         newest = f"{found[-1]} is untouched" if found else "there is none before it"
         return TrainingStateError(
             f"checkpoint {name} could not be written: {why}; {newest}. Make room or lift the "

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from sid_scale.data.prepare.shard_writer import write_shards
 from sid_scale.data.shards import Shard
-from sid_scale.data.writing import write_shards
 
 SHAPE = (2, 1, 2)
 

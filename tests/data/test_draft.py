@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from sid_scale.config_groups import StreamConfig
+from sid_scale.config.groups import StreamConfig
 from sid_scale.data.draft import Draft, Memory
-from sid_scale.data.source import ShardSource
+from sid_scale.data.shard_readers import ShardSource
 from tests.data.shards import write
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sid_scale.data.checking import verify_shards
+from sid_scale.data.prepare.shard_writer import write_shards
+from sid_scale.data.prepare.verify import verify_shards
 from sid_scale.data.shards import (
     Shard,
     ShardError,
@@ -20,7 +21,6 @@ from sid_scale.data.shards import (
     read_index,
     read_shard,
 )
-from sid_scale.data.writing import write_shards
 
 SHAPE = (4, 3, 3)
 

@@ -12,12 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sid_scale.config_groups import StreamConfig
+from sid_scale.config.groups import StreamConfig
 from sid_scale.data import order as order_module
-from sid_scale.data import source as source_module
+from sid_scale.data import shard_readers
 from sid_scale.data.order import Order, Schedule, lane_count
+from sid_scale.data.shard_readers import ShardSource
 from sid_scale.data.shards import Shard, ShardError, read_index, read_shard
-from sid_scale.data.source import ShardSource
 from sid_scale.data.stream import LatentStream
 from tests.data.shards import SHAPE, write
 
@@ -199,7 +199,7 @@ def test_resuming_opens_no_more_than_a_window_needs(
 
     open_shard, read = ShardSource.open, list[str]()
     monkeypatch.setattr(ShardSource, "open", open_in_place)
-    monkeypatch.setattr(source_module, "read_shard", read_through)
+    monkeypatch.setattr(shard_readers, "read_shard", read_through)
     with LatentStream(
         f"{command}{folder}",
         seed=0,
@@ -256,7 +256,7 @@ def test_a_shard_damaged_under_way_ends_the_stream_with_its_name(
 ) -> None:
     write(tmp_path, 400, 100)
     index = read_index(tmp_path)
-    monkeypatch.setattr(source_module, "read_index", lambda *arguments: index)
+    monkeypatch.setattr(shard_readers, "read_index", lambda *arguments: index)
     shard, content = tmp_path / "shard-000003.tar", (tmp_path / "shard-000003.tar").read_bytes()
     if damage == "deleted":
         shard.unlink()

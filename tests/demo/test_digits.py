@@ -24,9 +24,9 @@ from sid_scale.demo.train_teacher import (
     train_teacher,
     train_vae,
 )
-from sid_scale.evaluate.metrics import FeatureStatistics, frechet_distance
-from sid_scale.evaluate.sampling import denoiser, heun_sample
-from sid_scale.networks.checkpoints import load_network
+from sid_scale.diffusion.heun import denoiser, heun_sample
+from sid_scale.evaluate.metrics.distances import FeatureStatistics, frechet_distance
+from sid_scale.networks.folder import load_network
 
 ASSETS = Path(sid_scale.demo.__path__[0]) / "assets"
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from PIL import Image
 
-from sid_scale.data.checking import verify_shards
+from sid_scale.data.prepare.verify import verify_shards
 from sid_scale.demo.judge import Judge, draw_curve, draw_samples
 from sid_scale.demo.prepare import TEACHER, write_digit_shards
 from sid_scale.distill.build import generator_architecture
-from sid_scale.networks.checkpoints import NetworkFolder, load_network, save_network
+from sid_scale.networks.folder import NetworkFolder, load_network, save_network
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from sid_scale.evaluate.offline import evaluate_generator, evaluate_teacher
-from sid_scale.evaluate.real_statistics import make_reference
+from sid_scale.evaluate.references.compute import make_reference
 from sid_scale.ranks import Ranks
 from tests.ranks import run_ranks
 

@@ -15,11 +15,11 @@ from scipy.spatial.distance import cdist
 from sid_scale.evaluate.arguments import counts_too_small
 from sid_scale.evaluate.blocks import BlockError
 from sid_scale.evaluate.features import METRICS, MetricError, check_metrics
-from sid_scale.evaluate.references import ReferenceFileError
+from sid_scale.evaluate.references.files import ReferenceFileError
 from tests.conftest import ROOT
 from tests.evaluate.detectors import write_inception
 from tests.evaluate.evaluations import evaluate, options, read, work
-from tests.generators import demo_generator, tiny_generator
+from tests.generators.tiny import demo_generator, tiny_generator
 from tests.ranks import run_ranks
 from tests.tiny import write_data
 
@@ -36,7 +36,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A generator of digits with its VAE, real digits, detectors, and a reference for all."""
     from sid_scale.codecs import open_codec
     from sid_scale.demo.prepare import TEACHER, write_digit_shards
-    from sid_scale.networks.checkpoints import load_network
+    from sid_scale.networks.folder import load_network
 
     place = tmp_path_factory.mktemp("evaluation")
     demo_generator(place / "generator", images_seen=5)

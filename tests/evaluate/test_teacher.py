@@ -8,16 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sid_scale.distill.noise import SeededNoise
+from sid_scale.diffusion.heun import denoiser, guided, heun_sample
+from sid_scale.diffusion.noise import SeededNoise
 from sid_scale.evaluate.features import MetricError, latent_features
 from sid_scale.evaluate.samplers import classes_of
-from sid_scale.evaluate.sampling import denoiser, guided, heun_sample
-from sid_scale.generator_folder import GeneratorError
-from sid_scale.networks.checkpoints import NetworkFolder, load_network, save_network
-from sid_scale.networks.edm2 import EDM2
+from sid_scale.generators.folder import GeneratorError
+from sid_scale.networks.edm2.network import EDM2
+from sid_scale.networks.folder import NetworkFolder, load_network, save_network
 from tests.evaluate.evaluations import read, work
 from tests.evaluate.test_training import write_real
-from tests.generators import tiny_generator
+from tests.generators.tiny import tiny_generator
 from tests.ranks import run_ranks
 from tests.tiny import ARCHITECTURE, tiny_network, write_teacher
 
@@ -102,7 +102,7 @@ def test_samples_are_the_samplers_from_the_seeds_noise(
 def test_generator_and_teacher_start_from_the_same_noise(place: Path, tmp_path: Path):
     """At one step of sigma_max the generator computes what the sampler's first slope needs."""
     from sid_scale.evaluate.samplers import GeneratorSampler, TeacherSampler
-    from sid_scale.generator import OneStepGenerator
+    from sid_scale.generators.generator import OneStepGenerator
 
     seen: list[torch.Tensor] = []
 

@@ -12,14 +12,14 @@ import torch
 import torch.distributed as dist
 
 from sid_scale.codecs import CodecError
-from sid_scale.config import ConfigError, load_config
+from sid_scale.config.run import ConfigError, load_config
 from sid_scale.distill import loop
-from sid_scale.distill.stop import stop_requests
 from sid_scale.evaluate import training as training_evaluation
 from sid_scale.evaluate.detectors import DetectorError
 from sid_scale.evaluate.features import MetricError
-from sid_scale.evaluate.references import ReferenceFile, ReferenceFileError, write_reference
-from sid_scale.networks.checkpoints import load_network, save_network
+from sid_scale.evaluate.references.files import ReferenceFile, ReferenceFileError, write_reference
+from sid_scale.jobs.stop import stop_requests
+from sid_scale.networks.folder import load_network, save_network
 from sid_scale.ranks import Ranks
 from sid_scale.zero.writer import CheckpointWriter
 from tests.evaluate.detectors import write_inception

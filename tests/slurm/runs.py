@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 import yaml
 
-from sid_scale.config import load_config
+from sid_scale.config.run import load_config
 from sid_scale.distill.loop import train
 from sid_scale.ranks import Ranks
 from tests.conftest import ROOT

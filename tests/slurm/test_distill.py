@@ -10,8 +10,8 @@ import yaml
 
 from sid_scale.codecs import open_codec
 from sid_scale.demo.prepare import TEACHER, write_digit_shards
-from sid_scale.distill.lives import read_outcome
-from sid_scale.networks.checkpoints import load_network
+from sid_scale.jobs.attempts import read_outcome
+from sid_scale.networks.folder import load_network
 from tests.conftest import ROOT
 from tests.ranks import run_ranks
 from tests.slurm.cluster import Cluster

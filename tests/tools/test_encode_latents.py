@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sid_scale.data.making import Part
+from sid_scale.data.prepare.build import Part
 from sid_scale.data.shards import read_index, read_shard
 from sid_scale.demo.prepare import ASSETS, TEACHER
 from tests.conftest import ROOT

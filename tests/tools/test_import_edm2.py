@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from sid_scale.networks.checkpoints import load_network
-from sid_scale.networks.edm2 import EDM2, EDM2Config
+from sid_scale.networks.edm2.network import EDM2, EDM2Config
+from sid_scale.networks.folder import load_network
 from tests.conftest import ROOT
-from tests.networks.hostile import Call, dumps
-from tests.networks.published import published, settings_of, snapshot, tiny, write
+from tests.networks.edm2.published import published, settings_of, snapshot, tiny, write
+from tests.pickles.hostile import Call, dumps
 from tests.tiny import ARCHITECTURE, tiny_network
 
 Tool = Callable[..., subprocess.CompletedProcess[str]]
@@ -155,8 +155,8 @@ def test_wrong_use_exits_with_2(tool: Tool, teacher: Path, tmp_path: Path, argum
 
 MEASURED = """
 import json, runpy, sys
-import sid_scale.networks.edm2_pickles
-from tests.networks.hostile_judge import peak_memory
+import sid_scale.networks.edm2.published
+from tests.pickles.hostile_judge import peak_memory
 
 tool = runpy.run_path("tools/import_edm2.py")
 before = peak_memory()

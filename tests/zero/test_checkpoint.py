@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from sid_scale.zero import keeping
+from sid_scale.zero import retention
 from sid_scale.zero.checkpoint import TrainingState, load_checkpoint
 from sid_scale.zero.ema import ShardedEMA
 from sid_scale.zero.engines import ShardedNetwork
@@ -146,9 +146,9 @@ def _rotation(rank: int, folder: Path) -> None:
     for images_seen in range(8, 88, 8):
         checkpoint = save(where, images_seen, state(network, ema), keep=2, keep_every=30)
         if rank == 0:
-            assert keeping.pointed(where, keeping.LATEST) == checkpoint
+            assert retention.pointed(where, retention.LATEST) == checkpoint
             if images_seen == 16:
-                keeping.point(where, keeping.BEST, checkpoint)
+                retention.point(where, retention.BEST, checkpoint)
         dist.barrier()
     kept = [16, 32, 64, 72, 80]  # best; first at or past 30, 60; the newest two
     assert names(where) == [*(f"{n:012d}" for n in kept), "best", "latest"]
@@ -166,7 +166,7 @@ def _swept(rank: int, folder: Path) -> None:
     for left_over in (".000000000016.partial", ".000000000001.removed"):
         (where / left_over).mkdir(parents=True)
         (where / left_over / "manifest.json").write_text("{}")
-    assert keeping.checkpoints(where) == []
+    assert retention.checkpoints(where) == []
     save(where, 8, state(network, ema))
     assert names(where) == ["000000000008", "latest"]
 

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sid_scale.networks.edm2 import EDM2
-from sid_scale.networks.magnitude import normalise_weights_, normalised_parameters
+from sid_scale.networks.edm2.layers import normalise_weights_, normalised_parameters
+from sid_scale.networks.edm2.network import EDM2
 from sid_scale.zero.ema import ShardedEMA
 from sid_scale.zero.engines import AdamConfig, ShardedNetwork, read_deepspeed_json
 from sid_scale.zero.fragments import gather_parameters, local_fragments

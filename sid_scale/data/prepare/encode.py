@@ -1,0 +1,216 @@
+"""Images to shards of a VAE's latents, over any number of processes that share a folder.
+
+The work is cut into shards, and the order of samples is that of the plan, so a shard's bytes do
+not depend on who makes it: on a CPU each image is encoded alone, on one thread (thread_map.py says
+why); on a GPU batches are cut within a shard, and only their size shows in the rounding.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sid_scale.codecs import VAE_WEIGHTS, VAECodec
+from sid_scale.data.prepare.build import Making, Refusals
+from sid_scale.data.prepare.images import centre_crop
+from sid_scale.data.prepare.plan import Plan, describe_source, shard_count, shuffled
+from sid_scale.data.prepare.shard_writer import Sample, SampleFormat
+from sid_scale.data.prepare.sources import Raw, Source, SourceError
+from sid_scale.errors import SidScaleError
+from sid_scale.networks.folder import sha256
+from sid_scale.thread_map import one_thread_each
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FLIPPED = "_flipped"  # what the key of an image's mirror image ends with
+
+
+class EncodingError(SidScaleError):
+    """Images that cannot be encoded so; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How images are encoded.
+
+    Args:
+        resolution: they are cropped to it.
+        flip: each image is there a second time, mirrored.
+        precision: what the VAE computes in.
+        dtype: what is stored.
+        batch_size: images that a GPU encodes at once.
+        threads: that read, decode and crop image files.
+    """
+
+    resolution: int
+    flip: bool
+    precision: str
+    dtype: str
+    shard_bytes: int
+    seed: int
+    batch_size: int
+    threads: int
+
+    @property
+    def copies(self) -> int:
+        return 2 if self.flip else 1
+
+
+class Encoder:
+    """A VAE at work on a device."""
+
+    def __init__(self, codec: VAECodec, encoding: Encoding, device: torch.device):
+        self.codec, self.device, self.batch_size = codec, device, encoding.batch_size
+        self.precision = PRECISIONS[encoding.precision]
+        codec.load(device)
+
+    def __call__(self, images: Tensor) -> np.ndarray:
+        """uint8 (N, 3, H, W) -> posterior mean and std, float32 (N, 2C, h, w).
+
+        Raises:
+            EncodingError: the device's memory does not hold them.
+        """
+        try:
+            if self.device.type == "cpu":
+                return torch.cat(one_thread_each(self._encode, images.split(1))).numpy()
+            return self._encode(images.to(self.device, non_blocking=True)).cpu().numpy()
+        except torch.OutOfMemoryError as error:
+            raise EncodingError(
+                f"{len(images)} images at once are more than the device's memory holds; give a "
+                "smaller --batch-size. What is finished stays"
+            ) from error
+
+    def _encode(self, images: Tensor) -> Tensor:
+        half = self.precision != torch.float32
+        with torch.autocast(self.device.type, self.precision, enabled=half):
+            return self.codec.encode(images, at_once=len(images)).float()
+
+
+def plan_encoding(source: Source, codec: VAECodec, encoding: Encoding, encoder: Encoder) -> Plan:
+    """What encoding a source will make. A black image is encoded, for the latents' shape.
+
+    Raises:
+        SourceError: the source holds no images.
+        EncodingError: the VAE's latents do not have the channels that the codec describes.
+    """
+    if source.kind != "images":
+        raise SourceError("the source holds latents: tools/make_shards.py makes shards of them")
+    size = encoding.resolution
+    shape = encoder(torch.zeros(1, 3, size, size, dtype=torch.uint8)).shape[1:]
+    if 2 * len(codec.scale) != shape[0] or 2 * len(codec.bias) != shape[0]:
+        raise EncodingError(
+            f"{codec.folder} makes latents of {shape[0] // 2} channels, and the codec describes "
+            f"{len(codec.scale)}; give --codec to describe this VAE's"
+        )
+    sample_format = SampleFormat(shape, encoding.dtype, source.num_classes)
+    samples = encoding.copies * len(source)
+    return Plan(
+        source=describe_source(source),
+        transform={
+            "centre_crop": size,
+            "flip": encoding.flip,
+            "precision": encoding.precision,
+            "vae_sha256": sha256(codec.folder / VAE_WEIGHTS),
+        },
+        seed=encoding.seed,
+        samples=samples,
+        shards=shard_count(samples, sample_format, encoding.shard_bytes),
+        format=sample_format,
+        codec=codec.describe(),
+    )
+
+
+def encode(
+    source: Source,
+    making: Making,
+    encoding: Encoding,
+    encoder: Encoder,
+    done: Callable[[int], object],
+) -> None:
+    """Makes this process's shards, and calls `done` with a number of samples now and then.
+
+    Raises:
+        ShardError: a sample is refused, or a shard cannot be written.
+        EncodingError: the device's memory is too small.
+    """
+    order = shuffled(source, encoding.seed, encoding.copies)
+    with ThreadPoolExecutor(encoding.threads) as pool:
+        for number in making.mine:
+            chosen = order[making.plan.positions(number)]
+            work = _Shard(source, chosen, making.plan.format, encoding, encoder, pool, done)
+            count = making.make(number, work.records)
+            done(count - work.encoded)  # what was there already
+
+
+class _Picture(NamedTuple):
+    """An image to be encoded; `pixels` becomes uint8 (R, R, 3)."""
+
+    key: str
+    label: int
+    where: str
+    pixels: Future[np.ndarray]
+
+
+@dataclass
+class _Shard:
+    """One shard's images; `chosen` are numbers of the source's, and beyond those, mirrored ones."""
+
+    source: Source
+    chosen: np.ndarray
+    format: SampleFormat
+    encoding: Encoding
+    encoder: Encoder
+    pool: ThreadPoolExecutor
+    done: Callable[[int], object]
+    encoded: int = 0
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """What the shard holds, in order."""
+        refusals = Refusals()
+        with self.source.part(self.chosen % len(self.source)).open() as raws:
+            ready = _ahead(self._begun(raws), self.encoding.threads + 2 * self.encoding.batch_size)
+            while pictures := list(islice(ready, self.encoding.batch_size)):
+                pixels = []
+                for picture in pictures:
+                    with refusals.told(picture.where):
+                        pixels.append(picture.pixels.result())
+                if not refusals.any:  # else there will be no shard: look only for more of them
+                    yield from self._encode(pictures, pixels, refusals)
+        refusals.raise_any()
+
+    def _begun(self, raws: Iterable[Raw]) -> Iterator[_Picture]:
+        for raw, flip in zip(raws, (self.chosen >= len(self.source)).tolist(), strict=True):
+            pixels = self.pool.submit(_cropped, raw.load, flip, self.encoding.resolution)
+            yield _Picture(raw.key + FLIPPED * flip, raw.label, raw.where, pixels)
+
+    def _encode(
+        self, pictures: list[_Picture], pixels: list[np.ndarray], refusals: Refusals
+    ) -> Iterator[dict[str, Any]]:
+        images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
+        for picture, stored in zip(pictures, self.encoder(images), strict=True):
+            with refusals.told(picture.where):
+                record = self.format.record(Sample(picture.key, stored, picture.label))
+            if not refusals.any:
+                yield record
+        self.encoded += len(pictures)
+        self.done(len(pictures))
+
+
+def _cropped(load: Callable[[], np.ndarray], flip: bool, resolution: int) -> np.ndarray:
+    pixels = centre_crop(load(), resolution)
+    return np.ascontiguousarray(pixels[:, ::-1]) if flip else pixels
+
+
+def _ahead(pictures: Iterable[_Picture], most: int) -> Iterator[_Picture]:
+    """The same, begun in good time: `most` of them are under way."""
+    waiting: deque[_Picture] = deque()
+    for picture in pictures:
+        waiting.append(picture)
+        if len(waiting) > most:
+            yield waiting.popleft()
+    yield from waiting

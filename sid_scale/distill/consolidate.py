@@ -1,0 +1,99 @@
+"""From a checkpoint's shards to one network folder: offline, tensor by tensor.
+
+Needs no GPU, no ranks, no DeepSpeed, and little memory: one parameter at a time is put together
+from the stretches that the ranks wrote and goes into `model.safetensors`. Files are memory-
+mapped, and let go of every MAPPED_BYTES, since pages of a map count as memory while it lasts.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sid_scale.networks.edm2.network import EDM2
+from sid_scale.networks.folder import (
+    CheckpointError,
+    parse_description,
+    refuse_other_folder,
+    stream_network,
+)
+from sid_scale.zero.saved import (
+    BUFFERS,
+    STATE,
+    Stretches,
+    TrainingStateError,
+    opened,
+    read_manifest,
+    read_state,
+)
+
+MAPPED_BYTES = 64 << 20
+
+
+def consolidate(
+    checkpoint: Path,
+    role: str,
+    kind: str,
+    out: Path,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Writes one network of a checkpoint as the network folder `out`.
+
+    Args:
+        role: "generator", "fake_score": a network that was trained.
+        kind: "master" for its weights, "ema" for their average.
+        dtype: of the weights in the file; float32 is exact. Buffers stay float32.
+
+    Raises:
+        TrainingStateError: the checkpoint is incomplete, damaged or lacks this network.
+        CheckpointError: `out` holds something else.
+    """
+    refuse_other_folder(out)
+    checkpoint = checkpoint.resolve()  # what `latest` is now it may not be in a minute
+    manifest = read_manifest(checkpoint)
+    parts, buffers = manifest.of(role, kind), manifest.of(role, BUFFERS)
+    if not parts or not buffers:
+        raise TrainingStateError(f"checkpoint {checkpoint} has no {kind} of a {role}")
+    faults = manifest.faults([*parts, *buffers, STATE])
+    if faults:
+        raise TrainingStateError(f"checkpoint {checkpoint} is damaged: {'; '.join(faults[:5])}")
+    try:
+        description = read_state(checkpoint)["networks"][role]
+        architecture, _, _ = parse_description(description, str(checkpoint))
+    except (KeyError, CheckpointError) as error:
+        raise TrainingStateError(
+            f"checkpoint {checkpoint} does not say how its {role} is built ({error})"
+        ) from error
+    with torch.device("meta"):
+        shapes = {name: meta.shape for name, meta in EDM2(architecture).state_dict().items()}
+    with opened(checkpoint, parts) as stretches, opened(checkpoint, buffers) as constants:
+        # A Fourier frequency rounded to half precision is another feature.
+        exact = dict.fromkeys(constants.parameters(), torch.float32)
+        dtypes = dict.fromkeys(shapes, dtype) | exact
+        stream_network(out, description, _Gather(stretches, constants, shapes, dtypes), dtypes)
+
+
+class _Gather:
+    """Full tensors by name, each read when it is asked for."""
+
+    def __init__(
+        self,
+        stretches: Stretches,
+        buffers: Stretches,
+        shapes: dict[str, torch.Size],
+        dtypes: dict[str, torch.dtype],
+    ):
+        self._sources = dict.fromkeys(buffers.parameters(), buffers)
+        self._stretches, self._shapes, self._dtypes = stretches, shapes, dtypes
+        self._mapped = 0
+
+    def __call__(self, name: str) -> Tensor:
+        shape = self._shapes[name]
+        values = torch.empty(shape.numel(), dtype=self._dtypes[name])
+        source = self._sources.get(name, self._stretches)
+        source.fill(values, name, 0)
+        self._mapped += 4 * len(values)
+        if self._mapped >= MAPPED_BYTES:
+            self._stretches.close()
+            self._mapped = 0
+        return values.view(shape)

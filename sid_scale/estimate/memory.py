@@ -1,0 +1,239 @@
+"""What a run will need of each GPU's memory, told before it is submitted.
+
+    python -m sid_scale.estimate.memory --config RUN.yaml --nodes 4 --gpus-per-node 8
+
+State is counted: float32 masters, Adam, average, weights and gradients, shared out as the ZeRO
+stage does it, and a whole teacher. Activations are what autograd keeps for the backward pass,
+found by a forward pass without numbers ("meta" tensors); these, DeepSpeed's buffers and a margin
+are estimates. Nothing is trained, and no GPU is needed.
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sid_scale.config.run import RunConfig, load_config
+from sid_scale.distill.build import generator_architecture
+from sid_scale.errors import SidScaleError
+from sid_scale.estimate.flops import ASSUMED_TFLOPS, flop_per_image, gpu_hours
+from sid_scale.networks.edm2.layers import store_weights_in
+from sid_scale.networks.edm2.network import EDM2, EDM2Config
+from sid_scale.networks.edm2.sizes import SIZES, imagenet512
+from sid_scale.networks.folder import CheckpointError, read_description
+from sid_scale.zero.engines import DeepSpeedSettings, read_deepspeed_json
+
+FLOAT32 = 4  # bytes
+ADAM = 2 * FLOAT32  # two moments
+MARGIN = 0.1  # of everything: workspaces, fragments, CUDA's own
+CUDA_CONTEXT = 1.0  # GB
+# DeepSpeed's defaults, in elements.
+BUCKET = 5e8  # reduced or gathered at once at stages 1 and 2
+LIVE = 1e9  # gathered at stage 3
+
+ESTIMATES = ("buffers", "activations", "margin")
+REMEDIES = (
+    "take more GPUs, a smaller micro_batch, a higher ZeRO stage or teacher_activations: recompute"
+)
+
+
+@dataclass(frozen=True)
+class GPUMemory:
+    """Gigabytes (1e9 bytes) on one GPU."""
+
+    weights: float  # of generator and fake score, as they compute
+    gradients: float
+    optimizer: float  # float32 masters and Adam
+    average: float
+    teacher: float
+    buffers: float  # estimate
+    activations: float  # estimate
+    margin: float  # estimate
+
+    @property
+    def total(self) -> float:
+        return sum(getattr(self, f.name) for f in fields(self))
+
+
+def expected_memory(
+    architecture: EDM2Config, config: RunConfig, settings: DeepSpeedSettings, world_size: int
+) -> GPUMemory:
+    """What a run on `world_size` GPUs needs of each; `architecture` is the teacher's."""
+    stage, ranks = settings.stage, world_size
+    compute = settings.compute_dtype.itemsize
+    trained = [generator_architecture(architecture), architecture]
+    counts = [_parameters(a) for a in trained]
+    total, largest = sum(counts), max(counts)
+    on_host = settings.offloads_optimizer
+    if stage == 0:
+        # The weights are the masters; one float32 gradient each.
+        weights, masters, gradients, shares, buffers = FLOAT32, 0, FLOAT32, 1, 0.0
+    else:
+        weights, masters, gradients, shares = compute, FLOAT32, compute, ranks
+        buffers = 2 * min(BUCKET, largest) * compute
+        if stage == 3:
+            buffers += min(LIVE, total) * compute
+    grad_dtype = settings.config.get("data_types", {}).get("grad_accum_dtype")
+    if stage and grad_dtype == "fp32":
+        gradients = FLOAT32
+    sharded_weights = total * weights / (ranks if stage == 3 else 1)
+    sharded_gradients = total * gradients / (ranks if stage >= 2 else 1)
+    numbers = {
+        "weights": sharded_weights,
+        "gradients": 0.0 if on_host and stage >= 2 else sharded_gradients,
+        "optimizer": 0.0 if on_host else total * (masters + ADAM) / shares,
+        "average": 0.0 if on_host else counts[0] * FLOAT32 / shares,
+        "teacher": _teacher_bytes(architecture, settings.compute_dtype),
+        "buffers": buffers,
+        "activations": activations(architecture, config, settings),
+    }
+    numbers = {name: value / 1e9 for name, value in numbers.items()}
+    return GPUMemory(**numbers, margin=CUDA_CONTEXT + MARGIN * sum(numbers.values()))
+
+
+def activations(architecture: EDM2Config, config: RunConfig, settings: DeepSpeedSettings) -> float:
+    """Bytes that the generator's update, the larger one, keeps for its backward pass.
+
+    Its gradient flows through the teacher and the fake score, both frozen then, into the images
+    and from there through one step of the generator.
+    """
+    architecture = dataclasses.replace(architecture, dropout=config.dropout)
+    dtype, micro_batch = settings.compute_dtype, config.micro_batch
+    stored = torch.float32 if settings.stage == 0 else dtype
+    generator = _kept(generator_architecture(architecture), dtype, stored, micro_batch, train=True)
+    fake_score = _kept(architecture, dtype, stored, micro_batch, train=False)
+    # Recomputed or in host memory, a tenth remains: one block at a time.
+    share = {"keep": 1.0, "recompute": 0.1, "offload": 0.1}[config.teacher_activations]
+    teacher = _kept(architecture, dtype, dtype, micro_batch, train=False) * share
+    return generator + fake_score + teacher
+
+
+def _kept(
+    architecture: EDM2Config,
+    dtype: torch.dtype,
+    stored: torch.dtype,
+    samples: int,
+    *,
+    train: bool,
+) -> float:
+    """Bytes that a forward pass of `samples` samples keeps, weights themselves aside."""
+    with torch.device("meta"):
+        network = EDM2(architecture).requires_grad_(train)
+        network.compute_dtype = dtype
+        if stored != torch.float32:
+            network.to(stored)
+        size = architecture.img_resolution
+        images = torch.empty(samples, architecture.img_channels, size, size, requires_grad=True)
+        sigma, labels = torch.empty(samples, 1, 1, 1), torch.empty(samples, architecture.label_dim)
+        kept: list[Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(_keep_in(kept), lambda tensor: tensor):
+            network(images, sigma, labels)
+    own = {p.untyped_storage()._cdata for p in network.parameters()}
+    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept}
+    return float(sum(nbytes for which, nbytes in storages.items() if which not in own))
+
+
+def _keep_in(kept: list[Tensor]):
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    return keep
+
+
+def _parameters(architecture: EDM2Config) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in EDM2(architecture).parameters())
+
+
+def _teacher_bytes(architecture: EDM2Config, dtype: torch.dtype) -> int:
+    with torch.device("meta"):
+        teacher = EDM2(architecture)
+        store_weights_in(dtype, teacher)
+        return sum(p.nbytes for p in teacher.parameters())
+
+
+def teacher_architecture(teacher: str) -> EDM2Config:
+    """Of a network folder or, while that is not there, of the published name that it bears.
+
+    Raises:
+        CheckpointError: neither.
+    """
+    if not Path(teacher).exists():
+        for size in SIZES:
+            if Path(teacher).name.startswith(f"edm2-img512-{size}-"):
+                return imagenet512(size)
+        raise CheckpointError(f"teacher: there is no {teacher}, nor is that a published name")
+    return read_description(teacher).architecture
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs; returns the exit status: 0 it fits, 1 it does not or an error."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sid_scale.estimate.memory",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, help="a YAML file, or the name of a preset")
+    parser.add_argument("--nodes", type=_positive, default=1)
+    parser.add_argument("--gpus-per-node", type=_positive, default=8)
+    parser.add_argument("--gpu-memory", type=float, default=80.0, help="GB (default: 80)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    options = parser.parse_args(arguments)
+    try:
+        told, fits = _tell(options)
+    except SidScaleError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(told)
+    return 0 if fits else 1
+
+
+def _positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+
+_positive.__name__ = "positive number"  # as argparse calls it in errors
+
+
+def _tell(options: argparse.Namespace) -> tuple[str, bool]:
+    config = load_config(options.config, options.overrides)
+    world_size = options.nodes * options.gpus_per_node
+    accumulation = config.accumulation(world_size)
+    settings = read_deepspeed_json(config.deepspeed, config.micro_batch, accumulation)
+    architecture = teacher_architecture(config.teacher)
+    memory = expected_memory(architecture, config, settings, world_size)
+    fits = memory.total <= options.gpu_memory
+    verdict = "fits" if fits else f"DOES NOT FIT: {REMEDIES}"
+    dtype = str(settings.compute_dtype).removeprefix("torch.")
+    lines = [
+        f"{options.nodes} nodes x {options.gpus_per_node} GPUs, ZeRO {settings.stage}, {dtype}",
+        f"batch {config.batch_size} = micro-batch {config.micro_batch} x accumulation "
+        f"{accumulation} x {world_size} GPUs",
+        "expected memory on each GPU:",
+    ]
+    for name, gigabytes in dataclasses.asdict(memory).items():
+        lines.append(f"  {name:<12}{gigabytes:8.2f} GB{_mark(name)}")
+    lines.append(f"  {'total':<12}{memory.total:8.2f} GB of {options.gpu_memory:g}: {verdict}")
+    flop = flop_per_image(architecture, config)
+    lines.append(
+        f"work: {flop / 1e12:.3g} TFLOP an image; {config.total_images:,} images are "
+        f"{gpu_hours(flop * config.total_images):,.0f} GPU hours at {ASSUMED_TFLOPS:.0f} TFLOP/s "
+        "(35 % of an H100's: an assumption)"
+    )
+    return "\n".join(lines), fits
+
+
+def _mark(name: str) -> str:
+    return "  (estimate)" if name in ESTIMATES else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""Real images, from shards or from a folder, as `reference` goes through them.
+
+A source has parts, which ranks read in turn: of shards each is one, of a folder's images some
+hundreds. Its images are numbered; of these every one is taken, or some that are spread evenly.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sid_scale.codecs import Codec
+from sid_scale.data.prepare.images import SUFFIXES, centre_crop, decode_image
+from sid_scale.data.shards import INDEX, decode, read_index, read_shard
+from sid_scale.diffusion.noise import KeyedNoise
+from sid_scale.errors import SidScaleError
+
+BATCH = 256
+PURPOSE = "reference"  # of the noise that samples the VAE's posterior
+
+Taken = Callable[[int], bool]  # whether image number i is taken
+
+
+class RealImageError(SidScaleError):
+    """Real images that cannot be used; the message says which and why."""
+
+
+class Batch(NamedTuple):
+    """Some images: their numbers (N,), uint8 (N, 3, H, W), and what shards hold (N, 2C, h, w);
+    a source has one of the two."""
+
+    numbers: Tensor
+    images: Tensor | None
+    stored: Tensor | None
+
+
+class Source(Protocol):
+    """What every source offers."""
+
+    @property
+    def count(self) -> int:
+        """How many images there are."""
+
+    @property
+    def parts(self) -> int:
+        """How many parts they lie in."""
+
+    def read(self, part: int, taken: Taken) -> Iterator[Batch]:
+        """The images of a part that are taken."""
+
+
+class ShardSource:
+    """Latent shards."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self.index = read_index(folder)
+        self.count, self.parts = self.index.samples, len(self.index.shards)
+
+    def read(self, part: int, taken: Taken) -> Iterator[Batch]:
+        first = sum(shard.samples for shard in self.index.shards[:part])
+        numbers: list[int] = []
+        arrays: list[np.ndarray] = []
+        for offset, record in enumerate(read_shard(self._folder, self.index.shards[part])):
+            if taken(first + offset):
+                numbers.append(first + offset)
+                arrays.append(decode(record, self.index)[0])
+            if len(numbers) == BATCH:
+                yield self._batch(numbers, arrays)
+                numbers, arrays = [], []
+        if numbers:
+            yield self._batch(numbers, arrays)
+
+    def _batch(self, numbers: list[int], arrays: list[np.ndarray]) -> Batch:
+        stored = torch.from_numpy(np.stack(arrays).astype(np.float32, copy=False))
+        return Batch(torch.tensor(numbers), None, stored)
+
+
+class FolderSource:
+    """Images in a folder and in those below, in the order of their paths.
+
+    With a `resolution` the middle square of each, at that size (data/prepare/images.py);
+    without, they must all be squares of one size.
+    """
+
+    def __init__(self, folder: Path, resolution: int | None = None):
+        self._paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+        self._resolution = resolution
+        if not self._paths:
+            raise RealImageError(
+                f"{folder}: neither shards ({INDEX}) nor images ({', '.join(SUFFIXES)}) there"
+            )
+        self.count, self.parts = len(self._paths), -(-len(self._paths) // BATCH)
+        self._shape = self._read(self._paths[0]).shape
+
+    def read(self, part: int, taken: Taken) -> Iterator[Batch]:
+        every = range(part * BATCH, min((part + 1) * BATCH, self.count))
+        numbers = [number for number in every if taken(number)]
+        if numbers:
+            images = np.stack([self._image(self._paths[number]) for number in numbers])
+            yield Batch(torch.tensor(numbers), torch.from_numpy(images).permute(0, 3, 1, 2), None)
+
+    def _image(self, path: Path) -> np.ndarray:
+        pixels = self._read(path)
+        height, width, _ = pixels.shape
+        if pixels.shape != self._shape or height != width:
+            raise RealImageError(
+                f"{path}: {width}x{height} pixels; all images must be squares of one size, that of "
+                f"the network's (the first has {self._shape[1]}x{self._shape[0]}). --crop SIZE "
+                "takes the middle of each"
+            )
+        return pixels
+
+    def _read(self, path: Path) -> np.ndarray:
+        """uint8 (H, W, 3)."""
+        try:
+            pixels = decode_image(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise RealImageError(f"{path}: cannot be read: {error}") from error
+        return pixels if self._resolution is None else centre_crop(pixels, self._resolution)
+
+
+def open_source(folder: Path, resolution: int | None = None) -> ShardSource | FolderSource:
+    """What is in a folder; `resolution` is that of images, see `FolderSource`.
+
+    Raises:
+        ShardError, RealImageError: neither shards nor images are there, or they are damaged.
+    """
+    if not folder.is_dir():
+        raise RealImageError(f"{folder}: no folder; give one of shards or of images")
+    if not (folder / INDEX).is_file():
+        return FolderSource(folder, resolution)
+    if resolution is not None:
+        raise RealImageError(f"{folder} holds shards, whose images have their size: no --crop")
+    return ShardSource(folder)
+
+
+def sampled(codec: Codec, batch: Batch) -> Tensor:
+    """Network latents (N, C, h, w) of what shards store, with noise that is the sample's own."""
+    assert batch.stored is not None
+    channels, height, width = batch.stored.shape[1:]
+    noise = KeyedNoise(0, PURPOSE, batch.numbers).normal(channels // 2, height, width)
+    return codec.sample(batch.stored, noise)
+
+
+def spread(count: int, num: int) -> Taken:
+    """Takes `num` of `count` images, evenly spread."""
+    return lambda number: (number + 1) * num // count > number * num // count

@@ -1,0 +1,281 @@
+"""The model card of a generator folder: `README.md` as model hubs read it.
+
+What is written is what `config.json` says and what was measured; nothing is made up. The metadata
+at the top follows huggingface_hub.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from sid_scale.atomic import written_whole
+from sid_scale.codecs import VAE_CONFIG
+from sid_scale.errors import SidScaleError
+from sid_scale.generators.folder import SAMPLES, VAE, trained_for
+from sid_scale.networks.edm2.network import EDM2
+from sid_scale.networks.folder import NetworkFolder, read_description
+
+CARD = "README.md"
+IMAGENET = "ILSVRC/imagenet-1k"  # on the Hugging Face hub
+TAGS = ["image-generation", "class-conditional", "distillation", "edm2"]
+METHODS = {
+    "sid": ("SiD", "Score identity Distillation, from the teacher alone"),
+    "sida": ("SiDA", "Score identity Distillation with an adversarial loss on real data"),
+    "sid2a": ("SiD2A", "SiDA that starts from a generator which SiD had made"),
+}
+# NVIDIA's names for its files: training length in images / 1024, relative width of the average.
+PUBLISHED_EDM2 = re.compile(r"edm2-img512-(xs|s|m|l|xl|xxl)-\d{7}-\d\.\d{3}(\.pkl)?")
+PAPERS = {
+    "EDM2": "https://arxiv.org/abs/2312.02696",
+    "SiD": "https://arxiv.org/abs/2404.04057",
+    "SiDA": "https://arxiv.org/abs/2410.14919",
+}
+LICENCES = {
+    "apache-2.0": "Apache-2.0.",
+    "cc-by-nc-sa-4.0": "CC BY-NC-SA 4.0: name the source, no commercial use, and what is derived "
+    "from it, as this generator, goes under the same licence.",
+}
+
+
+class CardError(SidScaleError):
+    """A card that cannot be written; the message says why."""
+
+
+def write_card(
+    folder: Path, metrics: Mapping[str, Any] | None = None, base_model: str | None = None
+) -> Path:
+    """Writes `README.md` into a generator folder, over one that is there.
+
+    Args:
+        folder: a generator's; if it holds `samples.png`, the card shows it.
+        metrics: names and values that were measured; groups may be nested.
+        base_model: the teacher's id on the hub, if it has one.
+
+    Raises:
+        SidScaleError: the folder holds no generator, or the card cannot be written.
+    """
+    network = read_description(folder)
+    trained_for(network, folder)
+    measured = flatten(metrics or {})
+    data = metadata(network, measured, base_model)
+    text = card_text(
+        folder.resolve().name,
+        network,
+        measured,
+        has_samples=(folder / SAMPLES).is_file(),
+        has_vae=(folder / VAE / VAE_CONFIG).is_file(),
+    )
+    try:
+        with written_whole(folder / CARD) as partial:
+            ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(partial)
+    except OSError as error:
+        raise CardError(f"{folder / CARD} cannot be written: {error}") from error
+    return folder / CARD
+
+
+def metadata(
+    network: NetworkFolder, measured: Mapping[str, float | str], base_model: str | None = None
+) -> ModelCardData:
+    """What a hub reads at the top of a card."""
+    origin = network.origin
+    licence = teacher_licence(origin)
+    plain = re.fullmatch(r"[a-z0-9.\-]+", licence)  # an identifier, as the hub wants it
+    dataset = IMAGENET if _is_published_edm2(origin) else None
+    return ModelCardData(
+        license=licence if plain else "other",
+        license_name=None if plain else _line(licence),
+        library_name="sid_scale",
+        tags=[
+            *TAGS,
+            "one-step" if origin.get("steps", 1) == 1 else "few-step",
+            *(method for method in METHODS if method == origin.get("method")),
+        ],
+        pipeline_tag="unconditional-image-generation",  # the hub has none for classes
+        base_model=base_model,
+        datasets=[dataset] if dataset else None,
+        model_name=title(origin) if dataset else None,
+        eval_results=[
+            EvalResult(
+                "unconditional-image-generation", dataset, "ImageNet", name, value, metric_name=name
+            )
+            for name, value in measured.items()
+            if dataset and not isinstance(value, str)
+        ]
+        or None,
+    )
+
+
+def title(origin: Mapping[str, Any]) -> str:
+    """A generator's name for people."""
+    method = METHODS.get(str(origin.get("method")), ("",))[0]
+    return " ".join(_line(part) for part in (origin.get("teacher", "EDM2"), method) if part)
+
+
+def teacher_licence(origin: Mapping[str, Any]) -> str:
+    """Licence of the teacher that a generator was distilled from; "unknown" if nothing tells.
+
+    A teacher folder states it as `license` in its origin; the published EDM2 weights are known by
+    name.
+    """
+    stated = _teacher(origin).get("license")
+    if isinstance(stated, str) and stated:
+        return stated.lower() if stated.lower() in LICENCES else stated
+    return "cc-by-nc-sa-4.0" if _is_published_edm2(origin) else "unknown"
+
+
+def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float | str]:
+    """Numbers and texts under dotted names; lists and the like are left out."""
+    flat: dict[str, float | str] = {}
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float | str) and not isinstance(value, bool):
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+# --- what people read ---------------------------------------------------------------------
+
+
+def card_text(
+    folder_name: str,
+    network: NetworkFolder,
+    measured: Mapping[str, float | str],
+    *,
+    has_samples: bool,
+    has_vae: bool,
+) -> str:
+    """The card below its metadata, Markdown."""
+    origin = network.origin
+    steps = origin.get("steps", 1)
+    teacher = origin.get("teacher")
+    sections = [
+        f"# {title(origin)}",
+        "A generator that makes an image of a class with "
+        + ("one network evaluation" if steps == 1 else f"{steps} network evaluations")
+        + ", distilled from "
+        + (f"the diffusion model `{_line(teacher)}`." if teacher else "an unknown teacher."),
+        f"![Samples]({SAMPLES})" if has_samples else "",
+        "## How it was made",
+        _table(_facts(network)),
+        "## How to use it",
+        _usage(folder_name, needs_vae=network.codec.get("kind") == "vae" and not has_vae),
+        "## What was measured",
+        _table(measured) if measured else "Nothing, when this card was written.",
+        "## Licence",
+        _licence(origin, has_vae),
+        "## Papers",
+        "\n".join(f"- {name}: {link}" for name, link in PAPERS.items()),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _facts(network: NetworkFolder) -> dict[str, Any]:
+    origin, architecture = network.origin, network.architecture
+    settings = _group(origin, "settings")
+    rates = _group(settings, "learning_rate")
+    objective = _group(settings, "objective")
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in EDM2(architecture).parameters())
+    size = architecture.img_resolution
+    method = METHODS.get(str(origin.get("method")))
+    known = {
+        "teacher": origin.get("teacher"),
+        "what the teacher is": _teacher(origin).get("what"),
+        "SHA-256 of the teacher's weights": origin.get("teacher_sha256"),
+        "imported from": origin.get("source"),
+        "SHA-256 of that file": origin.get("source_sha256"),
+        "method": f"{method[0]}: {method[1]}" if method else origin.get("method"),
+        "started from": _start(_group(origin, "generator_init")),
+        "images seen": _thousands(origin.get("images_seen")),
+        "batch": settings.get("batch_size"),
+        "learning rate, generator": rates.get("generator"),
+        "learning rate, fake score": rates.get("fake_score"),
+        "alpha": objective.get("alpha"),
+        "half-life of the average, images": _thousands(_group(settings, "ema").get("half_life")),
+        "steps": origin.get("steps", 1),
+        "first noise level": origin.get("init_sigma"),
+        "parameters": _thousands(parameters),
+        "network's images": f"{architecture.img_channels} x {size} x {size}, "
+        f"{architecture.label_dim} classes, codec {network.codec.get('kind')}",
+    }
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def _start(generator: Mapping[str, Any]) -> str | None:
+    """What an earlier generator says of itself in a few words."""
+    method = METHODS.get(str(generator.get("method")), ("an unknown method",))[0]
+    seen = _thousands(generator.get("images_seen")) or "an unknown number of"
+    return f"a generator made with {method}, after {seen} images" if generator else None
+
+
+def _usage(folder_name: str, needs_vae: bool) -> str:
+    lines = [
+        "```python",
+        "from sid_scale import OneStepGenerator",
+        "",
+        f'generator = OneStepGenerator.from_pretrained("{_line(folder_name)}").to("cuda")',
+        "images = generator.generate(class_labels=[0, 0, 1], seeds=[0, 1, 0])  # uint8, NCHW",
+        "```",
+        "",
+        f"or `python -m sid_scale.generators.generate --generator {_line(folder_name)} "
+        "--classes 0,1 --seeds 0-63 --out images --grid`.",
+    ]
+    if needs_vae:
+        lines += [
+            "",
+            "It makes latents; the VAE that decodes them is not in this folder. Put it there as "
+            f"`{VAE}/`, or name its folder with `vae=` or `--vae`. For EDM2's ImageNet-512 models "
+            f"it is `stabilityai/sd-vae-ft-mse`: `hf download stabilityai/sd-vae-ft-mse "
+            f"--local-dir {VAE}`.",
+        ]
+    return "\n".join(lines)
+
+
+def _licence(origin: Mapping[str, Any], has_vae: bool) -> str:
+    licence = teacher_licence(origin)
+    if licence == "unknown":
+        text = "The licence of the teacher is unknown: find it out before this is passed on."
+    else:
+        text = f"That of the teacher. {LICENCES.get(licence, _line(licence))}"
+        if "license" not in _teacher(origin):
+            name = _line(_teacher_name(origin))
+            text += f" (Known by its name, `{name}`: NVIDIA publishes the EDM2 weights so.)"
+    return text + (f" The VAE in `{VAE}/` has a licence of its own." if has_vae else "")
+
+
+def _table(rows: Mapping[str, Any]) -> str:
+    body = [f"| {_line(name)} | {_line(value)} |" for name, value in rows.items()]
+    return "\n".join(["| | |", "|---|---|", *body])
+
+
+def _line(value: Any) -> str:
+    """On one line, and no Markdown table, code or quotation ends in it."""
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return re.sub(r"\s+", " ", text).replace("|", "/").replace("`", "'").replace('"', "'")
+
+
+def _thousands(number: Any) -> str | None:
+    return f"{number:,.0f}" if isinstance(number, int | float) else None
+
+
+def _is_published_edm2(origin: Mapping[str, Any]) -> bool:
+    return PUBLISHED_EDM2.fullmatch(_teacher_name(origin)) is not None
+
+
+def _teacher_name(origin: Mapping[str, Any]) -> str:
+    """The file that the teacher was imported from, or else its folder."""
+    return str(_teacher(origin).get("source") or origin.get("teacher", ""))
+
+
+def _teacher(origin: Mapping[str, Any]) -> Mapping[str, Any]:
+    return _group(origin, "teacher_origin")
+
+
+def _group(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    inner = settings.get(name)
+    return inner if isinstance(inner, Mapping) else {}

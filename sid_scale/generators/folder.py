@@ -1,0 +1,143 @@
+"""What a network folder holds when it is a generator's, ready to be passed on.
+
+    model.safetensors  config.json    the network, and in `origin` how it was made
+    vae/                              the VAE that decodes its latents
+    classes.txt                       names of its classes, if they have any
+    samples.png  README.md            pictures, and the model card (`card.py`)
+
+The first two make a generator. The others are copied or drawn beside them.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sid_scale.atomic import written_whole
+from sid_scale.class_lists import CLASS_NAMES
+from sid_scale.codecs import VAE_CONFIG, VAE_WEIGHTS, Codec, CodecError, VAECodec, open_codec
+from sid_scale.errors import SidScaleError
+from sid_scale.image_grid import image_grid, write_png
+from sid_scale.networks.folder import CONFIG, NetworkFolder
+
+VAE = "vae"
+SAMPLES = "samples.png"
+
+
+class GeneratorError(SidScaleError):
+    """Something that a generator cannot make or is not; the message says what and why."""
+
+
+def codec_of(
+    saved: NetworkFolder,
+    folder: str | os.PathLike[str],
+    vae: str | os.PathLike[str] | None = None,
+) -> Codec:
+    """The codec of a network folder.
+
+    Args:
+        saved: what is in the folder.
+        folder: the folder.
+        vae: folder of the VAE; by default `vae/` in `folder`, or else what `config.json` names.
+
+    Raises:
+        CodecError: the description in the folder is unusable, or `vae` holds no VAE.
+    """
+    description = dict(saved.codec)
+    if vae is not None:
+        if description.get("kind") != "vae":
+            raise CodecError(f"{folder}: makes images without a VAE, so {vae} is of no use")
+        description["vae"] = os.path.abspath(vae)
+        open_codec(description).check()
+    elif (Path(folder) / VAE).is_dir():
+        description["vae"] = VAE
+    codec = open_codec(description, beside=Path(folder))
+    if isinstance(codec, VAECodec) and not codec.folder.is_dir():
+        codec.folder = Path(folder) / VAE  # where it is missed, and where to put it
+    channels = saved.architecture.img_channels
+    if isinstance(codec, VAECodec) and not len(codec.scale) == len(codec.bias) == channels:
+        raise CodecError(
+            f"{folder}: its latents have {channels} channels, its codec {len(codec.scale)} values "
+            f"of scale and {len(codec.bias)} of bias"
+        )
+    return codec
+
+
+def trained_for(saved: NetworkFolder, folder: str | os.PathLike[str]) -> tuple[float, int]:
+    """(init_sigma, steps) that a generator folder says it was trained for.
+
+    Raises:
+        GeneratorError: it says nothing of the kind, as a teacher's folder.
+    """
+    where = f"{Path(folder) / CONFIG}"
+    kind = saved.origin.get("kind", "generator")
+    if kind != "generator":
+        raise GeneratorError(f"{where}: a {kind}, not a generator")
+    if "init_sigma" not in saved.origin:
+        raise GeneratorError(
+            f"{where}: no generator: origin names no init_sigma, the noise level that it starts "
+            "from. (A teacher needs a sampler: distil it, or measure it with "
+            "`python -m sid_scale.evaluate teacher`.)"
+        )
+    init_sigma, steps = saved.origin["init_sigma"], saved.origin.get("steps", 1)
+    if not _is_number(init_sigma) or not 0 < init_sigma < float("inf"):
+        raise GeneratorError(f"{where}: origin.init_sigma is {init_sigma!r}, not a noise level")
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise GeneratorError(f"{where}: origin.steps is {steps!r}, not a number of steps")
+    return float(init_sigma), steps
+
+
+def adopt_vae(folder: Path, codec: Codec) -> None:
+    """Copies the VAE into a generator folder as `vae/`, if its codec has one, and says so in
+    `config.json`.
+
+    Raises:
+        CodecError: the VAE is not there.
+        OSError: it cannot be copied.
+    """
+    if not isinstance(codec, VAECodec):
+        return
+    codec.check()
+    partial = folder / f".{VAE}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    for name in (VAE_CONFIG, VAE_WEIGHTS):
+        shutil.copyfile(codec.folder / name, partial / name)
+    shutil.rmtree(folder / VAE, ignore_errors=True)
+    os.replace(partial, folder / VAE)
+    config = json.loads((folder / CONFIG).read_text())
+    config["codec"]["vae"] = VAE
+    with written_whole(folder / CONFIG) as path:
+        path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def classes_in_turn(count: int, label_dim: int) -> list[int]:
+    """`count` classes for a grid: spread over all if there are more, again and again if fewer."""
+    return [i * max(1, label_dim // count) % label_dim for i in range(count)]
+
+
+def adopt_class_names(folder: Path, teacher: Path) -> None:
+    """Copies the teacher's `classes.txt` into a generator folder, if there is one.
+
+    Raises:
+        OSError: it cannot be copied.
+    """
+    if (teacher / CLASS_NAMES).is_file():
+        shutil.copyfile(teacher / CLASS_NAMES, folder / CLASS_NAMES)
+
+
+def write_samples(folder: Path, images: Tensor) -> Path:
+    """Writes uint8 images (N, 3, H, W) as `samples.png`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    write_png(folder / SAMPLES, image_grid(images))
+    return folder / SAMPLES
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,214 @@
+"""Entry point: `python -m sid_scale.generators.generate --generator G --classes 88,0-9 --out O`.
+
+Makes every class with every seed, `classCCCC-seedSSSSSS.png`. Under `deepspeed` or `torchrun` each
+rank does its share. Interrupted and started again, it makes only what is missing. The same seed
+gives the same image in any company; see `generator.py`.
+"""
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from sid_scale.class_lists import MOST, ListError, parse_classes, parse_numbers, read_class_names
+from sid_scale.errors import SidScaleError
+from sid_scale.generators.generator import BATCH, DTYPES, OneStepGenerator
+from sid_scale.generators.image_folder import (
+    Item,
+    check_grid,
+    claim_folder,
+    every_class_with_every_seed,
+    missing,
+    recipe,
+    write_grid,
+    write_images,
+    write_npz,
+)
+from sid_scale.networks.folder import read_description
+from sid_scale.ranks import Ranks, joined_ranks, tell_once
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to make, of what, and where to put it."""
+
+    generator: Path
+    classes: list[int]
+    seeds: list[int]
+    out: Path
+    steps: int | None
+    dtype: torch.dtype
+    vae: Path | None
+    batch_size: int
+    grid: bool
+    npz: bool
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sid_scale.generators.generate",
+        description="Makes images with a distilled generator: every class with every seed.",
+        epilog="On several devices: deepspeed --module sid_scale.generators.generate ..., or "
+        "torchrun --nproc_per_node N -m sid_scale.generators.generate ...",
+    )
+    parser.add_argument(
+        "--generator", type=Path, required=True, metavar="DIR", help="the generator's folder"
+    )
+    parser.add_argument(
+        "--classes",
+        required=True,
+        metavar="LIST",
+        help="numbers, ranges (0-9) and, where the generator's folder has a classes.txt, names; "
+        "separated by commas",
+    )
+    parser.add_argument(
+        "--seeds", required=True, metavar="LIST", help="numbers and ranges, such as 0-63"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder for the images; of one generator, number of steps and dtype",
+    )
+    parser.add_argument(
+        "--steps", type=int, metavar="K", help="network evaluations an image (default: its own)"
+    )
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="what the network computes in"
+    )
+    parser.add_argument(
+        "--vae", type=Path, metavar="DIR", help="the VAE's folder, if config.json names another"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=BATCH, metavar="N", help="images at once on a GPU"
+    )
+    parser.add_argument(
+        "--grid", action="store_true", help="write grid.png: a row a class, a column a seed"
+    )
+    parser.add_argument(
+        "--npz", action="store_true", help="write images.npz: images (N,H,W,3), classes, seeds"
+    )
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # from the launcher
+    options = parser.parse_args(arguments)
+    for name in ("steps", "batch_size"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} {value} is below 1")
+    return options
+
+
+def plan(options: argparse.Namespace) -> Plan:
+    """The command line, understood.
+
+    Raises:
+        ListError: a list of classes or seeds cannot be.
+        SidScaleError: the generator's folder cannot be used, or too much is asked for.
+    """
+    seeds = parse_numbers(options.seeds, "seeds")
+    known = read_description(options.generator).architecture.label_dim
+    names = read_class_names(options.generator, known)
+    classes = parse_classes(options.classes, names, known)
+    if len(classes) * len(seeds) > MOST:
+        raise ListError(
+            f"{len(classes)} classes x {len(seeds)} seeds are more than {MOST:,} images"
+        )
+    if options.grid:
+        check_grid(classes, seeds)
+    return Plan(
+        options.generator,
+        classes,
+        seeds,
+        options.out,
+        options.steps,
+        DTYPES[options.dtype],
+        options.vae,
+        options.batch_size,
+        options.grid,
+        options.npz,
+    )
+
+
+def make_images(plan: Plan, ranks: Ranks) -> None:
+    """Makes what is missing of a plan's images. Collective.
+
+    Raises:
+        SidScaleError: the generator or the folder cannot be used.
+    """
+    generator = OneStepGenerator.from_pretrained(
+        plan.generator, vae=plan.vae, dtype=plan.dtype, batch_size=plan.batch_size
+    ).to(ranks.device)
+    generator.load_codec()  # if it is not there, nothing is begun
+    items = every_class_with_every_seed(plan.classes, plan.seeds)
+    wanted: list[list[Item]] = [[]]
+    if ranks.is_first:
+        claim_folder(plan.out, recipe(plan.generator, generator, plan.steps or generator.steps))
+        wanted = [missing(plan.out, items)]
+        print(f"{len(items)} images, {len(items) - len(wanted[0])} of them there already")
+    dist.broadcast_object_list(wanted)
+    _make_share(generator, wanted[0][ranks.rank :: ranks.world_size], plan, ranks)
+
+
+def put_together(plan: Plan) -> None:
+    """Writes grid and npz of a plan's images, if they are wanted. For one process.
+
+    Raises:
+        ImageFolderError: an image is missing or damaged, or the files cannot be written.
+    """
+    if plan.grid:
+        print(write_grid(plan.out, plan.classes, plan.seeds))
+    if plan.npz:
+        print(write_npz(plan.out, every_class_with_every_seed(plan.classes, plan.seeds)))
+
+
+def _make_share(generator: OneStepGenerator, share: list[Item], plan: Plan, ranks: Ranks) -> None:
+    """Makes this rank's images; the bar shows the first rank's, and all have as many."""
+    with tqdm(
+        total=len(share),
+        unit="img",
+        desc="images" if ranks.world_size == 1 else f"images of 1 rank in {ranks.world_size}",
+        disable=not ranks.is_first,
+    ) as bar:
+        for start in range(0, len(share), generator.at_once):
+            part = share[start : start + generator.at_once]
+            images = generator.generate(
+                [item.label for item in part], [item.seed for item in part], plan.steps
+            )
+            write_images(plan.out, part, images)
+            bar.update(len(part))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Makes images; returns the exit status."""
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    try:
+        planned = plan(options)
+    except SidScaleError as error:
+        tell_once(error)
+        return 2 if isinstance(error, ListError) else 1
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    with joined_ranks() as ranks:
+        try:
+            make_images(planned, ranks)
+        except KeyboardInterrupt as error:
+            raise SidScaleError("interrupted; the same command makes what is missing") from error
+    if ranks.is_first:  # an hour's work for large sets: the other ranks need not wait for it
+        try:
+            put_together(planned)
+        except SidScaleError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""A distilled generator at work: classes and seeds in, images out.
+
+A sample is a function of (weights, class, seed, steps, dtype) and of nothing else. Its noise is
+drawn from its seed alone, and on a CPU it is also computed alone, on one thread: oneDNN and MKL
+take other kernels for other batch sizes and thread counts, which round differently. So there the
+same seed gives the same bits in whatever company, on any number of threads and processes, on
+machines with the same instruction set. As many samples as there are threads (OMP_NUM_THREADS) are
+computed at once. On CUDA samples go through in batches, and company shows in the rounding.
+"""
+
+import operator
+import os
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sid_scale.codecs import Codec, CodecError, IdentityCodec
+from sid_scale.diffusion.few_step import generate
+from sid_scale.diffusion.noise import SeededNoise
+from sid_scale.generators.folder import GeneratorError, codec_of, trained_for
+from sid_scale.networks.edm2.layers import store_weights_in
+from sid_scale.networks.edm2.network import EDM2
+from sid_scale.networks.folder import CONFIG, load_network
+from sid_scale.thread_map import one_thread_each
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+RGB = 3
+BATCH = 32  # samples that a GPU computes at once
+MAX_SEED = 2**32 - 1  # larger ones would draw the noise of smaller ones
+
+
+class Samples(NamedTuple):
+    """What to make, checked."""
+
+    classes: list[int]
+    seeds: list[int]
+    steps: int
+
+
+class OneStepGenerator:
+    """Makes images of classes, one network evaluation each (or a few: `steps`).
+
+        generator = OneStepGenerator.from_pretrained("runs/demo/generator")
+        images = generator.generate(class_labels=[3, 3, 7], seeds=[0, 1, 0])
+
+    Args:
+        network: the generator, in evaluation mode.
+        codec: turns its latents into images.
+        init_sigma: noise level that it was trained to start from.
+        steps: number of steps that it was trained for.
+        batch_size: samples that a GPU computes at once.
+    """
+
+    def __init__(
+        self,
+        network: EDM2,
+        codec: Codec,
+        init_sigma: float,
+        steps: int = 1,
+        batch_size: int = BATCH,
+    ):
+        self.network, self.codec = network, codec
+        self.init_sigma, self.steps = init_sigma, steps
+        self.batch_size = batch_size
+        self.device = torch.device("cpu")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        vae: str | os.PathLike[str] | None = None,
+        dtype: torch.dtype = torch.float32,
+        batch_size: int = BATCH,
+    ) -> "OneStepGenerator":
+        """The generator in a folder, on the CPU.
+
+        Args:
+            folder: holds `model.safetensors` and `config.json`.
+            vae: folder of the VAE that decodes a latent generator's output; by default `vae/` in
+                `folder`, or else the one that `config.json` names. Not looked at before
+                `generate`.
+            dtype: what the network computes in, and holds its weights in: float32, bfloat16 or
+                float16. The VAE computes in float32.
+            batch_size: samples that a GPU computes at once.
+
+        Raises:
+            CheckpointError: the folder is damaged or holds no network.
+            CodecError: the codec's description is unusable.
+            GeneratorError: the network is no generator, or `dtype` is none of the three.
+        """
+        if dtype not in DTYPES.values():
+            raise GeneratorError(f"dtype {dtype} is none of {', '.join(DTYPES)}")
+        saved = load_network(folder)
+        init_sigma, steps = trained_for(saved, folder)
+        network = saved.build(dtype).requires_grad_(False)
+        store_weights_in(dtype, network)
+        return cls(network, codec_of(saved, folder, vae), init_sigma, steps, batch_size)
+
+    @property
+    def at_once(self) -> int:
+        """How many samples are computed at the same time on the device that it is on."""
+        return torch.get_num_threads() if self.device.type == "cpu" else self.batch_size
+
+    def to(self, device: torch.device | str) -> "OneStepGenerator":
+        """Moves the generator to a device; returns it."""
+        self.device = torch.device(device)
+        self.network.to(self.device)
+        return self
+
+    def generate(
+        self, class_labels: Iterable[int], seeds: Iterable[int], steps: int | None = None
+    ) -> Tensor:
+        """Images of the classes, one for each seed: uint8 (N, 3, H, W) on the device.
+
+        Args:
+            class_labels: N classes.
+            seeds: N seeds, 0 to 2**32 - 1. The same seed gives all classes the same noise.
+            steps: network evaluations an image; by default what the generator was trained for.
+
+        Raises:
+            GeneratorError: not as many classes as seeds, a class that the generator does not
+                know, or another value out of range.
+            CodecError: the VAE cannot be found.
+        """
+        samples = self._check(class_labels, seeds, steps)
+        self.load_codec()
+        return self._each(samples, lambda part: self.codec.decode(self._latents(part)))
+
+    def load_codec(self) -> None:
+        """Loads what turns latents into images; `generate` does so when it is first called.
+
+        Raises:
+            CodecError: the VAE cannot be found or is damaged, or the folder names none.
+        """
+        channels = self.network.config.img_channels
+        if isinstance(self.codec, IdentityCodec) and channels != RGB:
+            raise CodecError(
+                f"the generator makes {channels} channels, and its {CONFIG} names no VAE that "
+                "turns them into images"
+            )
+        self.codec.load(self.device)
+
+    def sample_latents(
+        self, class_labels: Iterable[int], seeds: Iterable[int], steps: int | None = None
+    ) -> Tensor:
+        """What the network makes, before it is decoded: float32 (N, C, h, w) on the device.
+
+        Arguments and errors are those of `generate`; needs no VAE.
+        """
+        return self._each(self._check(class_labels, seeds, steps), self._latents)
+
+    def latents_together(
+        self, class_labels: Iterable[int], seeds: Iterable[int], steps: int | None = None
+    ) -> Tensor:
+        """`sample_latents` in one batch, on a CPU too: sooner there, but company shows in the
+        rounding."""
+        return self._latents(self._check(class_labels, seeds, steps))
+
+    def _each(self, samples: Samples, make: Callable[[Samples], Tensor]) -> Tensor:
+        """`make` of all samples, in parts that suit the device."""
+        if self.device.type == "cpu":
+            return torch.cat(one_thread_each(make, _split(samples, 1)))
+        return torch.cat([make(part) for part in _split(samples, self.batch_size)])
+
+    @torch.no_grad()
+    def _latents(self, samples: Samples) -> Tensor:
+        config = self.network.config
+        shape = (config.img_channels, config.img_resolution, config.img_resolution)
+        noise = SeededNoise(samples.seeds, self.device)
+        latent = noise.normal(*shape)
+        between = noise.normal(samples.steps - 1, *shape).transpose(0, 1)
+        labels = F.one_hot(torch.tensor(samples.classes), config.label_dim).float()
+        return generate(self.network, latent, between, labels.to(self.device), self.init_sigma)
+
+    def _check(
+        self, class_labels: Iterable[int], seeds: Iterable[int], steps: int | None
+    ) -> Samples:
+        classes, numbers = _integers(class_labels, "class_labels"), _integers(seeds, "seeds")
+        if len(classes) != len(numbers):
+            raise GeneratorError(
+                f"{len(classes)} class_labels and {len(numbers)} seeds: give one class a seed"
+            )
+        if not numbers:
+            raise GeneratorError("class_labels and seeds are empty: there is nothing to make")
+        known = self.network.config.label_dim
+        for label in classes:
+            if not 0 <= label < known:
+                raise GeneratorError(f"class {label} is not one of the generator's {known}")
+        for seed in numbers:
+            if not 0 <= seed <= MAX_SEED:
+                raise GeneratorError(f"seed {seed} is not in 0 to 2**32 - 1")
+        [count] = _integers([self.steps if steps is None else steps], "steps")
+        if count < 1:
+            raise GeneratorError(f"steps {count}: a generator takes one or more")
+        return Samples(classes, numbers, count)
+
+
+def _split(samples: Samples, size: int) -> list[Samples]:
+    classes, seeds, steps = samples
+    starts = range(0, len(seeds), size)
+    return [Samples(classes[i : i + size], seeds[i : i + size], steps) for i in starts]
+
+
+def _integers(values: Iterable[int], name: str) -> list[int]:
+    try:
+        return [operator.index(value) for value in values]
+    except (TypeError, ValueError) as error:
+        raise GeneratorError(f"{name}: integers are wanted, not {values!r:.80}") from error

@@ -1,0 +1,223 @@
+"""A folder of generated images: a PNG for each class and seed, and what made them.
+
+`generate.json` holds all that an image depends on besides class and seed: the weights' hash,
+steps, dtype. A folder takes images of one recipe only, so those that are there need not be made
+again. Files are written whole or not at all.
+"""
+
+import dataclasses
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sid_scale.atomic import written_whole
+from sid_scale.codecs import VAE_WEIGHTS, VAECodec
+from sid_scale.errors import SidScaleError
+from sid_scale.generators.generator import OneStepGenerator
+from sid_scale.image_grid import image_grid, read_png, write_png
+from sid_scale.inputs_changed import differences
+from sid_scale.networks.folder import WEIGHTS, sha256
+
+RECIPE = "generate.json"
+GRID = "grid.png"
+ARCHIVE = "images.npz"
+FORMAT_VERSION = 1
+MOST_IN_GRID = 400
+
+
+class ImageFolderError(SidScaleError):
+    """A folder that cannot take the images; the message says why and what to do."""
+
+
+class Item(NamedTuple):
+    """One image."""
+
+    label: int
+    seed: int
+
+    @property
+    def file_name(self) -> str:
+        return f"class{self.label:04d}-seed{self.seed:06d}.png"
+
+
+def every_class_with_every_seed(classes: Sequence[int], seeds: Sequence[int]) -> list[Item]:
+    """The product, class by class."""
+    return [Item(label, seed) for label in classes for seed in seeds]
+
+
+# --- what made the images -----------------------------------------------------------------
+
+
+def recipe(folder: Path, generator: OneStepGenerator, steps: int) -> dict[str, Any]:
+    """What an image depends on besides class and seed; `folder` is the generator's."""
+    codec = generator.codec
+    description = {k: v for k, v in codec.describe().items() if k != "vae"}  # wherever it lies
+    if isinstance(codec, VAECodec):
+        description["vae_sha256"] = sha256(codec.folder / VAE_WEIGHTS)
+    made_by = {
+        "format_version": FORMAT_VERSION,
+        "weights_sha256": sha256(folder / WEIGHTS),
+        "architecture": dataclasses.asdict(generator.network.config),
+        "codec": description,
+        "init_sigma": generator.init_sigma,
+        "steps": steps,
+        "dtype": str(generator.network.compute_dtype).removeprefix("torch."),
+    }
+    return json.loads(json.dumps(made_by))  # as it reads back: lists for tuples
+
+
+def claim_folder(folder: Path, made_by: dict[str, Any]) -> None:
+    """Makes the folder ready for images of this recipe.
+
+    Raises:
+        ImageFolderError: it holds images of another recipe, or of none, or cannot be written.
+    """
+    path = folder / RECIPE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _compare(path, json.loads(path.read_text()), made_by)
+        elif any(folder.glob("class*-seed*.png")):
+            raise ImageFolderError(
+                f"{folder} holds images, but no {RECIPE} that says what made them: choose another "
+                "folder"
+            )
+        else:
+            with written_whole(path) as partial:
+                partial.write_text(json.dumps(made_by, indent=2) + "\n")
+    except ValueError as error:
+        raise ImageFolderError(f"{path}: damaged ({error}): choose another folder") from error
+    except OSError as error:
+        raise ImageFolderError(f"{folder} cannot be used: {error}") from error
+
+
+def _compare(path: Path, there: Any, here: dict[str, Any]) -> None:
+    differing = differences(there, here)
+    if differing:
+        raise ImageFolderError(
+            f"{path} says that the images there were made otherwise: {'; '.join(differing)}. "
+            "Choose another folder, or delete this one."
+        )
+
+
+# --- images -------------------------------------------------------------------------------
+
+
+def missing(folder: Path, items: Sequence[Item]) -> list[Item]:
+    """Those of `items` that are not there yet."""
+    there = set(os.listdir(folder))
+    return [item for item in items if item.file_name not in there]
+
+
+def write_images(folder: Path, items: Sequence[Item], images: Tensor) -> None:
+    """Writes uint8 images (N, 3, H, W).
+
+    Raises:
+        ImageFolderError: one cannot be written.
+    """
+    for item, image in zip(items, images.cpu(), strict=True):
+        try:
+            write_png(folder / item.file_name, image)
+        except OSError as error:
+            raise ImageFolderError(
+                f"{folder / item.file_name} cannot be written: {error}. The same command goes on "
+                "from here"
+            ) from error
+
+
+def read_image(folder: Path, item: Item) -> Tensor:
+    """One image, uint8 (3, H, W).
+
+    Raises:
+        ImageFolderError: it is not there, or damaged.
+    """
+    try:
+        return read_png(folder / item.file_name)
+    except OSError as error:
+        raise ImageFolderError(
+            f"{folder / item.file_name} cannot be read: {error}. Delete it, and the same command "
+            "makes it again"
+        ) from error
+
+
+def read_images(folder: Path, items: Sequence[Item]) -> Iterator[Tensor]:
+    """Images, all of one size: uint8 (3, H, W) each.
+
+    Raises:
+        ImageFolderError: one is not there, damaged, or of another size than the first.
+    """
+    shape = None
+    for item in items:
+        image = read_image(folder, item)
+        shape = shape or image.shape
+        if image.shape != shape:
+            raise ImageFolderError(
+                f"{folder / item.file_name} is an image of {list(image.shape[1:])} pixels, the "
+                f"others of {list(shape[1:])}. Delete it, and the same command makes it again"
+            )
+        yield image
+
+
+def check_grid(classes: Sequence[int], seeds: Sequence[int]) -> None:
+    """Raises ImageFolderError if the product is too much for one picture."""
+    if len(classes) * len(seeds) > MOST_IN_GRID:
+        raise ImageFolderError(
+            f"a grid of {len(classes)} classes x {len(seeds)} seeds is too large: "
+            f"{MOST_IN_GRID} images at most; ask for fewer, or leave the grid out"
+        )
+
+
+def write_grid(folder: Path, classes: Sequence[int], seeds: Sequence[int]) -> Path:
+    """Writes `grid.png`: a row for each class, a column for each seed; of one class or one seed
+    near to a square.
+
+    Raises:
+        ImageFolderError: an image cannot be read, or the grid not written.
+    """
+    items = every_class_with_every_seed(classes, seeds)
+    images = torch.stack(list(read_images(folder, items)))
+    columns = len(seeds) if len(classes) > 1 and len(seeds) > 1 else None
+    path = folder / GRID
+    try:
+        write_png(path, image_grid(images, columns))
+    except OSError as error:
+        raise ImageFolderError(f"{path} cannot be written: {error}") from error
+    return path
+
+
+def write_npz(folder: Path, items: Sequence[Item]) -> Path:
+    """Writes `images.npz`: images (N, H, W, 3) uint8, classes (N,), seeds (N,), in this order.
+
+    One image at a time is in memory: 50,000 of 512x512 are 39 GB.
+
+    Raises:
+        ImageFolderError: an image cannot be read, or the file not written.
+    """
+    path = folder / ARCHIVE
+    try:
+        with written_whole(path) as partial:
+            _write_npz(partial, folder, items)
+    except OSError as error:
+        raise ImageFolderError(f"{path} cannot be written: {error}") from error
+    return path
+
+
+def _write_npz(path: Path, folder: Path, items: Sequence[Item]) -> None:
+    _, height, width = read_image(folder, items[0]).shape
+    shape = (len(items), height, width, 3)
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    with zipfile.ZipFile(path, "w") as archive:
+        with archive.open("images.npy", "w", force_zip64=True) as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for image in read_images(folder, items):
+                file.write(image.permute(1, 2, 0).numpy().tobytes())
+        for name, column in (("classes", 0), ("seeds", 1)):
+            with archive.open(f"{name}.npy", "w") as file:
+                np.lib.format.write_array(file, np.array([i[column] for i in items], np.int64))

@@ -1,0 +1,166 @@
+"""How runs stand: `python -m sid_scale.jobs.status RUN_DIR [RUN_DIR ...]`.
+
+Exit status 0: every run is finished, running or waits to go on; 1: one has failed, was left, or
+its folder holds no run.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sid_scale.config.parse import ConfigError
+from sid_scale.config.run import load_config
+from sid_scale.jobs.attempts import FINISHED, STOPPED, job_of, newest_life, read_outcome
+from sid_scale.jobs.lock import read_lock, why_stale
+from sid_scale.jobs.requeue import newest_checkpoint
+from sid_scale.jobs.slurm import is_waiting
+
+WELL = ("running", "finished", "stopped", "queued")
+RECENT = 10  # records that the rate is taken from
+
+
+@dataclass(frozen=True)
+class Status:
+    """How one run stands; None: not known."""
+
+    run_dir: Path
+    state: str  # running, finished, stopped, queued, failed, left or nothing
+    why: str = ""
+    images_seen: int | None = None
+    total_images: int | None = None
+    images_per_second: float | None = None
+    checkpoint: int | None = None  # images seen at the newest
+    metric: str = ""
+    seconds_left: float | None = None
+
+    def line(self) -> str:
+        """All of it, short."""
+        seen, total = _count(self.images_seen), _count(self.total_images)
+        parts = [f"{self.run_dir}: {self.state}", f"{seen} of {total}"]
+        if self.images_per_second is not None:
+            parts.append(f"{self.images_per_second:.4g} img/s")
+        if self.checkpoint is not None:
+            parts.append(f"checkpoint {_count(self.checkpoint)}")
+        if self.seconds_left is not None:
+            parts.append(f"ends {_moment(time.time() + self.seconds_left)}")
+        return ", ".join([*parts, *([self.metric] if self.metric else [])])
+
+    def page(self) -> str:
+        """All of it, a line each."""
+        rate = self.images_per_second
+        rows = {
+            "state": self.state + (f": {self.why}" if self.why else ""),
+            "images seen": f"{_count(self.images_seen)} of {_count(self.total_images)}",
+            "rate": "unknown" if rate is None else f"{rate:.4g} images a second",
+            "checkpoint": "none" if self.checkpoint is None else f"at {_count(self.checkpoint)}",
+            "metric": self.metric or "none",
+            "expected end": "unknown"
+            if self.seconds_left is None
+            else f"{_moment(time.time() + self.seconds_left)}, in {_span(self.seconds_left)}",
+        }
+        return "\n".join([str(self.run_dir), *(f"  {k:<13} {v}" for k, v in rows.items())])
+
+
+def status_of(run_dir: Path) -> Status:
+    """Reads how a run stands; whatever is missing or damaged is left out."""
+    state, why = _state(run_dir)
+    records = _records(run_dir / "metrics.jsonl")
+    seen = records[-1].get("images_seen") if records else None
+    newest = newest_checkpoint(run_dir)
+    checkpoint = newest if newest >= 0 else None
+    try:
+        total = load_config(run_dir / "config.yaml").total_images
+    except ConfigError:
+        total = None
+    rate = _rate(records)
+    left = (total - seen) / rate if state == "running" and rate and total and seen else None
+    seen = checkpoint if seen is None else seen
+    return Status(run_dir, state, why, seen, total, rate, checkpoint, _metric(records), left)
+
+
+def _state(run_dir: Path) -> tuple[str, str]:
+    if not (run_dir / "config.yaml").is_file() and newest_life(run_dir) is None:
+        return "nothing", "no run has begun there"
+    holder, stale = read_lock(run_dir), why_stale(run_dir)
+    if holder is not None and stale is None:
+        return "running", f"{holder}"
+    life = newest_life(run_dir)
+    outcome = None if life is None else read_outcome(life)
+    if outcome is not None and outcome.kind == FINISHED:
+        return "finished", f"at {_moment(outcome.time)}"
+    job = None if life is None else job_of(life)
+    told = "it ended without a word" if outcome is None else f"{outcome}"
+    if job is not None and is_waiting(job.id):
+        return "queued", f"SLURM job {job.id} goes on; before: {told}"
+    if holder is not None and outcome is None:
+        return "left", f"{holder}: {stale}"
+    if outcome is not None:
+        return ("stopped" if outcome.kind == STOPPED else "failed"), told
+    return "left", told
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    records = []
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue  # half a line, as a crash leaves it
+        if isinstance(record, dict) and isinstance(record.get("images_seen"), int):
+            records.append(record)
+    return records
+
+
+def _rate(records: list[dict[str, Any]]) -> float | None:
+    rates = [r["images_per_second"] for r in records[-RECENT:] if r.get("images_per_second")]
+    return sorted(rates)[len(rates) // 2] if rates else None
+
+
+def _metric(records: list[dict[str, Any]]) -> str:
+    """The newest evaluation, or the newest loss of the generator."""
+    for record in reversed(records):
+        found = {k: v for k, v in record.items() if k.startswith("evaluation/") and v is not None}
+        if found:
+            told = ", ".join(f"{k.removeprefix('evaluation/')} {v:.4g}" for k, v in found.items())
+            return f"{told} at {_count(record['images_seen'])}"
+    for record in reversed(records):
+        if isinstance(loss := record.get("loss/generator_sid"), float):
+            return f"loss/generator_sid {loss:.4g}"
+    return ""
+
+
+def _count(images: int | None) -> str:
+    return "?" if images is None else f"{images:,}"
+
+
+def _moment(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+
+
+def _span(seconds: float) -> str:
+    hours, minutes = divmod(int(seconds) // 60, 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m sid_scale.jobs.status", description=__doc__)
+    parser.add_argument("run_dir", type=Path, nargs="+")
+    options = parser.parse_args(arguments)
+    found = [status_of(run_dir) for run_dir in options.run_dir]
+    for status in found:
+        print(status.page() if len(found) == 1 else status.line())
+    return 0 if all(status.state in WELL for status in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,276 @@
+"""EDM2's magnitude-preserving U-Net with preconditioning and uncertainty head.
+
+Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models"
+(arXiv 2312.02696), configuration G. Equation numbers below are that paper's. Parameter
+names are those of EDM2's own state dict; the scalar gains are held as shape [1], because
+DeepSpeed cannot broadcast a parameter of shape [] (`folder.py` translates).
+
+Weights may be stored in any dtype; they are always normalised in float32. The body of the
+U-Net runs in `compute_dtype`, preconditioning and the uncertainty head in float32.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from sid_scale.networks.edm2.layers import (
+    MPConv,
+    MPFourier,
+    mp_cat,
+    mp_silu,
+    mp_sum,
+    unit_magnitude,
+)
+
+RESIDUAL_BALANCE = 0.3
+LABEL_BALANCE = 0.5
+CLIP_ACTIVATION = 256.0
+
+
+@dataclass(frozen=True)
+class EDM2Config:
+    """Architecture of one network; the keyword arguments of EDM2 under their own names."""
+
+    img_resolution: int
+    img_channels: int
+    label_dim: int
+    model_channels: int = 192
+    channel_mult: tuple[int, ...] = (1, 2, 3, 4)
+    num_blocks: int = 3
+    attn_resolutions: tuple[int, ...] = (16, 8)
+    channels_per_head: int = 64
+    logvar_channels: int = 128  # 0: no uncertainty head (a one-step generator has none)
+    sigma_data: float = 0.5
+    dropout: float = 0.0
+
+
+class Prediction(NamedTuple):
+    """What one forward of `EDM2` yields."""
+
+    denoised: Tensor | None  # (N, C, H, W) float32; None if only the encoder ran
+    encoder_logits: Tensor  # (N, 1, h, w) float32, SiDA's discriminator
+    logvar: Tensor | None  # (N, 1, 1, 1) float32; None without an uncertainty head
+
+
+# --- blocks -------------------------------------------------------------------------------
+
+
+def downsample(x: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, C, H/2, W/2), averages of 2x2."""
+    return F.avg_pool2d(x, 2)
+
+
+def upsample(x: Tensor) -> Tensor:
+    """(N, C, H, W) -> (N, C, 2H, 2W), each value four times."""
+    return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+class Block(nn.Module):
+    """Residual block of the encoder or decoder (Fig. 21), with optional self-attention.
+
+    (N, in, H, W), embedding (N, embedding) -> (N, out, H', W').
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding: int,
+        config: EDM2Config,
+        *,
+        encoder: bool,
+        attention: bool = False,
+        resample=None,
+    ):
+        super().__init__()
+        self.encoder = encoder
+        self.resample = resample
+        self.dropout = config.dropout
+        self.heads = out_channels // config.channels_per_head if attention else 0
+        self.emb_gain = nn.Parameter(torch.zeros(1))
+        inner = out_channels if encoder else in_channels
+        self.conv_res0 = MPConv(inner, out_channels, (3, 3))
+        self.emb_linear = MPConv(embedding, out_channels, ())
+        self.conv_res1 = MPConv(out_channels, out_channels, (3, 3))
+        if in_channels != out_channels:
+            self.conv_skip = MPConv(in_channels, out_channels, (1, 1))
+        if self.heads:
+            self.attn_qkv = MPConv(out_channels, 3 * out_channels, (1, 1))
+            self.attn_proj = MPConv(out_channels, out_channels, (1, 1))
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        if self.resample is not None:
+            x = self.resample(x)
+        if self.encoder:
+            x = unit_magnitude(self._skip(x), dim=1)
+        residual = self._residual(x, emb)
+        x = mp_sum(x if self.encoder else self._skip(x), residual, RESIDUAL_BALANCE)
+        if self.heads:
+            x = mp_sum(x, self._attention(x), RESIDUAL_BALANCE)
+        return x.clip(-CLIP_ACTIVATION, CLIP_ACTIVATION)
+
+    def _skip(self, x: Tensor) -> Tensor:
+        return self.conv_skip(x) if hasattr(self, "conv_skip") else x
+
+    def _residual(self, x: Tensor, emb: Tensor) -> Tensor:
+        y = self.conv_res0(mp_silu(x))
+        scale = self.emb_linear(emb, gain=self.emb_gain.float()) + 1
+        y = mp_silu(y * scale[:, :, None, None].to(y.dtype))
+        if self.dropout:
+            y = F.dropout(y, self.dropout, self.training)
+        return self.conv_res1(y)
+
+    def _attention(self, x: Tensor) -> Tensor:
+        """Cosine attention: queries, keys and values of unit magnitude (Sec. B.3)."""
+        height, width = x.shape[2:]
+        qkv = rearrange(
+            self.attn_qkv(x), "n (h c three) y x -> three n h (y x) c", h=self.heads, three=3
+        )
+        q, k, v = unit_magnitude(qkv, dim=-1)
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.attn_proj(rearrange(y, "n h (y x) c -> n (h c) y x", y=height, x=width))
+
+
+# --- the U-Net ----------------------------------------------------------------------------
+
+
+class UNet(nn.Module):
+    """EDM2's U-Net (Table 1, configuration G); names of blocks carry their resolution."""
+
+    def __init__(self, config: EDM2Config):
+        super().__init__()
+        self.label_dim = config.label_dim
+        levels = [config.model_channels * m for m in config.channel_mult]
+        embedding = max(levels)
+        self.out_gain = nn.Parameter(torch.zeros(1))
+        self.emb_fourier = MPFourier(levels[0])
+        self.emb_noise = MPConv(levels[0], embedding, ())
+        self.emb_label = MPConv(config.label_dim, embedding, ()) if config.label_dim else None
+
+        def block(name, c_in, c_out, *, attention=False, encoder=False, resample=None):
+            (self.enc if encoder else self.dec)[name] = Block(
+                c_in, c_out, embedding, config,
+                encoder=encoder, attention=attention, resample=resample,
+            )  # fmt: skip
+            return c_out
+
+        self.enc = nn.ModuleDict()
+        skips: list[int] = []  # channels that each encoder block hands to the decoder
+        for level, channels in enumerate(levels):
+            res = config.img_resolution >> level
+            attention = res in config.attn_resolutions
+            if level == 0:
+                # One input channel more: a constant 1 stands in for the missing biases.
+                self.enc[f"{res}x{res}_conv"] = MPConv(config.img_channels + 1, channels, (3, 3))
+                c = channels
+            else:
+                c = block(f"{res}x{res}_down", c, c, encoder=True, resample=downsample)
+            skips.append(c)
+            for i in range(config.num_blocks):
+                c = block(f"{res}x{res}_block{i}", c, channels, attention=attention, encoder=True)
+                skips.append(c)
+
+        self.dec = nn.ModuleDict()
+        for level, channels in reversed(list(enumerate(levels))):
+            res = config.img_resolution >> level
+            attention = res in config.attn_resolutions
+            if level == len(levels) - 1:
+                c = block(f"{res}x{res}_in0", c, c, attention=True)
+                c = block(f"{res}x{res}_in1", c, c)
+            else:
+                c = block(f"{res}x{res}_up", c, c, resample=upsample)
+            for i in range(config.num_blocks + 1):
+                c = block(f"{res}x{res}_block{i}", c + skips.pop(), channels, attention=attention)
+        self.out_conv = MPConv(c, config.img_channels, (3, 3))
+
+    def forward(
+        self, x: Tensor, c_noise: Tensor, class_labels: Tensor | None, encoder_only: bool
+    ) -> tuple[Tensor | None, Tensor]:
+        """-> the raw output (N, C, H, W), or None, and the deepest encoder activation."""
+        emb = self.embed(c_noise, class_labels)
+        skips = self.encode(x, emb)
+        return None if encoder_only else self.decode(skips, emb), skips[-1]
+
+    def embed(self, c_noise: Tensor, class_labels: Tensor | None) -> Tensor:
+        """Noise level (N,) and one-hot labels (N, label_dim) -> embedding (N, E), float32."""
+        emb = self.emb_noise(self.emb_fourier(c_noise))
+        if self.emb_label is not None:
+            if class_labels is None:
+                class_labels = emb.new_zeros(len(emb), self.label_dim)
+            labels = self.emb_label(class_labels.float() * math.sqrt(self.label_dim))
+            emb = mp_sum(emb, labels, LABEL_BALANCE)
+        return mp_silu(emb)
+
+    def encode(self, x: Tensor, emb: Tensor) -> list[Tensor]:
+        """Activations of every encoder block, the deepest last."""
+        x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+        skips = []
+        for name, layer in self.enc.items():
+            x = layer(x) if name.endswith("_conv") else layer(x, emb)
+            skips.append(x)
+        return skips
+
+    def decode(self, skips: list[Tensor], emb: Tensor) -> Tensor:
+        skips = list(skips)
+        x = skips[-1]
+        for name, layer in self.dec.items():
+            if "_block" in name:
+                x = mp_cat(x, skips.pop())
+            x = layer(x, emb)
+        return self.out_conv(x, gain=self.out_gain.float())
+
+
+class EDM2(nn.Module):
+    """The preconditioned denoiser D(x; sigma, label) (Eqs. 2 to 6, 21 and 22)."""
+
+    def __init__(self, config: EDM2Config, compute_dtype: torch.dtype = torch.float32):
+        super().__init__()
+        self.config = config
+        self.compute_dtype = compute_dtype
+        self.unet = UNet(config)
+        if config.logvar_channels:
+            self.logvar_fourier = MPFourier(config.logvar_channels)
+            self.logvar_linear = MPConv(config.logvar_channels, 1, ())
+
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        class_labels: Tensor | None = None,
+        *,
+        encoder_only: bool = False,
+    ) -> Prediction:
+        """Denoises `x`.
+
+        Args:
+            x: noisy images or latents, (N, C, H, W).
+            sigma: noise levels, any shape of N (or one) elements.
+            class_labels: one-hot (N, label_dim); None is the unconditional all-zero row.
+            encoder_only: stop after the encoder; `denoised` is then None.
+        """
+        x = x.float()
+        sigma = sigma.float().reshape(-1).expand(len(x))  # (N,)
+        c_noise = sigma.log() / 4
+        s = sigma[:, None, None, None]
+        sigma_data = self.config.sigma_data
+        c_in = 1 / (s**2 + sigma_data**2).sqrt()
+
+        scaled = (c_in * x).to(self.compute_dtype)
+        raw, deepest = self.unet(scaled, c_noise, class_labels, encoder_only)
+        logits = deepest.float().mean(dim=1, keepdim=True)
+        denoised = None
+        if raw is not None:
+            c_skip = sigma_data**2 / (s**2 + sigma_data**2)
+            c_out = s * sigma_data * c_in
+            denoised = c_skip * x + c_out * raw.float()
+        return Prediction(denoised, logits, self._logvar(c_noise))
+
+    def _logvar(self, c_noise: Tensor) -> Tensor | None:
+        if not self.config.logvar_channels:
+            return None
+        return self.logvar_linear(self.logvar_fourier(c_noise))[:, :, None, None]

@@ -1,0 +1,281 @@
+"""Networks as folders: `model.safetensors` and `config.json`, nothing that can carry code.
+
+On disk, parameters bear EDM2's own names and shapes (gains of shape []); in memory the gains
+have shape [1], for DeepSpeed's sake. This file is the border between the two.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sid_scale.errors import SidScaleError
+from sid_scale.networks.edm2.network import EDM2, EDM2Config
+from sid_scale.tensor_file import Entry, write_tensors
+
+FORMAT_VERSION = 1
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+
+
+class CheckpointError(SidScaleError):
+    """A network folder that cannot be used; the message says which, why and what to do."""
+
+
+@dataclass(frozen=True)
+class NetworkFolder:
+    """Contents of a network folder.
+
+    `codec` says how pixels become the network's images (see `codecs.py`); `origin` what the
+    network is and where it comes from: free-form for a teacher; for a generator `init_sigma`,
+    `steps`, `method`, `images_seen` and `teacher_sha256`.
+    """
+
+    architecture: EDM2Config
+    state: dict[str, Tensor]  # names and shapes of the modules in memory
+    codec: dict[str, Any] = field(default_factory=lambda: {"kind": "identity"})
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, compute_dtype: torch.dtype = torch.float32) -> EDM2:
+        """A network with a copy of these weights, on the CPU, in evaluation mode."""
+        with torch.device("meta"):
+            network = EDM2(self.architecture, compute_dtype)
+        network.load_state_dict({k: v.clone() for k, v in self.state.items()}, assign=True)
+        return network.eval()
+
+
+def to_edm2_shapes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Memory -> disk: gains of shape [1] become []."""
+    return {k: v.reshape(()) if k.endswith("_gain") else v for k, v in state.items()}
+
+
+def from_edm2_shapes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Disk -> memory: gains of shape [] become [1]."""
+    return {k: v.reshape(1) if k.endswith("_gain") and not v.ndim else v for k, v in state.items()}
+
+
+def check_state(
+    architecture: EDM2Config,
+    state: dict[str, Tensor],
+    where: str,
+    remedy: str = f"Check {CONFIG} against the weights' source.",
+) -> None:
+    """Compares names and shapes in `state` (as in memory) with the architecture's.
+
+    Raises:
+        CheckpointError: lists up to eight names that are missing, foreign or of another shape.
+    """
+    with torch.device("meta"):
+        expected = EDM2(architecture).state_dict()
+    faults = [f"missing {name}" for name in expected if name not in state]
+    faults += [f"unknown {name}" for name in state if name not in expected]
+    faults += [
+        f"{name} has shape {list(state[name].shape)}, not {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in state and state[name].shape != tensor.shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 8} more" if len(faults) > 8 else ""
+        raise CheckpointError(
+            f"{where}: the weights are not those of its architecture: "
+            f"{'; '.join(faults[:8])}{more}. {remedy}"
+        )
+
+
+def save_network(folder: str | os.PathLike[str], network: NetworkFolder) -> None:
+    """Writes a network folder, replacing one that exists; it is complete or not there.
+
+    Weights are written in the dtype that they have; `load_network` widens them.
+    """
+    check_state(network.architecture, network.state, str(folder))
+    description = describe(network.architecture, network.codec, network.origin)
+    dtypes = {name: tensor.dtype for name, tensor in network.state.items()}
+    stream_network(folder, description, network.state.__getitem__, dtypes)
+
+
+def describe(
+    architecture: EDM2Config, codec: dict[str, Any], origin: dict[str, Any]
+) -> dict[str, Any]:
+    """Contents of a network folder's `config.json`."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "architecture": dataclasses.asdict(architecture),
+        "codec": codec,
+        "origin": origin,
+    }
+
+
+def stream_network(
+    folder: str | os.PathLike[str],
+    description: dict[str, Any],
+    tensor: Callable[[str], Tensor],
+    dtypes: Mapping[str, torch.dtype],
+) -> None:
+    """Writes a network folder as `save_network` does, never holding more than one tensor.
+
+    `tensor(name)` is a parameter or buffer by its name, of the shape that it has in memory;
+    `dtypes[name]` what it is in the file.
+
+    Raises:
+        CheckpointError: something else lies there, or the disk is full, or read-only.
+    """
+    folder = Path(folder)
+    refuse_other_folder(folder)
+    architecture, _, _ = parse_description(description, str(folder))
+    with torch.device("meta"):
+        shapes = to_edm2_shapes(EDM2(architecture).state_dict())
+    entries = [Entry(name, dtypes[name], tuple(meta.shape)) for name, meta in shapes.items()]
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        (partial / CONFIG).write_text(json.dumps(description, indent=2) + "\n")
+        values = (tensor(e.name).detach().to(e.dtype).reshape(e.shape) for e in entries)
+        write_tensors(partial / WEIGHTS, entries, values)
+        _take_name(partial, folder)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError):  # a full disk, for one
+            raise CheckpointError(f"{folder}: cannot be written: {error}") from error
+        raise
+
+
+def _take_name(partial: Path, folder: Path) -> None:
+    """Puts a finished folder where an older one may be, which goes only then."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(partial, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def refuse_other_folder(folder: Path) -> None:
+    """Makes sure that writing a network folder replaces nothing but one.
+
+    Raises:
+        CheckpointError: something else lies there.
+    """
+    other = folder.exists() and not (folder / CONFIG).is_file()
+    if other and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(
+            f"{folder} exists and is no network folder: name another one, or remove it"
+        )
+
+
+def load_network(folder: str | os.PathLike[str]) -> NetworkFolder:
+    """Reads a network folder; weights come as float32.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or not of this format, or the weights are
+            not those of the architecture.
+    """
+    stored = load_stored_network(folder)
+    return dataclasses.replace(stored, state={k: v.float() for k, v in stored.state.items()})
+
+
+def load_stored_network(folder: str | os.PathLike[str]) -> NetworkFolder:
+    """Reads a network folder as `load_network` does; weights keep the file's dtype."""
+    folder = Path(folder)
+    described = read_description(folder)
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{folder / WEIGHTS}: damaged ({error}); fetch or write it again."
+        ) from error
+    state = from_edm2_shapes(tensors)
+    check_state(described.architecture, state, str(folder / WEIGHTS))
+    return dataclasses.replace(described, state=state)
+
+
+def read_description(folder: str | os.PathLike[str]) -> NetworkFolder:
+    """A network folder without its weights: what `config.json` says.
+
+    Raises:
+        CheckpointError: a file is missing, or `config.json` is damaged or not of this format.
+    """
+    folder = Path(folder)
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                f"{folder}: no {name} there. A network folder holds {CONFIG} and {WEIGHTS}; "
+                "tools/import_edm2.py makes one of a published pickle."
+            )
+    try:
+        description = json.loads((folder / CONFIG).read_text())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{folder / CONFIG}: not a network description: {error}") from error
+    architecture, codec, origin = parse_description(description, str(folder / CONFIG))
+    return NetworkFolder(architecture, {}, codec, origin)
+
+
+def parse_description(
+    description: Any, where: str
+) -> tuple[EDM2Config, dict[str, Any], dict[str, Any]]:
+    """Architecture, codec and origin out of a folder's `config.json`.
+
+    Raises:
+        CheckpointError: it is none, or of another version.
+    """
+    try:
+        version = description["format_version"]
+        raw = dict(description["architecture"])
+        for key in ("channel_mult", "attn_resolutions"):
+            raw[key] = tuple(raw[key])
+        architecture = EDM2Config(**raw)
+        _check_ranges(architecture)
+        codec, origin = dict(description["codec"]), dict(description["origin"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{where}: not a network description: {error}") from error
+    if version != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{where}: format version {version}; this program reads {FORMAT_VERSION}."
+        )
+    return architecture, codec, origin
+
+
+def _check_ranges(architecture: EDM2Config) -> None:
+    """Raises ValueError for what cannot be built, or not in finite time and memory."""
+    ranges = {
+        "img_resolution": (1, 1 << 14),
+        "img_channels": (1, 1 << 10),
+        "label_dim": (0, 1 << 24),
+        "model_channels": (1, 1 << 14),
+        "num_blocks": (0, 64),
+        "channels_per_head": (1, 1 << 14),
+        "logvar_channels": (0, 1 << 14),
+        "channel_mult": (1, 64),
+        "attn_resolutions": (1, 1 << 14),
+    }
+    for name, (least, most) in ranges.items():
+        value = getattr(architecture, name)
+        values = value if isinstance(value, tuple) else (value,)
+        if len(values) > 16 or not all(type(v) is int and least <= v <= most for v in values):
+            raise ValueError(f"{name} is {value!r:.64}, not from {least} to {most}")
+    for name, below in (("sigma_data", math.inf), ("dropout", 1)):
+        number = getattr(architecture, name)
+        if type(number) not in (int, float) or not 0 <= number < below:
+            raise ValueError(f"{name} is {number!r:.64}, not from 0 to {below}")
+    if not architecture.channel_mult:
+        raise ValueError("channel_mult is empty")
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's contents, in hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,52 @@
+"""Randomness is a function of (seed, purpose, sample); noise levels are the published ones."""
+
+import pytest
+import torch
+
+from sid_scale.diffusion.noise import (
+    KeyedNoise,
+    fake_score_sigma,
+    generator_sigma,
+    karras_ramp,
+    keyed_seed,
+)
+
+
+def test_a_samples_noise_does_not_depend_on_its_neighbours():
+    together = KeyedNoise(1, "generator", torch.arange(8))
+    apart = KeyedNoise(1, "generator", torch.tensor([5]))
+    assert torch.equal(together.normal(2, 3)[5:6], apart.normal(2, 3))
+    assert torch.equal(together.uniform()[5:6], apart.uniform())
+
+
+@pytest.mark.parametrize(("seed", "purpose", "sample"), [(2, "a", 0), (1, "b", 0), (1, "a", 1)])
+def test_another_seed_purpose_or_sample_is_other_noise(seed, purpose, sample):
+    first = KeyedNoise(1, "a", torch.tensor([0])).normal(100)
+    other = KeyedNoise(seed, purpose, torch.tensor([sample])).normal(100)
+    assert abs(torch.corrcoef(torch.cat([first, other]))[0, 1]) < 0.35
+
+
+def test_noise_is_unit_normal_across_samples():
+    noise = KeyedNoise(0, "x", torch.arange(20_000)).normal()
+    assert noise.mean() == pytest.approx(0, abs=0.03)
+    assert noise.std() == pytest.approx(1, abs=0.03)
+
+
+def test_seeds_fit_a_generator_and_differ():
+    seeds = {keyed_seed(seed, "p", number) for seed in range(30) for number in range(30)}
+    assert len(seeds) == 900
+    assert all(0 <= s < 2**64 for s in seeds)
+
+
+def test_ramp_runs_from_smallest_to_largest_sigma():
+    ends = karras_ramp(torch.tensor([0.0, 1.0]))
+    torch.testing.assert_close(ends, torch.tensor([0.002, 80.0]))
+
+
+def test_tmax_leaves_the_largest_sigmas_out():
+    assert generator_sigma(torch.tensor(1.0), 800) == karras_ramp(torch.tensor(0.8))
+
+
+def test_fake_score_sigma_is_log_normal():
+    sigma = fake_score_sigma(torch.tensor([0.0, 1.0]), -0.4, 1.0)
+    torch.testing.assert_close(sigma.log(), torch.tensor([-0.4, 0.6]))

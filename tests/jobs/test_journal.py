@@ -1,0 +1,33 @@
+"""What a life of a run leaves."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from sid_scale.jobs.attempts import STOPPED, newest_life, read_outcome
+from sid_scale.jobs.journal import Journal
+from sid_scale.ranks import Ranks
+
+
+@pytest.fixture
+def alone() -> Iterator[Ranks]:
+    """A world of one."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield Ranks(0, 1, torch.device("cpu"))
+    dist.destroy_process_group()
+
+
+def test_a_new_life_does_not_begin_with_the_end_of_another(
+    tmp_path: Path, alone: Ranks, monkeypatch: pytest.MonkeyPatch
+):
+    """As when two runs follow each other in one interactive allocation, or in one second."""
+    monkeypatch.setattr("sid_scale.jobs.journal.life_name", lambda job: "17-0")
+    for _ in range(2):
+        journal = Journal(tmp_path)
+        journal.open(alone)
+        assert read_outcome(newest_life(tmp_path)) is None
+        journal.ended(STOPPED, "SIGTERM", 8)
+        assert read_outcome(newest_life(tmp_path)).reason == "SIGTERM"

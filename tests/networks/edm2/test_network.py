@@ -1,0 +1,110 @@
+"""EDM2's network: published outputs, published sizes, precision."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sid_scale.networks.edm2.layers import (
+    mp_cat,
+    mp_silu,
+    mp_sum,
+    normalise_weights_,
+    normalised_parameters,
+)
+from sid_scale.networks.edm2.network import EDM2
+from sid_scale.networks.edm2.sizes import SIZES, imagenet512
+from tests.tiny import tiny_network
+from tests.vectors import Vectors, relative_error
+
+
+@pytest.fixture
+def vectors(reference_dir: Path) -> Vectors:
+    return Vectors(reference_dir / "edm2_forward.npz")
+
+
+@pytest.fixture
+def inputs(vectors: Vectors) -> tuple[torch.Tensor, ...]:
+    return vectors["x"], vectors["sigma"], vectors["class_labels"]
+
+
+@pytest.mark.reference
+def test_forward_is_the_published_one(vectors, inputs):
+    network = vectors.network("param.")
+    prediction = network(*inputs)
+    assert relative_error(prediction.denoised, vectors["denoised"]) < 1e-5
+    assert relative_error(prediction.encoder_logits, vectors["encoder_mean"]) < 1e-5
+    assert relative_error(prediction.logvar.flatten(), vectors["logvar"]) < 1e-5
+    unlabelled = network(*inputs[:2]).denoised
+    assert relative_error(unlabelled, vectors["denoised_no_label"]) < 1e-5
+
+
+@pytest.mark.reference
+def test_encoder_alone_gives_the_same_map_and_runs_no_decoder(vectors, inputs):
+    network = vectors.network("param.")
+    decoder_runs = []
+    for block in network.unet.dec.values():
+        block.register_forward_hook(lambda *_: decoder_runs.append(1))
+    prediction = network(*inputs, encoder_only=True)
+    assert prediction.denoised is None
+    assert not decoder_runs
+    assert relative_error(prediction.encoder_logits, vectors["encoder_mean"]) < 1e-5
+    assert prediction.logvar is not None
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 4e-2), (torch.float16, 5e-3)])
+@pytest.mark.parametrize("cast_weights", [False, True])
+def test_half_precision_stays_near_float32(vectors, inputs, dtype, tolerance, cast_weights):
+    network = vectors.network("param.")
+    network.compute_dtype = dtype
+    if cast_weights:
+        network.to(dtype)
+    prediction = network(*inputs)
+    assert prediction.denoised.dtype == torch.float32
+    assert prediction.logvar.dtype == torch.float32
+    assert relative_error(prediction.denoised, vectors["denoised"]) < tolerance
+
+
+def test_fourier_features_keep_their_precision_when_the_network_is_cast():
+    network = tiny_network().to(torch.bfloat16)
+    assert network.unet.out_conv.weight.dtype == torch.bfloat16
+    assert network.unet.emb_fourier.freqs.dtype == torch.float32
+    assert network.logvar_fourier.phases.dtype == torch.float32
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_published_parameter_counts(size: str):
+    with torch.device("meta"):
+        network = EDM2(imagenet512(size))
+    millions = sum(p.numel() for p in network.parameters()) / 1e6
+    assert int(millions) == SIZES[size][1] or round(millions) == SIZES[size][1]
+
+
+def test_unknown_size_names_the_known_ones():
+    with pytest.raises(ValueError, match="xs, s, m, l, xl, xxl"):
+        imagenet512("huge")
+
+
+def test_pieces_preserve_magnitude():
+    torch.manual_seed(0)
+    a, b = torch.randn(8, 64, 16, 16), torch.randn(8, 32, 16, 16)
+    assert mp_silu(a).square().mean().sqrt() == pytest.approx(1, abs=0.01)
+    assert mp_cat(a, b).square().mean().sqrt() == pytest.approx(1, abs=0.01)
+    assert mp_sum(a, torch.randn_like(a), 0.3).std() == pytest.approx(1, abs=0.01)
+
+
+def test_output_ignores_the_magnitude_of_weights():
+    """What makes forced normalisation a matter of the optimizer alone."""
+    torch.manual_seed(0)
+    network = tiny_network().eval()
+    x, sigma = torch.randn(2, 3, 8, 8), torch.tensor([0.5, 5.0])
+    before = network(x, sigma).denoised
+    with torch.no_grad():
+        for _, weight in normalised_parameters(network):
+            weight.mul_(3.0)
+    scaled = network(x, sigma).denoised
+    normalise_weights_(network)
+    normalised = network(x, sigma).denoised
+    torch.testing.assert_close(scaled, before, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(normalised, before, rtol=1e-3, atol=1e-3)

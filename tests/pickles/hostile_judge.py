@@ -1,0 +1,69 @@
+"""Imports each file of a folder in a process of its own and says what became of it.
+
+`python -m tests.pickles.hostile_judge FOLDER` prints a JSON object: name of a file -> error,
+seconds, peak memory in bytes, and what was executed. `warm_up` is a network: importing it first
+has Python load all that it loads on demand, so that what a file executes stands out.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from sid_scale.errors import SidScaleError
+from sid_scale.networks.edm2.published import import_edm2
+
+# Audit events of code being made, loaded, found or started.
+EXECUTION = {
+    *{"compile", "exec", "import", "code.__new__", "pickle.find_class", "ctypes.dlopen"},
+    *{"os.system", "os.exec", "os.fork", "os.posix_spawn", "subprocess.Popen", "socket.connect"},
+}
+
+
+def judge(file: Path) -> dict[str, Any]:
+    """Imports a file in a child; what it is killed by, if it is, counts as its error."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        signal.alarm(30)
+        verdict = _import(file)
+        os.write(writer, json.dumps(verdict).encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        said = pipe.read()
+    _, status = os.waitpid(child, 0)
+    return json.loads(said) if said else {"error": f"killed by signal {os.WTERMSIG(status)}"}
+
+
+def _import(file: Path) -> dict[str, Any]:
+    executed: list[str] = []
+    sys.addaudithook(lambda event, _: executed.append(event) if event in EXECUTION else None)
+    error = "none"
+    start = time.monotonic()
+    try:
+        import_edm2(file, file.with_suffix(".out"))
+    except SidScaleError as refusal:
+        error = str(refusal)
+    except BaseException as crash:
+        error = f"not a clear error: {crash!r:.500}"
+    seconds = time.monotonic() - start
+    return {"error": error, "seconds": seconds, "peak": peak_memory(), "executed": executed}
+
+
+def peak_memory() -> int:
+    """The most memory that this process has had at once, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    import_edm2(folder / "warm_up", folder / "warm_up.out")
+    verdicts = {file.stem: judge(file) for file in sorted(folder.glob("*.pkl"))}
+    print(json.dumps(verdicts))

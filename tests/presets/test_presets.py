@@ -1,0 +1,131 @@
+"""The presets carry the published settings, size by size."""
+
+import pytest
+
+from sid_scale.config.groups import LearningRates
+from sid_scale.config.run import load_config, preset_names
+from sid_scale.presets import presets
+from sid_scale.presets.__main__ import main
+from tests.conftest import ROOT
+
+SIZES = ("xs", "s", "m", "l", "xl", "xxl")
+METHODS = ("sid", "sida", "sid2a")
+MICRO_BATCH = dict(zip(SIZES, (64, 64, 32, 32, 16, 2)))
+MILLIONS = {
+    "sid": dict(zip(SIZES, (200, 200, 200, 200, 200, 100))),
+    "sida": dict(zip(SIZES, (200, 200, 200, 200, 200, 100))),
+    "sid2a": dict(zip(SIZES, (30, 80, 200, 55, 50, 30))),
+}
+TEACHERS = dict(
+    zip(
+        SIZES,
+        (
+            "xs-2147483-0.135",
+            "s-2147483-0.130",
+            "m-2147483-0.100",
+            "l-1879048-0.085",
+            "xl-1342177-0.085",
+            "xxl-0939524-0.070",
+        ),
+    )
+)
+
+
+def test_there_is_one_for_every_size_and_method():
+    expected = {f"edm2-img512-{size}-{method}" for size in SIZES for method in METHODS}
+    assert set(preset_names()) == expected | {"digits"}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("method", METHODS)
+def test_settings_are_the_published_ones(size: str, method: str):
+    config = load_config(f"edm2-img512-{size}-{method}")
+    assert config.method == method
+    assert config.batch_size == 2048
+    assert config.micro_batch == MICRO_BATCH[size]
+    assert config.total_images == MILLIONS[method][size] * 1_000_000
+    assert config.teacher.endswith(f"edm2-img512-{TEACHERS[size]}")
+    assert config.dropout == (0.0 if size in ("xs", "s") else 0.1)
+    assert (config.data is None) == (method == "sid")
+    assert (config.generator_init is not None) == (method == "sid2a")
+    plain = size == "s" and method != "sid"
+    assert config.objective.logvar_weighting != plain
+    assert config.forced_weight_norm.generator != plain
+    assert not config.forced_weight_norm.fake_score
+    halved = size == "m" and method == "sid2a"
+    assert config.objective.loss_scale_generator == (50 if halved else 100)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("method", METHODS)
+def test_what_all_published_runs_share(size: str, method: str):
+    config = load_config(f"edm2-img512-{size}-{method}")
+    objective = config.objective
+    assert config.learning_rate == LearningRates(5e-5, 5e-5, ramp_down_images=0)
+    assert (config.adam.betas, config.adam.eps) == ((0.0, 0.999), None)
+    assert (objective.alpha, objective.tmax, objective.init_sigma) == (1.0, 800, 2.5)
+    assert (objective.p_mean, objective.p_std) == (-0.4, 1.0)
+    assert objective.loss_scale_generator_gan == 0.01
+    assert objective.loss_scale_discriminator == 100
+    assert objective.sid_share == 0.5
+    assert (config.warm_up.generator_images, config.warm_up.adversarial_images) == (
+        10**5,
+        2 * 10**5,
+    )
+    assert (config.ema.half_life, config.ema.ramp_up) == (2_000_000, 0.05)
+    assert config.ema.relative_width is None
+    assert config.steps == 1
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_a_preset_names_is_there_or_made_by_another(size: str):
+    sid, sida, sid2a = (load_config(f"edm2-img512-{size}-{method}") for method in METHODS)
+    assert len({config.run_dir for config in (sid, sida, sid2a)}) == 3
+    assert sid2a.generator_init == f"{sid.run_dir}/generator"
+    assert sid.teacher == sida.teacher == sid2a.teacher
+    for config in (sid, sida, sid2a):
+        assert (ROOT / config.deepspeed).is_file()
+        assert config.batch_size % config.micro_batch == 0
+
+
+def test_the_list_tells_what_is_known_of_each():
+    rows = {row.name: row for row in presets()}
+    assert list(rows)[:4] == [
+        "edm2-img512-xs-sid",
+        "edm2-img512-xs-sida",
+        "edm2-img512-xs-sid2a",
+        "edm2-img512-s-sid",
+    ]
+    assert set(rows) == set(preset_names())
+    largest = rows["edm2-img512-xxl-sid2a"]
+    assert (largest.size, largest.parameters, largest.method) == ("xxl", 1523, "sid2a")
+    assert (largest.batch_size, largest.total_images) == (2048, 30_000_000)
+    assert largest.reported_fid == 1.366
+    assert largest.teacher == "edm2-img512-xxl-0939524-0.070"
+    digits = rows["digits"]
+    assert digits.size is None
+    assert digits.parameters is not None
+    assert 0.1 < digits.parameters < 5
+    for name, row in rows.items():  # what no source tells is not made up
+        assert (row.reported_fid is None) == (name == "digits" or row.method == "sid")
+
+
+def test_the_command_prints_the_list_with_dashes_for_what_is_not_known(capsys):
+    assert main([]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    fid = {
+        cells[0]: cells for cells in map(str.split, lines) if cells and cells[0] in preset_names()
+    }
+    assert set(fid) == set(preset_names())
+    assert fid["edm2-img512-m-sida"][-2:] == ["1.488*", "edm2-img512-m-2147483-0.100"]
+    assert fid["edm2-img512-m-sid"][-2] == "-"
+    assert head.split()[-2:] == ["FID", "teacher"]
+
+
+def test_sid_has_no_gates_and_one_switch_makes_a_sida_preset_sid():
+    config = load_config("edm2-img512-xs-sida", ["method=sid"])
+    assert config.moves_generator(0)
+    assert not config.is_adversarial(10**9)
+    sida = load_config("edm2-img512-xs-sida")
+    assert [sida.moves_generator(n) for n in (99_999, 100_000)] == [False, True]
+    assert [sida.is_adversarial(n) for n in (199_999, 200_000)] == [False, True]
