@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yields where to write; what was written there becomes `path` when the block ends well.
 
     An exception leaves `path` as it was, and nothing beside it.

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sid_scale.atomic import written_whole
+from sid_scale.atomic import atomic_write
 
 
 def image_grid(images: Tensor, columns: int | None = None) -> Tensor:
@@ -27,7 +27,7 @@ def image_grid(images: Tensor, columns: int | None = None) -> Tensor:
 
 def write_png(path: Path, image: Tensor) -> None:
     """Writes a uint8 image (3, H, W); who looks sees the whole file or none."""
-    with written_whole(path) as partial:
+    with atomic_write(path) as partial:
         Image.fromarray(image.cpu().permute(1, 2, 0).numpy()).save(partial, format="png")
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sid_scale.atomic import written_whole
+from sid_scale.atomic import atomic_write
 from sid_scale.image_grid import image_grid, read_png, write_png
 
 
@@ -30,7 +30,7 @@ def test_what_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path):
     path.write_text("old")
 
     def fail() -> None:
-        with written_whole(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_text("half of the n")
             raise RuntimeError("the disk is full")
 

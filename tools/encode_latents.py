@@ -23,7 +23,7 @@ import torch
 from tqdm import tqdm
 
 from sid_scale.codecs import CodecError, VAECodec, read_codec, stability_vae
-from sid_scale.data.prepare.build import Making, Part
+from sid_scale.data.prepare.build import Part, ShardBuild
 from sid_scale.data.prepare.encode import PRECISIONS, Encoder, Encoding, encode, plan_encoding
 from sid_scale.data.prepare.plan import parse_bytes
 from sid_scale.data.prepare.sources import open_source
@@ -143,7 +143,7 @@ def run(options: argparse.Namespace) -> int:
     except SidScaleError as error:  # the same on every rank
         tell_once(error)
         return 1
-    making = Making(options.out, plan, my_part(options.part))
+    making = ShardBuild(options.out, plan, my_part(options.part))
     with making.claimed():
         if not making.is_finished:
             mine = sum(plan.count(number) for number in making.mine)

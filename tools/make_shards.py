@@ -19,7 +19,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from sid_scale.codecs import Codec, read_codec, stability_vae
-from sid_scale.data.prepare.build import Making
+from sid_scale.data.prepare.build import ShardBuild
 from sid_scale.data.prepare.pack import Packing, pack, plan_packing
 from sid_scale.data.prepare.plan import parse_bytes
 from sid_scale.data.prepare.sources import open_source
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             options.resolution,
             codec_of(options).describe(),
         )
-        making = Making(options.out, plan_packing(source, packing))
+        making = ShardBuild(options.out, plan_packing(source, packing))
         with making.claimed():
             if not making.is_finished:
                 with tqdm(total=len(source), unit=" samples") as bar:

@@ -86,7 +86,7 @@ class CheckpointConfig:
     every_images: int = 1_000_000
     keep: int = 2
     keep_every: int = 0
-    write_behind: bool = True
+    async_save: bool = True
 
 
 @dataclass(frozen=True)

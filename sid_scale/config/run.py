@@ -54,7 +54,9 @@ class RunConfig:
     generator_init: str | None = None  # network folder that sid2a, and it alone, starts from
     steps: Literal[1, 2, 4] = 1
     dropout: float = 0.0
-    teacher_activations: Literal["keep", "recompute", "offload"] = "keep"  # activations.py
+    teacher_activations: Literal["keep", "checkpoint", "offload"] = (
+        "keep"  # networks/checkpoint_activations.py
+    )
     resume: str = "auto"  # auto, never, or a checkpoint folder
     max_skipped: int = 20  # updates in a row that may be skipped for non-finite gradients
     collective_timeout_seconds: float = 600  # a rank that does not answer for so long ends all

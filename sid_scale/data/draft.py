@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sid_scale.data.shard_readers import ReadThrough, ShardSource
+from sid_scale.data.shard_readers import SequentialShard, ShardSource
 from sid_scale.data.shards import DTYPES, BadSampleError, Record, decode
-from sid_scale.data.tar_layout import LaidOutShard
+from sid_scale.data.tar_layout import RandomAccessShard
 
 CACHED_BYTES = 1 << 19  # that are read before they are looked at
 HUGE_PAGE = 2 << 20
@@ -117,10 +117,12 @@ class Draft:
         self._taken: dict[int, int] = {}  # labels of rows that were not read in place; -1: unsound
         self.places: list[tuple[int, int]] = []  # shard and number of the sample in each row
 
-    def read(self, source: LaidOutShard | ReadThrough, numbers: list[int], row: int) -> None:
+    def read(
+        self, source: RandomAccessShard | SequentialShard, numbers: list[int], row: int
+    ) -> None:
         """Samples of one shard into the rows from `row` on; whether they are sound, `unsound`
         tells."""
-        if isinstance(source, ReadThrough):
+        if isinstance(source, SequentialShard):
             for at, number in enumerate(numbers, row):
                 self._take(at, source.take(number))
             return

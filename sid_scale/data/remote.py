@@ -36,7 +36,7 @@ class FetchError(SidScaleError):
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How often and when to try again: after about 1, 2, 4, ... times `backoff` seconds.
 
     The waits are shortened at random, by another measure for every `who`, lest all ranks come
@@ -80,7 +80,7 @@ class Patience:
         return full * random.Random(f"{self.who} {url} {attempt}").uniform(0.5, 1)
 
 
-ONCE = Patience(retries=0)
+ONCE = RetryPolicy(retries=0)
 
 
 def local_path(url: str | Path) -> Path | None:

@@ -10,7 +10,7 @@ from typing import IO
 import numpy as np
 
 from sid_scale.config.groups import StreamConfig
-from sid_scale.data.remote import FetchError, Patience, local_path, open_url
+from sid_scale.data.remote import FetchError, RetryPolicy, local_path, open_url
 from sid_scale.data.shard_cache import CacheFullError, ShardCache
 from sid_scale.data.shards import (
     BadSampleError,
@@ -22,7 +22,7 @@ from sid_scale.data.shards import (
     read_index,
     read_shard,
 )
-from sid_scale.data.tar_layout import LaidOutShard, Layout, is_laid_out
+from sid_scale.data.tar_layout import Layout, RandomAccessShard, is_laid_out
 from sid_scale.errors import SidScaleError
 
 
@@ -50,7 +50,7 @@ class ShardSource:
     ):
         self._folder, self._local = str(folder), local_path(folder)
         self._timeout, self._tell = settings.timeout_seconds, tell
-        self._patience = Patience(settings.retries, settings.backoff_seconds, who)
+        self._patience = RetryPolicy(settings.retries, settings.backoff_seconds, who)
         self._stop = Event()
         self.index: ShardIndex = read_index(folder, self._patience, self._timeout)
         self.layout = Layout(self.index)
@@ -67,7 +67,7 @@ class ShardSource:
         """Whether opening a shard may mean waiting for a network."""
         return self._local is None or self._cache is not None
 
-    def open(self, number: int, *, in_place: bool = True) -> "LaidOutShard | ReadThrough":
+    def open(self, number: int, *, in_place: bool = True) -> "RandomAccessShard | SequentialShard":
         """Shard `number`: in place, if that is wanted and its layout allows it.
 
         Raises:
@@ -77,9 +77,9 @@ class ShardSource:
         shard = self.index.shards[number]
         if in_place and (file := self._file(shard)):
             if is_laid_out(file, self.layout, shard, self._url(shard)):
-                return LaidOutShard(file, self.layout, self._url(shard))
+                return RandomAccessShard(file, self.layout, self._url(shard))
             file.close()
-        return ReadThrough(lambda first: self.records(number, first))
+        return SequentialShard(lambda first: self.records(number, first))
 
     def ahead(self, number: int) -> None:
         """Shard `number` will be opened soon: fetches it into the cache, if there is one."""
@@ -184,7 +184,7 @@ class ShardSource:
             return  # whoever needs the shard tries again, and tells
 
 
-class ReadThrough:
+class SequentialShard:
     """A shard that is read from its beginning on: what was announced is held.
 
     Args:

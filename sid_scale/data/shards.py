@@ -22,8 +22,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from webdataset import tariterators
 
-from sid_scale.atomic import written_whole
-from sid_scale.data.remote import ONCE, TIMEOUT, FetchError, Patience, local_path, open_url
+from sid_scale.atomic import atomic_write
+from sid_scale.data.remote import ONCE, TIMEOUT, FetchError, RetryPolicy, local_path, open_url
 from sid_scale.errors import SidScaleError
 
 FORMAT_VERSION = 1
@@ -101,12 +101,12 @@ class Record(NamedTuple):
 def write_index(folder: Path, index: ShardIndex) -> None:
     """Write `index.json`, whole or not at all; it comes last."""
     text = json.dumps({"format_version": FORMAT_VERSION, **dataclasses.asdict(index)}, indent=1)
-    with written_whole(folder / INDEX) as partial:
+    with atomic_write(folder / INDEX) as partial:
         partial.write_text(text + "\n")
 
 
 def read_index(
-    folder: str | Path, patience: Patience = ONCE, timeout: float = TIMEOUT
+    folder: str | Path, patience: RetryPolicy = ONCE, timeout: float = TIMEOUT
 ) -> ShardIndex:
     """`load_index`; of local shards, presence and size are checked.
 
@@ -123,7 +123,7 @@ def read_index(
 
 
 def load_index(
-    folder: str | Path, patience: Patience = ONCE, timeout: float = TIMEOUT
+    folder: str | Path, patience: RetryPolicy = ONCE, timeout: float = TIMEOUT
 ) -> ShardIndex:
     """The index of a data set in a local folder, or in anything that WebDataset opens when
     `/index.json` is put behind it; that is tried with `patience`.

@@ -33,9 +33,9 @@ from sid_scale.config.groups import StreamConfig
 from sid_scale.data.draft import Draft, Memory
 from sid_scale.data.handover import Handover
 from sid_scale.data.order import Order, Run, Schedule, Window
-from sid_scale.data.shard_readers import ReadThrough, ShardSource
+from sid_scale.data.shard_readers import SequentialShard, ShardSource
 from sid_scale.data.shards import BadSampleError
-from sid_scale.data.tar_layout import LaidOutShard
+from sid_scale.data.tar_layout import RandomAccessShard
 
 OPEN_SHARDS = 4  # a lane's window of more of them (tiny ones) is read through, not kept open
 TOLD = 20  # bad samples that are told of one by one
@@ -202,9 +202,9 @@ class _Lane:
     def __init__(self, source: ShardSource):
         self._source = source
         self._window: Window | None = None
-        self._shards: dict[int, LaidOutShard | ReadThrough] = {}
+        self._shards: dict[int, RandomAccessShard | SequentialShard] = {}
 
-    def shards(self, window: Window) -> dict[int, LaidOutShard | ReadThrough]:
+    def shards(self, window: Window) -> dict[int, RandomAccessShard | SequentialShard]:
         """What to read a window's samples from, by shard."""
         if window is not self._window:
             wanted = {span.shard for span in window.spans}

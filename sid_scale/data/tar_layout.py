@@ -98,7 +98,7 @@ class Layout:
         return labels
 
 
-class LaidOutShard:
+class RandomAccessShard:
     """An open shard of that layout; `close` it.
 
     Args:

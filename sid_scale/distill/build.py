@@ -11,12 +11,12 @@ from torch import Tensor
 from sid_scale.codecs import Codec, CodecError, open_codec
 from sid_scale.config.run import RunConfig
 from sid_scale.data.labels import LabelStream, label_histogram
-from sid_scale.data.remote import Patience
+from sid_scale.data.remote import RetryPolicy
 from sid_scale.data.shards import ShardIndex, read_index
 from sid_scale.data.stream import LatentStream
 from sid_scale.diffusion.noise import keyed_seed
-from sid_scale.distill.provenance import identity_of, origin_of
-from sid_scale.networks.activations import spare_activations
+from sid_scale.distill.provenance import compatibility_of, provenance_of
+from sid_scale.networks.checkpoint_activations import checkpoint_activations
 from sid_scale.networks.edm2.layers import store_weights_in
 from sid_scale.networks.edm2.network import EDM2, EDM2Config
 from sid_scale.networks.folder import (
@@ -162,7 +162,7 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     if config.log.samples_every_images:
         codec.check()
     index = _check_data(config, source, codec)
-    origin = origin_of(config, source, start)
+    origin = provenance_of(config, source, start)
 
     trained = dataclasses.replace(source.architecture, dropout=config.dropout)
     generator = ShardedNetwork(
@@ -179,7 +179,7 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     )
     teacher = source.build(settings.compute_dtype).requires_grad_(False)
     store_weights_in(settings.compute_dtype, teacher)
-    spare_activations(teacher, config.teacher_activations)
+    checkpoint_activations(teacher, config.teacher_activations)
     return Run(
         config,
         ranks,
@@ -191,7 +191,7 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
         ShardedEMA(generator.engine),
         codec,
         origin,
-        identity_of(source.architecture, index, origin),
+        compatibility_of(source.architecture, index, origin),
         label_histogram(config.labels, source.architecture.label_dim, index),
     )
 
@@ -236,7 +236,7 @@ def _check_data(config: RunConfig, teacher: NetworkFolder, codec: Codec) -> Shar
     architecture = teacher.architecture
     if config.data is None:
         return None
-    patience = Patience(config.stream.retries, config.stream.backoff_seconds)
+    patience = RetryPolicy(config.stream.retries, config.stream.backoff_seconds)
     index = read_index(config.data, patience, config.stream.timeout_seconds)
     size = architecture.img_resolution
     expected = (2 * architecture.img_channels, size, size)

@@ -1,7 +1,7 @@
 """From a checkpoint's shards to one network folder: offline, tensor by tensor.
 
 Needs no GPU, no ranks, no DeepSpeed, and little memory: one parameter at a time is put together
-from the stretches that the ranks wrote and goes into `model.safetensors`. Files are memory-
+from the slices that the ranks wrote and goes into `model.safetensors`. Files are memory-
 mapped, and let go of every MAPPED_BYTES, since pages of a map count as memory while it lasts.
 """
 
@@ -20,7 +20,7 @@ from sid_scale.networks.folder import (
 from sid_scale.zero.saved import (
     BUFFERS,
     STATE,
-    Stretches,
+    Slices,
     TrainingStateError,
     opened,
     read_manifest,
@@ -66,11 +66,11 @@ def consolidate(
         ) from error
     with torch.device("meta"):
         shapes = {name: meta.shape for name, meta in EDM2(architecture).state_dict().items()}
-    with opened(checkpoint, parts) as stretches, opened(checkpoint, buffers) as constants:
+    with opened(checkpoint, parts) as slices, opened(checkpoint, buffers) as constants:
         # A Fourier frequency rounded to half precision is another feature.
         exact = dict.fromkeys(constants.parameters(), torch.float32)
         dtypes = dict.fromkeys(shapes, dtype) | exact
-        stream_network(out, description, _Gather(stretches, constants, shapes, dtypes), dtypes)
+        stream_network(out, description, _Gather(slices, constants, shapes, dtypes), dtypes)
 
 
 class _Gather:
@@ -78,22 +78,22 @@ class _Gather:
 
     def __init__(
         self,
-        stretches: Stretches,
-        buffers: Stretches,
+        slices: Slices,
+        buffers: Slices,
         shapes: dict[str, torch.Size],
         dtypes: dict[str, torch.dtype],
     ):
         self._sources = dict.fromkeys(buffers.parameters(), buffers)
-        self._stretches, self._shapes, self._dtypes = stretches, shapes, dtypes
+        self._slices, self._shapes, self._dtypes = slices, shapes, dtypes
         self._mapped = 0
 
     def __call__(self, name: str) -> Tensor:
         shape = self._shapes[name]
         values = torch.empty(shape.numel(), dtype=self._dtypes[name])
-        source = self._sources.get(name, self._stretches)
+        source = self._sources.get(name, self._slices)
         source.fill(values, name, 0)
         self._mapped += 4 * len(values)
         if self._mapped >= MAPPED_BYTES:
-            self._stretches.close()
+            self._slices.close()
             self._mapped = 0
         return values.view(shape)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sid_scale.atomic import written_whole
+from sid_scale.atomic import atomic_write
 from sid_scale.config.run import to_yaml
 from sid_scale.diffusion.few_step import generate
 from sid_scale.diffusion.noise import KeyedNoise
@@ -65,7 +65,7 @@ def write_text(path: Path, text: str) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_text(text)
     except OSError as error:
         raise OutputError(f"run_dir: {path} cannot be written: {error}") from error

@@ -26,7 +26,9 @@ METHOD_SETTINGS = (
 )
 
 
-def origin_of(config: RunConfig, teacher: NetworkFolder, start: NetworkFolder) -> dict[str, Any]:
+def provenance_of(
+    config: RunConfig, teacher: NetworkFolder, start: NetworkFolder
+) -> dict[str, Any]:
     """What the run's generators say of where they come from. Collective."""
     # Gigabytes: one reader is enough.
     digest = on_first_rank(lambda: sha256(Path(config.teacher) / WEIGHTS))
@@ -45,7 +47,7 @@ def origin_of(config: RunConfig, teacher: NetworkFolder, start: NetworkFolder) -
     }
 
 
-def identity_of(
+def compatibility_of(
     architecture: EDM2Config, index: ShardIndex | None, origin: dict[str, Any]
 ) -> dict[str, Any]:
     """What a resumed run must have in common with the one before, besides settings."""

@@ -52,7 +52,7 @@ def checkpoint_writer(config: RunConfig) -> CheckpointWriter:
         _checkpoints_of(config),
         keep=checkpoint.keep,
         keep_every=checkpoint.keep_every,
-        write_behind=checkpoint.write_behind,
+        async_save=checkpoint.async_save,
     )
 
 
@@ -192,8 +192,8 @@ def _set_aside(damaged: list[Path], sound: Path | None, told: list[str]) -> list
             "or take another run_dir to start anew"
         )
     try:
-        names = [retention.set_aside(checkpoint).name for checkpoint in damaged]
-        retention.point(sound.parent, retention.LATEST, sound)
+        names = [retention.quarantine(checkpoint).name for checkpoint in damaged]
+        retention.link(sound.parent, retention.LATEST, sound)
     except OSError as error:
         raise TrainingStateError(f"damaged checkpoints cannot be set aside: {error}") from error
     return [f"set aside as {', '.join(names)} (remove it when you like); going on from {sound}"]

@@ -38,7 +38,7 @@ LIVE = 1e9  # gathered at stage 3
 
 ESTIMATES = ("buffers", "activations", "margin")
 REMEDIES = (
-    "take more GPUs, a smaller micro_batch, a higher ZeRO stage or teacher_activations: recompute"
+    "take more GPUs, a smaller micro_batch, a higher ZeRO stage or teacher_activations: checkpoint"
 )
 
 
@@ -108,7 +108,7 @@ def activations(architecture: EDM2Config, config: RunConfig, settings: DeepSpeed
     generator = _kept(generator_architecture(architecture), dtype, stored, micro_batch, train=True)
     fake_score = _kept(architecture, dtype, stored, micro_batch, train=False)
     # Recomputed or in host memory, a tenth remains: one block at a time.
-    share = {"keep": 1.0, "recompute": 0.1, "offload": 0.1}[config.teacher_activations]
+    share = {"keep": 1.0, "checkpoint": 0.1, "offload": 0.1}[config.teacher_activations]
     teacher = _kept(architecture, dtype, dtype, micro_batch, train=False) * share
     return generator + fake_score + teacher
 

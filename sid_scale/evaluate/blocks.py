@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sid_scale.atomic import written_whole
+from sid_scale.atomic import atomic_write
 from sid_scale.errors import SidScaleError
 from sid_scale.inputs_changed import differences
 
@@ -69,7 +69,7 @@ class BlockStore:
                         f"{'; '.join(differing)}. Choose another folder, or delete this one."
                     )
                 return
-            with written_whole(self._recipe) as partial:
+            with atomic_write(self._recipe) as partial:
                 partial.write_text(json.dumps(recipe, indent=2) + "\n")
         except ValueError as error:
             if isinstance(error, SidScaleError):
@@ -91,7 +91,7 @@ class BlockStore:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             for kind, values in features.items():
-                with written_whole(self._path(block, kind)) as partial, open(partial, "wb") as file:
+                with atomic_write(self._path(block, kind)) as partial, open(partial, "wb") as file:
                     np.save(file, values, allow_pickle=False)
         except OSError as error:
             raise BlockError(
@@ -137,7 +137,7 @@ class BlockStore:
         }
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with written_whole(path) as partial, open(partial, "wb") as file:
+            with atomic_write(path) as partial, open(partial, "wb") as file:
                 np.lib.format.write_array_header_1_0(file, header)
                 for values in self.read_all(blocks, kind):
                     file.write(np.ascontiguousarray(values, first.dtype).tobytes())

@@ -24,7 +24,7 @@ from sid_scale.evaluate.results import (
     write_metrics,
 )
 from sid_scale.evaluate.samplers import Sampler, check_seeds
-from sid_scale.evaluate.trial import try_out
+from sid_scale.evaluate.trial import smoke_test
 from sid_scale.ranks import Ranks, on_first_rank
 
 
@@ -39,7 +39,7 @@ class Job:
     codec: dict[str, Any]  # all that images depend on besides latents
 
 
-def carry_out(job: Job, options: argparse.Namespace, ranks: Ranks) -> None:
+def run_evaluation(job: Job, options: argparse.Namespace, ranks: Ranks) -> None:
     """Evaluates one sampler into one folder. Collective.
 
     Raises:
@@ -52,7 +52,7 @@ def carry_out(job: Job, options: argparse.Namespace, ranks: Ranks) -> None:
     files = DetectorFiles(options.inception, options.dinov2)
     detectors = open_detectors(metrics, files, ranks.device)
     references = find_references(metrics, options.reference)
-    sizes = try_out(job.sampler, detectors, references)
+    sizes = smoke_test(job.sampler, detectors, references)
     store = BlockStore(job.out)
     recipe = {"made_by": job.made_by, "codec": job.codec, "detectors": detectors.hashes}
     on_first_rank(lambda: store.claim(recipe))

@@ -13,7 +13,7 @@ from sid_scale.diffusion.heun import steps_for
 from sid_scale.errors import SidScaleError
 from sid_scale.evaluate.arguments import counts_too_small
 from sid_scale.evaluate.features import MetricError, check_metrics
-from sid_scale.evaluate.job import Job, carry_out
+from sid_scale.evaluate.job import Job, run_evaluation
 from sid_scale.evaluate.samplers import (
     GeneratorSampler,
     TeacherSampler,
@@ -79,7 +79,7 @@ def evaluate_generator(options: argparse.Namespace, ranks: Ranks) -> None:
         "guidance": None,
     }
     codec = describe_codec(sampler.codec)
-    carry_out(Job(sampler, options.out, network, made_by, codec), options, ranks)
+    run_evaluation(Job(sampler, options.out, network, made_by, codec), options, ranks)
 
 
 def evaluate_teacher(options: argparse.Namespace, ranks: Ranks) -> None:
@@ -116,7 +116,7 @@ def evaluate_teacher(options: argparse.Namespace, ranks: Ranks) -> None:
             device=ranks.device,
         )
         out = options.out / str(2 * steps - 1) if len(every_steps) > 1 else options.out
-        carry_out(_teacher_job(sampler, out, described, guidance, options), options, ranks)
+        run_evaluation(_teacher_job(sampler, out, described, guidance, options), options, ranks)
 
 
 def _teacher_job(

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from sid_scale.atomic import written_whole
+from sid_scale.atomic import atomic_write
 from sid_scale.evaluate.blocks import BlockError
 from sid_scale.evaluate.features import METRICS
 
@@ -37,7 +37,7 @@ def write_metrics(folder: Path, measured: Mapping[str, Any]) -> None:
     """
     path = folder / METRICS_FILE
     try:
-        with written_whole(path) as partial:
+        with atomic_write(path) as partial:
             text = json.dumps({"format_version": FORMAT_VERSION, **measured}, indent=2)
             partial.write_text(text + "\n")
     except OSError as error:

@@ -32,7 +32,7 @@ from sid_scale.evaluate.features import HIGHER_IS_BETTER, MetricError, check_met
 from sid_scale.evaluate.metrics.from_features import figures_of
 from sid_scale.evaluate.references.files import find_references
 from sid_scale.evaluate.samplers import check_seeds
-from sid_scale.evaluate.trial import try_out
+from sid_scale.evaluate.trial import smoke_test
 from sid_scale.generators.folder import adopt_class_names, adopt_vae
 from sid_scale.generators.generator import DTYPES
 from sid_scale.ranks import on_first_rank
@@ -105,7 +105,7 @@ class TrainingEvaluation:
         if need_images(self._detectors.extract):
             run.codec.check()
         self._references = find_references(metrics, settings.reference)
-        try_out(self._sampler, self._detectors, self._references)
+        smoke_test(self._sampler, self._detectors, self._references)
         basis = {
             "num": settings.num,
             "first_seed": settings.first_seed,
@@ -156,7 +156,7 @@ class TrainingEvaluation:
         evaluated = {self._values[at]: p for at, p in whole.items() if at in self._values}
         if evaluated:
             best = (max if self._best_by in HIGHER_IS_BETTER else min)(evaluated)
-            retention.point(folder, retention.BEST, evaluated[best])
+            retention.link(folder, retention.BEST, evaluated[best])
         if seen in whole:  # else it is still being written
             self._offered = seen
 

@@ -13,7 +13,7 @@ from sid_scale.evaluate.samplers import Sampler, image_shape
 from sid_scale.generators.generator import RGB
 
 
-def try_out(
+def smoke_test(
     sampler: Sampler, detectors: Detectors, references: Mapping[str, Reference]
 ) -> dict[str, int]:
     """Decodes one latent of zeros, if decoded images are wanted, and shows it to all detectors.

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from sid_scale.atomic import written_whole
+from sid_scale.atomic import atomic_write
 from sid_scale.codecs import VAE_CONFIG
 from sid_scale.errors import SidScaleError
 from sid_scale.generators.folder import SAMPLES, VAE, trained_for
@@ -70,7 +70,7 @@ def write_card(
         has_vae=(folder / VAE / VAE_CONFIG).is_file(),
     )
     try:
-        with written_whole(folder / CARD) as partial:
+        with atomic_write(folder / CARD) as partial:
             ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(partial)
     except OSError as error:
         raise CardError(f"{folder / CARD} cannot be written: {error}") from error

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sid_scale.atomic import written_whole
+from sid_scale.atomic import atomic_write
 from sid_scale.class_lists import CLASS_NAMES
 from sid_scale.codecs import VAE_CONFIG, VAE_WEIGHTS, Codec, CodecError, VAECodec, open_codec
 from sid_scale.errors import SidScaleError
@@ -110,7 +110,7 @@ def adopt_vae(folder: Path, codec: Codec) -> None:
     os.replace(partial, folder / VAE)
     config = json.loads((folder / CONFIG).read_text())
     config["codec"]["vae"] = VAE
-    with written_whole(folder / CONFIG) as path:
+    with atomic_write(folder / CONFIG) as path:
         path.write_text(json.dumps(config, indent=2) + "\n")
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sid_scale.atomic import written_whole
+from sid_scale.atomic import atomic_write
 from sid_scale.codecs import VAE_WEIGHTS, VAECodec
 from sid_scale.errors import SidScaleError
 from sid_scale.generators.generator import OneStepGenerator
@@ -90,7 +90,7 @@ def claim_folder(folder: Path, made_by: dict[str, Any]) -> None:
                 "folder"
             )
         else:
-            with written_whole(path) as partial:
+            with atomic_write(path) as partial:
                 partial.write_text(json.dumps(made_by, indent=2) + "\n")
     except ValueError as error:
         raise ImageFolderError(f"{path}: damaged ({error}): choose another folder") from error
@@ -202,7 +202,7 @@ def write_npz(folder: Path, items: Sequence[Item]) -> Path:
     """
     path = folder / ARCHIVE
     try:
-        with written_whole(path) as partial:
+        with atomic_write(path) as partial:
             _write_npz(partial, folder, items)
     except OSError as error:
         raise ImageFolderError(f"{path} cannot be written: {error}") from error

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from sid_scale.atomic import written_whole
+from sid_scale.atomic import atomic_write
 from sid_scale.jobs.slurm import Job
 
 LOGS = "logs"
@@ -59,7 +59,7 @@ def life_folder(run_dir: Path, name: str) -> Path:
 
 def write_outcome(life: Path, outcome: Outcome) -> None:
     """Writes how a life ended, whole or not at all."""
-    with written_whole(life / OUTCOME) as partial:
+    with atomic_write(life / OUTCOME) as partial:
         partial.write_text(json.dumps(asdict(outcome), indent=1) + "\n")
 
 

@@ -20,7 +20,7 @@ from typing import TextIO
 
 import psutil
 
-from sid_scale.atomic import written_whole
+from sid_scale.atomic import atomic_write
 from sid_scale.errors import SidScaleError
 from sid_scale.jobs.slurm import current_job, is_running
 
@@ -155,7 +155,7 @@ def _take_over(run_dir: Path, holder: Holder) -> bool:
         found = read_lock(run_dir)
         if why_stale(run_dir) is None or read_lock(run_dir) != found:
             return False
-        with written_whole(run_dir / LOCK) as partial, open(partial, "w") as file:
+        with atomic_write(run_dir / LOCK) as partial, open(partial, "w") as file:
             _write(file, holder)
         return True
     finally:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sid_scale.atomic import written_whole
+from sid_scale.atomic import atomic_write
 from sid_scale.config.run import load_config
 from sid_scale.errors import SidScaleError
 from sid_scale.jobs.attempts import FINISHED, Outcome, life_folder, life_name, read_outcome
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         decision, after = decide(outcome, options.status, newest, before, options.limit)
         if after != before:  # a job that was refused leaves what is another's
             run_dir.mkdir(parents=True, exist_ok=True)
-            with written_whole(run_dir / REQUEUES) as partial:
+            with atomic_write(run_dir / REQUEUES) as partial:
                 partial.write_text(json.dumps(after._asdict()) + "\n")
     except (SidScaleError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sid_scale.atomic import written_whole
+from sid_scale.atomic import atomic_write
 from sid_scale.errors import SidScaleError
 from sid_scale.generators.generator import OneStepGenerator
 from sid_scale.report.measurements import TEACHER, Evaluation, read_evaluation
@@ -36,7 +36,7 @@ def write_report(options: argparse.Namespace) -> None:
     looks = {run.name: look_at(run, options) for run in runs}
     page = render(runs, looks, also)
     try:
-        with written_whole(options.out) as partial:
+        with atomic_write(options.out) as partial:
             partial.write_text(page, encoding="utf-8")
     except OSError as error:
         raise ReportError(f"{options.out} cannot be written: {error}") from error

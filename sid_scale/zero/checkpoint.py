@@ -21,13 +21,13 @@ from sid_scale.zero.fragments import (
     is_replicated,
     local_fragments,
     parameter_shapes,
-    publish_masters,
     stage_of,
+    sync_params_from_masters,
 )
 from sid_scale.zero.saved import (
     BUFFERS,
     Manifest,
-    Stretches,
+    Slices,
     TrainingStateError,
     buffers_file,
     opened,
@@ -107,26 +107,26 @@ def load_checkpoint(folder: Path, state: TrainingState) -> dict[str, Any]:
             files = manifest.of(role, kind)
             if same_layout and not is_replicated(engine):
                 files = [rank_file(role, kind, rank, world_size)]  # holds just what we hold
-            with opened(folder, files) as stretches:
+            with opened(folder, files) as slices:
                 if kind == MASTER and not same_layout:
-                    _check_sizes(folder, role, stretches, engine)
+                    _check_sizes(folder, role, slices, engine)
                 for fragment, values in held:
-                    stretches.fill(values, fragment.name, fragment.start)
+                    slices.fill(values, fragment.name, fragment.start)
         _load_buffers(manifest, role, engine)
-        publish_masters(engine)
+        sync_params_from_masters(engine)
         _set_loss_scale(engine, counted["loss_scale"])
     return counters
 
 
 def _load_buffers(manifest: Manifest, role: str, engine: DeepSpeedEngine) -> None:
-    with opened(manifest.folder, manifest.of(role, BUFFERS)) as stretches:
+    with opened(manifest.folder, manifest.of(role, BUFFERS)) as slices:
         for name, buffer in engine.module.named_buffers():
             values = torch.empty(buffer.numel(), dtype=buffer.dtype)
-            stretches.fill(values, name, 0)
+            slices.fill(values, name, 0)
             buffer.copy_(values.view(buffer.shape))
 
 
-def _check_sizes(folder: Path, role: str, found: Stretches, engine: DeepSpeedEngine) -> None:
+def _check_sizes(folder: Path, role: str, found: Slices, engine: DeepSpeedEngine) -> None:
     expected = {name: shape.numel() for name, shape in parameter_shapes(engine).items()}
     odd = sorted({name for name, _ in expected.items() ^ found.sizes().items()})
     if odd:

@@ -12,7 +12,7 @@ import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import Tensor
 
-from sid_scale.zero.fragments import gather_parameters, local_fragments, publish_masters
+from sid_scale.zero.fragments import gather_parameters, local_fragments, sync_params_from_masters
 
 
 def ema_decay(images_seen: int, batch_size: int, half_life: float, ramp_up: float) -> float:
@@ -59,4 +59,4 @@ class ShardedEMA:
             kept = fragment.master.clone()
             fragment.master.copy_(value)
             value.copy_(kept)
-        publish_masters(self._engine)
+        sync_params_from_masters(self._engine)

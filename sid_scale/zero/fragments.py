@@ -3,7 +3,7 @@
 What DeepSpeed's optimizer steps are not the module's parameters but flat float32 tensors,
 cut into one part a rank. A `Fragment` is one parameter's stretch of such a tensor. Whatever
 must act on the real weights (forced normalisation, EMA, checkpoints) acts on fragments, and
-`publish_masters` then carries the result to the weights that the forward pass reads.
+`sync_params_from_masters` then carries the result to the weights that the forward pass reads.
 
     stage 0     the masters are the parameters; every rank owns all of every one
     stage 1, 2  one flat tensor; a parameter may straddle two ranks
@@ -81,10 +81,10 @@ def set_masters(engine: DeepSpeedEngine, parameters: Mapping[str, Tensor]) -> No
     """
     for f in local_fragments(engine):
         f.master.copy_(parameters[f.name].flatten()[f.start : f.start + f.numel])
-    publish_masters(engine)
+    sync_params_from_masters(engine)
 
 
-def publish_masters(engine: DeepSpeedEngine) -> None:
+def sync_params_from_masters(engine: DeepSpeedEngine) -> None:
     """Carries changed masters to the weights that the forward pass reads.
 
     Collective at stages 1 to 3 (one all-gather, or that of stage 3's persistent parameters).

@@ -28,7 +28,7 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name))
 
 
-def point(folder: Path, name: str, checkpoint: Path) -> None:
+def link(folder: Path, name: str, checkpoint: Path) -> None:
     """Makes `folder`/`name` a link to one of its checkpoints, in one instant."""
     link = folder / f".{name}.link"
     link.unlink(missing_ok=True)
@@ -42,7 +42,7 @@ def pointed(folder: Path, name: str) -> Path | None:
     return folder / os.readlink(link) if link.is_symlink() else None
 
 
-def retire(folder: Path, keep: int, keep_every: int) -> None:
+def prune(folder: Path, keep: int, keep_every: int) -> None:
     """Removes what need not stay.
 
     The newest `keep` stay, of every `keep_every` images (0: none) the first, and the best.
@@ -67,7 +67,7 @@ def remove(checkpoint: Path) -> None:
     shutil.rmtree(doomed)
 
 
-def set_aside(checkpoint: Path) -> Path:
+def quarantine(checkpoint: Path) -> Path:
     """Gives a damaged checkpoint a name under which nobody resumes from it; returns that."""
     aside = checkpoint.with_name(checkpoint.name + DAMAGED)
     if aside.exists():
@@ -76,7 +76,7 @@ def set_aside(checkpoint: Path) -> Path:
     return aside
 
 
-def sweep(folder: Path) -> None:
+def clean_partial(folder: Path) -> None:
     """Removes what an interruption has left half written or half removed."""
     for left_over in (*folder.glob(".*.partial"), *folder.glob(".*.removed")):
         shutil.rmtree(left_over, ignore_errors=True)  # harmless if somebody still reads there

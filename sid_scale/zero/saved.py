@@ -6,8 +6,8 @@
       state.json                                  counters, settings, versions
       manifest.json                               written last: size and SHA-256 of all files
 
-A file holds stretches: its tensor `NAME@START` is a piece of the parameter NAME, flattened,
-that begins at element START. Whoever reads looks up the stretches that cover what it wants, so
+A file holds slices: its tensor `NAME@START` is a piece of the parameter NAME, flattened,
+that begins at element START. Whoever reads looks up the slices that cover what it wants, so
 the number of ranks and the ZeRO stage that wrote them do not matter. Safetensors and JSON:
 nothing here can carry code.
 """
@@ -135,7 +135,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise DamagedError(f"checkpoint {folder}: {STATE} is damaged ({error})") from error
 
 
-class Stretches:
+class Slices:
     """The tensors of some files, found by parameter. Files are memory-mapped while open."""
 
     def __init__(self, folder: Path, files: Iterable[str]):
@@ -206,14 +206,14 @@ class Stretches:
 
 
 @contextmanager
-def opened(folder: Path, files: Iterable[str]) -> Iterator[Stretches]:
-    """The stretches in some files of a checkpoint; memory maps end with the context.
+def opened(folder: Path, files: Iterable[str]) -> Iterator[Slices]:
+    """The slices in some files of a checkpoint; memory maps end with the context.
 
     Raises:
         TrainingStateError: a file is no safetensors file, or holds something else.
     """
-    stretches = Stretches(folder, files)
+    slices = Slices(folder, files)
     try:
-        yield stretches
+        yield slices
     finally:
-        stretches.close()
+        slices.close()

@@ -46,10 +46,10 @@ class Completed(NamedTuple):
 class CheckpointWriter:
     """Writes one run's checkpoints, one at a time. All methods are collective."""
 
-    def __init__(self, folder: Path, *, keep: int, keep_every: int, write_behind: bool):
+    def __init__(self, folder: Path, *, keep: int, keep_every: int, async_save: bool):
         self._folder = folder
         self._keep, self._keep_every = keep, keep_every
-        self._write_behind = write_behind
+        self._write_behind = async_save
         self._writing: _Writing | None = None
 
     def save(
@@ -93,7 +93,7 @@ class CheckpointWriter:
     def _begin(self, name: str) -> None:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            retention.sweep(self._folder)
+            retention.clean_partial(self._folder)
             self._partial(name).mkdir()
         except OSError as error:
             raise self._failure(name, f"{error}") from error
@@ -134,8 +134,8 @@ class CheckpointWriter:
     def _tidy(self, folder: Path) -> list[str]:
         """Moves `latest` and removes old ones: the new one is safe, whatever becomes of that."""
         try:
-            retention.point(self._folder, retention.LATEST, folder)
-            retention.retire(self._folder, self._keep, self._keep_every)
+            retention.link(self._folder, retention.LATEST, folder)
+            retention.prune(self._folder, self._keep, self._keep_every)
         except OSError as error:
             return [f"old checkpoints in {self._folder} could not be tidied up: {error}"]
         return []

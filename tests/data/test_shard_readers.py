@@ -18,7 +18,7 @@ from tqdm import tqdm
 from sid_scale.config.groups import StreamConfig
 from sid_scale.data import shard_readers
 from sid_scale.data.prepare.shard_writer import write_shards
-from sid_scale.data.remote import FetchError, Patience
+from sid_scale.data.remote import FetchError, RetryPolicy
 from sid_scale.data.shards import BadSampleError, ShardError, read_index
 from sid_scale.data.stream import Batch, LatentStream
 from sid_scale.errors import SidScaleError
@@ -168,11 +168,11 @@ def test_an_index_without_checksums_of_heads_is_read(folder: Path, tmp_path: Pat
 
 
 def test_waits_double_up_to_a_limit_and_differ_between_ranks() -> None:
-    waits = [Patience(backoff=1, who=0).wait("url", attempt) for attempt in range(12)]
+    waits = [RetryPolicy(backoff=1, who=0).wait("url", attempt) for attempt in range(12)]
     for attempt, wait in enumerate(waits):
         assert min(60, 2**attempt) / 2 <= wait <= min(60, 2**attempt)
-    assert waits == [Patience(backoff=1, who=0).wait("url", attempt) for attempt in range(12)]
-    assert waits != [Patience(backoff=1, who=1).wait("url", attempt) for attempt in range(12)]
+    assert waits == [RetryPolicy(backoff=1, who=0).wait("url", attempt) for attempt in range(12)]
+    assert waits != [RetryPolicy(backoff=1, who=1).wait("url", attempt) for attempt in range(12)]
 
 
 # Bad samples

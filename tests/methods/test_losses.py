@@ -18,7 +18,7 @@ from sid_scale.methods.losses import (
     sid_loss,
     sid_weight,
 )
-from sid_scale.networks.activations import spare_activations
+from sid_scale.networks.checkpoint_activations import checkpoint_activations
 from tests.vectors import Vectors, relative_error
 
 TMAX, P_MEAN, P_STD = 800.0, -0.4, 1.0
@@ -137,7 +137,7 @@ def test_gradients_reach_the_image_through_teacher_and_fake_score(v: Vectors):
 
 
 @pytest.mark.reference
-@pytest.mark.parametrize("how", ["recompute", "offload"])
+@pytest.mark.parametrize("how", ["checkpoint", "offload"])
 def test_sparing_the_teachers_activations_changes_no_gradient(v: Vectors, how: str):
     def gradient(teacher) -> torch.Tensor:
         _, fake_score, draws = networks(v)
@@ -150,7 +150,7 @@ def test_sparing_the_teachers_activations_changes_no_gradient(v: Vectors, how: s
         return images.grad
 
     kept, spared = v.network("teacher."), v.network("teacher.")
-    spare_activations(spared, how)
+    checkpoint_activations(spared, how)
     # The order in which gradients are added up differs, nothing else.
     torch.testing.assert_close(gradient(kept), gradient(spared), rtol=1e-4, atol=1e-5)
 

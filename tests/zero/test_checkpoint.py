@@ -54,7 +54,7 @@ def step(network: ShardedNetwork, number: int = 0) -> None:
 
 
 def writer(folder: Path, **options) -> CheckpointWriter:
-    return CheckpointWriter(folder, **{"keep": 9, "keep_every": 0, "write_behind": True} | options)
+    return CheckpointWriter(folder, **{"keep": 9, "keep_every": 0, "async_save": True} | options)
 
 
 def save(folder: Path, images_seen: int, what: TrainingState, **options) -> Path:
@@ -78,7 +78,7 @@ def test_a_checkpoint_of_one_stage_is_read_at_any_other(tmp_path: Path):
 def _any_stage(rank: int, folder: Path) -> None:
     for stage, other in ((0, 3), (1, 2), (2, 1), (3, 0)):
         network, ema = trained(stage, folder)
-        checkpoint = save(folder, stage, state(network, ema), write_behind=stage % 2 == 0)
+        checkpoint = save(folder, stage, state(network, ema), async_save=stage % 2 == 0)
         again = build(other, folder)
         again_ema = ShardedEMA(again.engine)
         counters = load_checkpoint(checkpoint, state(again, again_ema))
@@ -148,7 +148,7 @@ def _rotation(rank: int, folder: Path) -> None:
         if rank == 0:
             assert retention.pointed(where, retention.LATEST) == checkpoint
             if images_seen == 16:
-                retention.point(where, retention.BEST, checkpoint)
+                retention.link(where, retention.BEST, checkpoint)
         dist.barrier()
     kept = [16, 32, 64, 72, 80]  # best; first at or past 30, 60; the newest two
     assert names(where) == [*(f"{n:012d}" for n in kept), "best", "latest"]

@@ -43,7 +43,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Making:
+class ShardBuild:
     """A folder in which a data set is being made, as one process sees it."""
 
     folder: Path
@@ -192,7 +192,7 @@ class Making:
 # --- samples ------------------------------------------------------------------------------
 
 
-class Refusals:
+class RejectedSamples:
     """Samples of a shard that have no place in a data set: told together, and the shard is not
     written."""
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sid_scale.codecs import VAE_WEIGHTS, VAECodec
-from sid_scale.data.prepare.build import Making, Refusals
+from sid_scale.data.prepare.build import RejectedSamples, ShardBuild
 from sid_scale.data.prepare.images import centre_crop
 from sid_scale.data.prepare.plan import Plan, describe_source, shard_count, shuffled
 from sid_scale.data.prepare.shard_writer import Sample, SampleFormat
@@ -127,7 +127,7 @@ def plan_encoding(source: Source, codec: VAECodec, encoding: Encoding, encoder: 
 
 def encode(
     source: Source,
-    making: Making,
+    making: ShardBuild,
     encoding: Encoding,
     encoder: Encoder,
     done: Callable[[int], object],
@@ -171,7 +171,7 @@ class _Shard:
 
     def records(self) -> Iterator[dict[str, Any]]:
         """What the shard holds, in order."""
-        refusals = Refusals()
+        refusals = RejectedSamples()
         with self.source.part(self.chosen % len(self.source)).open() as raws:
             ready = _ahead(self._begun(raws), self.encoding.threads + 2 * self.encoding.batch_size)
             while pictures := list(islice(ready, self.encoding.batch_size)):
@@ -189,7 +189,7 @@ class _Shard:
             yield _Picture(raw.key + FLIPPED * flip, raw.label, raw.where, pixels)
 
     def _encode(
-        self, pictures: list[_Picture], pixels: list[np.ndarray], refusals: Refusals
+        self, pictures: list[_Picture], pixels: list[np.ndarray], refusals: RejectedSamples
     ) -> Iterator[dict[str, Any]]:
         images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
         for picture, stored in zip(pictures, self.encoder(images), strict=True):

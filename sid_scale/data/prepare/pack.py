@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from sid_scale.codecs import IdentityCodec
-from sid_scale.data.prepare.build import Making, Refusals
+from sid_scale.data.prepare.build import RejectedSamples, ShardBuild
 from sid_scale.data.prepare.images import centre_crop
 from sid_scale.data.prepare.plan import Plan, describe_source, shard_count, shuffled
 from sid_scale.data.prepare.shard_writer import Sample, SampleFormat
@@ -69,7 +69,7 @@ def plan_packing(source: Source, packing: Packing) -> Plan:
     )
 
 
-def pack(source: Source, making: Making, workers: int) -> Iterator[int]:
+def pack(source: Source, making: ShardBuild, workers: int) -> Iterator[int]:
     """Makes a folder's shards, over processes; yields how many samples each one holds.
 
     Raises:
@@ -100,14 +100,14 @@ def stored_sample(raw: Raw, resolution: int | None) -> Sample:
 
 @dataclass(frozen=True)
 class _Task:
-    making: Making
+    making: ShardBuild
     number: int
     part: SourcePart
 
 
 def _pack_shard(task: _Task) -> int:
     def records() -> Iterator[dict[str, Any]]:
-        refusals = Refusals()
+        refusals = RejectedSamples()
         with task.part.open() as raws:
             for raw in raws:
                 with refusals.told(raw.where):

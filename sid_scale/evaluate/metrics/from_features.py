@@ -71,8 +71,8 @@ def sum_statistics(
 ) -> FeatureStatistics:
     """Sums over all features of a kind, on every rank. Collective.
 
-    The blocks are cut into a fixed number of stretches. Each is summed by one rank, which sends
-    its sums to all; they are added in the order of the stretches.
+    The blocks are cut into a fixed number of slices. Each is summed by one rank, which sends
+    its sums to all; they are added in the order of the slices.
     """
     size = store.read(blocks[0], kind).shape[1]
     cut = [s for s in np.array_split(np.arange(len(blocks)), STRETCHES) if len(s)]

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from sid_scale.atomic import written_whole
+from sid_scale.atomic import atomic_write
 from sid_scale.errors import SidScaleError
 from sid_scale.evaluate.features import FEATURES, FRECHET, NEIGHBOURS
 from sid_scale.evaluate.metrics.distances import FeatureStatistics
@@ -165,7 +165,7 @@ def write_reference(path: Path, held: ReferenceFile) -> None:
         arrays[f"{MANIFOLD}.features"] = held.features
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as partial, open(partial, "wb") as file:
+        with atomic_write(path) as partial, open(partial, "wb") as file:
             np.savez(file, **arrays)
     except OSError as error:
         raise ReferenceFileError(f"{path} cannot be written: {error}") from error

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from sid_scale.atomic import written_whole
+from sid_scale.atomic import atomic_write
 from sid_scale.networks.folder import CheckpointError, NetworkFolder, to_edm2_shapes
 
 
@@ -32,7 +32,7 @@ def export_network(network: NetworkFolder, path: Path, *, replace: bool = False)
     tensors = {k: v.contiguous() for k, v in to_edm2_shapes(network.state).items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as partial:
+        with atomic_write(path) as partial:
             partial.touch()
             mode = partial.stat().st_mode
             save_file(tensors, partial)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sid_scale.codecs import IdentityCodec, VAECodec, open_codec, read_codec, stability_vae
-from sid_scale.data.prepare.build import Making, Part
+from sid_scale.data.prepare.build import Part, ShardBuild
 from sid_scale.data.prepare.encode import Encoder, Encoding, EncodingError, encode, plan_encoding
 from sid_scale.data.prepare.images import centre_crop
 from sid_scale.data.prepare.shard_writer import write_shards
@@ -48,7 +48,7 @@ def make(source: Path, out: Path, parts: int = 1, **changes: Any) -> ShardIndex 
         told += count
 
     for number in reversed(range(parts)):
-        making = Making(out, plan, Part(number, parts))
+        making = ShardBuild(out, plan, Part(number, parts))
         with making.claimed():
             encode(opened, making, encoding, encoder, done)
             index = making.finish()
@@ -175,7 +175,7 @@ def test_latents_that_are_not_finite_are_refused_by_key(images: Path, tmp_path: 
     encoding = Encoding(**ENCODING)
     encoder = Encoder(codec(), encoding, torch.device("cpu"))
     source = open_source(images)
-    making = Making(tmp_path / "out", plan_encoding(source, codec(), encoding, encoder))
+    making = ShardBuild(tmp_path / "out", plan_encoding(source, codec(), encoding, encoder))
     for parameter in encoder.codec._vae.parameters():
         parameter.fill_(float("nan"))
     with making.claimed(), pytest.raises(ShardError, match=r"\.PNG: sample 'n.*NaN"):

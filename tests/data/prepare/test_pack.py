@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sid_scale.codecs import IdentityCodec, stability_vae
-from sid_scale.data.prepare.build import Making, Part
+from sid_scale.data.prepare.build import Part, ShardBuild
 from sid_scale.data.prepare.pack import Packing, pack, plan_packing
 from sid_scale.data.prepare.plan import Plan, parse_bytes, shuffled
 from sid_scale.data.prepare.shard_writer import SampleFormat
@@ -34,9 +34,9 @@ from tests.sources import (
 PACKING = Packing(30_000, None, 0, None, stability_vae("vae").describe())
 
 
-def making(source: Source, folder: Path, **changes: Any) -> Making:
+def making(source: Source, folder: Path, **changes: Any) -> ShardBuild:
     packing = Packing(**{**vars(PACKING), **changes})
-    return Making(folder, plan_packing(source, packing))
+    return ShardBuild(folder, plan_packing(source, packing))
 
 
 def make(source: Source, folder: Path, workers: int = 1, **changes: Any) -> ShardIndex:
@@ -146,7 +146,7 @@ def test_parts_that_never_meet_make_the_same(source: Source, tmp_path: Path) -> 
     make(source, tmp_path / "one")
     plan = making(source, tmp_path / "one").plan
     for number in (2, 0, 1):
-        part = Making(tmp_path / "many", plan, Part(number, 3))
+        part = ShardBuild(tmp_path / "many", plan, Part(number, 3))
         with part.claimed():
             list(pack(source, part, workers=1))
             assert (part.finish() is None) == (number != 1)
@@ -157,7 +157,7 @@ def test_parts_that_finish_at_the_same_moment_both_find_it_finished(
     source: Source, tmp_path: Path
 ) -> None:
     plan = making(source, tmp_path / "set").plan
-    parts = [Making(tmp_path / "set", plan, Part(number, 2)) for number in (0, 1)]
+    parts = [ShardBuild(tmp_path / "set", plan, Part(number, 2)) for number in (0, 1)]
     with parts[0].claimed(), parts[1].claimed():
         for part in parts:
             list(pack(source, part, workers=1))

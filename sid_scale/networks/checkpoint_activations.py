@@ -10,10 +10,10 @@ from fairscale.nn import checkpoint_wrapper
 
 from sid_scale.networks.edm2.network import EDM2, Block
 
-Activations = Literal["keep", "recompute", "offload"]
+Activations = Literal["keep", "checkpoint", "offload"]
 
 
-def spare_activations(network: EDM2, how: Activations) -> None:
+def checkpoint_activations(network: EDM2, how: Activations) -> None:
     """Makes each block of a frozen network recompute its activations in the backward pass.
 
     With `offload` the block's inputs wait in host memory, too. Results are the same. Only for
