@@ -4,7 +4,9 @@ import argparse
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from sid_scale.config.run import RunConfig, load_config, preset_names
 from sid_scale.errors import SidScaleError
@@ -40,6 +42,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run(config, stop)
 
 
+@contextmanager
+def held_by_first_rank(run_dir: Path) -> Iterator[list[str]]:
+    """Holds the run folder's lock while it lasts; yields messages for the log. Collective.
+
+    Raises:
+        LockedError: another run writes to the run folder.
+    """
+    from sid_scale.jobs.lock import locked
+    from sid_scale.ranks import on_first_rank
+
+    with ExitStack() as held:
+        yield on_first_rank(lambda: held.enter_context(locked(run_dir)))
+
+
 def run(config: RunConfig, stop: StopRequests) -> int:
     """Trains; returns the exit status. An error ends the process with status 1."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -52,7 +68,10 @@ def run(config: RunConfig, stop: StopRequests) -> int:
     journal = Journal(config.run_dir)
     with joined_ranks(config.collective_timeout_seconds, journal.failed) as ranks:
         journal.open(ranks)
-        progress = train(config, ranks, stop, open_evaluation=open_evaluation)
+        with held_by_first_rank(Path(config.run_dir)) as messages:
+            progress = train(
+                config, ranks, stop, open_evaluation=open_evaluation, messages=messages
+            )
         finished = progress.images_seen >= config.total_images
         if ranks.is_first:
             kind = FINISHED if finished else STOPPED

@@ -10,10 +10,10 @@ import torch
 from sid_scale.codecs import IdentityCodec
 from sid_scale.config.run import RunConfig, load_config
 from sid_scale.data.prepare.shard_writer import write_shards
-from sid_scale.networks.edm2.network import EDM2, EDM2Config
+from sid_scale.networks.edm2.network import EDM2, EDM2Architecture
 from sid_scale.networks.folder import NetworkFolder, save_network
 
-ARCHITECTURE = EDM2Config(
+ARCHITECTURE = EDM2Architecture(
     img_resolution=8,
     img_channels=3,
     label_dim=4,
@@ -79,8 +79,8 @@ def settings(folder: Path, **overrides: Any) -> list[str]:
         "log.samples_every_images": 16,
         "log.samples": 4,
         "checkpoint.every_images": 16,
-        "warm_up.generator_images": 0,
-        "warm_up.adversarial_images": 0,
+        "objective.warm_up.generator_images": 0,
+        "objective.warm_up.adversarial_images": 0,
         **{key.replace("__", "."): value for key, value in overrides.items()},
     }
     return [f"{key}={value}" for key, value in values.items()]

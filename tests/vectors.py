@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from sid_scale.networks.edm2.layers import unit_magnitude
-from sid_scale.networks.edm2.network import EDM2, EDM2Config
-from sid_scale.networks.folder import from_edm2_shapes
+from sid_scale.networks.edm2.network import EDM2, EDM2Architecture, from_edm2_shapes
 
 
 class Vectors:
@@ -21,8 +20,8 @@ class Vectors:
         self._arrays = np.load(path)
         source = self._arrays if config_from is None else np.load(config_from)
         self.settings: dict[str, Any] = json.loads(str(source["config"]))
-        names = {f.name for f in dataclasses.fields(EDM2Config)}
-        self.config = EDM2Config(
+        names = {f.name for f in dataclasses.fields(EDM2Architecture)}
+        self.config = EDM2Architecture(
             **{
                 key: tuple(value) if isinstance(value, list) else value
                 for key, value in self.settings.items()
@@ -32,6 +31,12 @@ class Vectors:
 
     def __getitem__(self, key: str) -> Tensor:
         return torch.from_numpy(self._arrays[key])
+
+    def classes(self, key: str) -> Tensor:
+        """One-hot labels (N, label_dim) of the file as class indices (N,)."""
+        one_hot = self[key]
+        assert torch.equal(one_hot.sum(dim=1), torch.ones(len(one_hot)))
+        return one_hot.argmax(dim=1)
 
     def state(self, prefix: str) -> dict[str, Tensor]:
         """The weights under a prefix, shaped as in memory."""

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from sid_scale.networks.edm2.network import EDM2, EDM2Config
+from sid_scale.networks import Architecture
 from sid_scale.networks.edm2.sizes import SIZES, imagenet512
 from sid_scale.networks.folder import describe
 from sid_scale.tensor_file import Entry, Written, write_tensors
@@ -84,10 +84,10 @@ def main() -> None:
         sys.exit("error: more memory than twice the largest tensor and 300 MB")
 
 
-def write_checkpoint(folder: Path, architecture: EDM2Config, ranks: int) -> int:
+def write_checkpoint(folder: Path, architecture: Architecture, ranks: int) -> int:
     """A checkpoint that holds one network's average; returns its largest tensor's bytes."""
     with torch.device("meta"):
-        network = EDM2(architecture)
+        network = architecture.build()
     shapes = {name: p.numel() for name, p in network.named_parameters()}
     share = -(-sum(shapes.values()) // ranks)
     files: dict[str, Written] = {}

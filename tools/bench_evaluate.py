@@ -127,7 +127,7 @@ def figures_seconds(
 @torch.no_grad()
 def alone_seconds(generator: OneStepGenerator, num: int) -> float:
     """Seconds in which `num` images are generated and decoded one after the other."""
-    classes = classes_of(range(num), generator.network.config.label_dim)
+    classes = classes_of(range(num), generator.network.architecture.label_dim)
     began = time.perf_counter()
     for seed, label in enumerate(classes):
         latents = generator.latents_together([label], [seed])

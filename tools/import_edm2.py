@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     parameters = sum(tensor.numel() for tensor in network.state.values()) / 1e6
-    print(f"{options.out}: {network.origin['kind']} of {parameters:.1f} million parameters")
+    print(f"{options.out}: {network.provenance['kind']} of {parameters:.1f} million parameters")
     return 0
 
 

@@ -63,7 +63,7 @@ def draw_samples(folder: Path, count: int) -> None:
         SidScaleError: the generator cannot be used, or the grid not be written.
     """
     generator = OneStepGenerator.from_pretrained(folder)
-    classes = classes_in_turn(count, generator.network.config.label_dim)
+    classes = classes_in_turn(count, generator.network.architecture.label_dim)
     try:
         print(write_samples(folder, generator.generate(classes, range(count))))
     except OSError as error:

@@ -1,142 +1,131 @@
-"""The groups of a run's settings, each owned by the component that is named in it.
+"""The groups of a run's settings that every method has; `config/run.py` puts them together."""
 
-`config/run.py` puts them together and checks them.
-"""
+from typing import Annotated, Literal
 
-from dataclasses import dataclass
-from typing import Literal
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from sid_scale.config.fields import (
+    SETTINGS,
+    Flag,
+    Natural,
+    NotNegative,
+    Number,
+    Pair,
+    Positive,
+    PositiveNumber,
+    Texts,
+)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SETTINGS)
 class LearningRates:
-    """Adam's learning rates: constant, as published, or falling to zero at the end.
+    """Adam's learning rates: constant, as published, or falling to zero at the end."""
 
-    Over the last `ramp_down_images` of the run they fall linearly: a short run has no time to
-    average its noise away.
-    """
-
-    generator: float = 5e-5
-    fake_score: float = 5e-5
-    ramp_down_images: int = 0
+    generator: PositiveNumber = 5e-5
+    """learning rate of the generator; other networks have theirs in `objective`"""
+    ramp_down_images: Natural = 0
+    """over so many images at the end all rates fall linearly to zero: a short run has no time to
+    average its noise away"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SETTINGS)
 class AdamSettings:
-    """Adam of both networks; `eps` null is 1e-8, and 1e-6 in half precision."""
+    """Adam of all networks."""
 
-    betas: tuple[float, float] = (0.0, 0.999)
-    eps: float | None = None
-
-
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    """The losses (losses.py, step.py); defaults are those of the published runs."""
-
-    alpha: float = 1.0
-    tmax: float = 800.0  # of 1000: larger sigmas are left out of the generator's loss
-    init_sigma: float = 2.5
-    p_mean: float = -0.4  # fake score: log-normal sigma
-    p_std: float = 1.0
-    logvar_weighting: bool = True
-    loss_scale_generator: float = 100.0
-    loss_scale_generator_gan: float = 0.01  # of the mean over elements, times C * H * W
-    loss_scale_discriminator: float = 100.0
-    sid_share: float = 0.5  # of the generator's loss, when the adversarial term is on
+    betas: Pair = (0.0, 0.999)
+    """decay of the two moments"""
+    eps: Number | None = None
+    """added to the divisor; null is 1e-8, and 1e-6 in half precision"""
 
 
-@dataclass(frozen=True)
-class WarmUp:
-    """Images seen before the generator moves, and before its adversarial term counts.
-
-    SiD has no such gates: its generator moves from the start.
-    """
-
-    generator_images: int = 100_000
-    adversarial_images: int = 200_000
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SETTINGS)
 class EMAConfig:
-    """Average of the generator's weights; half-life in images, ramp-up as a share.
+    """Average of the generator's weights."""
 
-    A `relative_width` makes it EDM2's power-function average instead.
-    """
-
-    half_life: float = 2_000_000
-    ramp_up: float = 0.05
-    relative_width: float | None = None
-
-
-@dataclass(frozen=True)
-class ForcedNormConfig:
-    """Which network's weights are kept normalised."""
-
-    generator: bool = True
-    fake_score: bool = False
+    half_life: PositiveNumber = 2_000_000
+    """half-life in images"""
+    ramp_up: NotNegative = 0.05
+    """early on, the half-life is this share of the images seen; 0: no ramp-up"""
+    relative_width: Annotated[Number, Field(gt=0, lt=12**-0.5)] | None = None
+    """makes it EDM2's power-function average of this relative width instead; try 0.1"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SETTINGS)
 class CheckpointConfig:
-    """When the whole training state is written, and which stay.
+    """When the whole training state is written, and which checkpoints stay."""
 
-    The newest `keep` do, and of every `keep_every` images the first (0: none). Written behind,
-    training waits only for a copy to host memory, where that has room for one.
-    """
+    every_images: Positive = 1_000_000
+    """images between two checkpoints"""
+    keep: Positive = 2
+    """how many of the newest stay"""
+    keep_every: Natural = 0
+    """of every so many images the first stays, too; 0: none"""
+    async_save: Flag = True
+    """training waits only for a copy to host memory, where that has room for one"""
 
-    every_images: int = 1_000_000
-    keep: int = 2
-    keep_every: int = 0
-    async_save: bool = True
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SETTINGS)
 class StreamConfig:
-    """How latents are read; nothing here changes which sample comes when.
-
-    With a `cache_dir`, shards are copied there before they are read; it is best on a disk of
-    the node's own, whose ranks share it.
-    """
+    """How real samples are read; nothing here changes which sample comes when."""
 
     cache_dir: str | None = None
-    cache_gb: float = 200.0  # least recently used shards go
-    prefetch: int = 4  # micro-batches that wait ready, the one in the making counted
-    workers: int = 4  # threads that fetch what is not a local file
-    retries: int = 5  # of what is not a local file
-    backoff_seconds: float = 1.0  # before the first retry; doubled before each other
-    timeout_seconds: float = 60.0  # without a byte
-    on_bad_sample: Literal["stop", "skip"] = "stop"  # skip: take its neighbour instead
+    """shards are copied there before they are read; best on a disk of the node's own"""
+    cache_gb: PositiveNumber = 200.0
+    """size of the cache; the least recently used shards go"""
+    prefetch: Positive = 4
+    """micro-batches that wait ready, the one in the making counted"""
+    workers: Positive = 4
+    """threads that fetch what is not a local file"""
+    retries: Natural = 5
+    """of what is not a local file"""
+    backoff_seconds: NotNegative = 1.0
+    """before the first retry; doubled before each other"""
+    timeout_seconds: PositiveNumber = 60.0
+    """without a byte"""
+    on_bad_sample: Literal["stop", "skip"] = "stop"
+    """what a sample that cannot be read does; skip takes its neighbour instead"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SETTINGS)
 class SnapshotConfig:
-    """When the averaged generator is written as a network folder; 0: only at the end."""
+    """When the averaged generator is written as a network folder."""
 
-    every_images: int = 0
+    every_images: Natural = 0
+    """images between two snapshots; 0: only at the end"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SETTINGS)
 class LogConfig:
-    """When the run speaks; `samples_every_images` 0 draws no pictures."""
+    """When metrics and sample grids are logged."""
 
-    every_images: int = 20_480
-    samples_every_images: int = 500_000
-    samples: int = 36
+    every_images: Positive = 20_480
+    """images between two records"""
+    samples_every_images: Natural = 500_000
+    """images between two sample grids; 0: none"""
+    samples: Positive = 36
+    """images in a grid"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SETTINGS)
 class EvaluationConfig:
-    """When the averaged generator is measured, and by what (evaluate/training.py); 0: never.
+    """When the averaged generator is measured, and by what."""
 
-    Metrics and files are those of `python -m sid_scale.evaluate run`. The generator that is best by
-    `best_by` (null: the first of the metrics) is kept.
-    """
-
-    every_images: int = 0
-    num: int = 10_000
-    first_seed: int = 0
-    metrics: tuple[str, ...] = ("fid",)
-    reference: tuple[str, ...] = ()  # files
-    inception: str | None = None  # inception-2015-12-05.pt
-    dinov2: str | None = None  # folder of facebook/dinov2-large
+    every_images: Natural = 0
+    """images between two evaluations; 0: never"""
+    num: Annotated[Positive, Field(ge=2)] = 10_000
+    """generated images"""
+    first_seed: Natural = 0
+    """seeds are those from here on"""
+    metrics: Texts = ("fid",)
+    """as of `sid-scale evaluate run`"""
+    reference: Texts = ()
+    """files of reference statistics"""
+    inception: str | None = None
+    """inception-2015-12-05.pt"""
+    dinov2: str | None = None
+    """folder of facebook/dinov2-large"""
     best_by: str | None = None
-    vae_precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """metric by which the best generator is kept; null: the first"""
+    vae_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """what the VAE computes in"""

@@ -1,17 +1,19 @@
 """YAML settings -> frozen dataclasses, with one clear error for each mistake.
 
-Nothing here knows what the settings mean: `config/run.py` says that.
+Nothing here knows what the settings mean: the dataclasses say that, with a limit at each field
+(fields.py); pydantic checks them.
 """
 
 import dataclasses
 import difflib
-import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ArgsKwargs
 
 from sid_scale.errors import SidScaleError
 
@@ -80,65 +82,79 @@ def build(cls: type[T], settings: Any, where: str = "") -> T:
     """A dataclass from settings; `where` is the dotted path to them, with a dot at its end.
 
     Raises:
-        ConfigError: unknown or missing key, or a value of the wrong type.
+        ConfigError: unknown or missing key, or a value of the wrong type or out of range; names
+            the first such key.
     """
     if not isinstance(settings, dict):
         raise ConfigError(f"{where.rstrip('.')}: expected a group of settings, got {settings!r}")
-    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, cls))}
-    hints = typing.get_type_hints(cls)
     for key in settings:
-        if key not in fields:
-            raise ConfigError(f"unknown key {where}{key}{nearest(str(key), list(fields))}")
-    values = {}
-    for name, f in fields.items():
-        if name in settings:
-            values[name] = _convert(hints[name], settings[name], f"{where}{name}")
-        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"{where}{name} is missing and has no default")
-    return cls(**values)
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        return build(typing.cast(type, hint), value, f"{where}.")
-    if origin is types.UnionType:
-        if value is None and type(None) in arguments:
-            return None
-        return _convert(next(a for a in arguments if a is not type(None)), value, where)
-    if origin is Literal:
-        if value in arguments and not isinstance(value, bool):
-            return value
-        hint_text = nearest(str(value), [str(a) for a in arguments])
-        choices = ", ".join(str(a) for a in arguments)
-        raise ConfigError(f"{where}: {value!r} is none of {choices}{hint_text}")
-    if origin is tuple and arguments[-1] is Ellipsis:
-        # As YAML's list, or as it is typed on a command line: a,b
-        parts = value.split(",") if isinstance(value, str) else value
-        if isinstance(parts, list | tuple):
-            parts = [part.strip() if isinstance(part, str) else part for part in parts]
-            return tuple(_convert(arguments[0], part, where) for part in parts)
-    elif origin is tuple and isinstance(value, list | tuple) and len(value) == len(arguments):
-        return tuple(_convert(a, v, where) for a, v in zip(arguments, value, strict=True))
-    if hint in (int, float) and isinstance(value, str):
-        value = _number(value)  # YAML reads 5e-5 as text, and people write 2_000_000
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, hint if origin is None else origin) and isinstance(value, bool) == (
-        hint is bool
-    ):
-        return value
-    kind = getattr(hint, "__name__", str(hint))
-    raise ConfigError(f"{where}: expected {kind}, got {value!r}")
-
-
-def _number(text: str) -> Any:
+        if not isinstance(key, str):
+            raise ConfigError(f"unknown key {where}{key}{nearest(str(key), _names(cls))}")
     try:
-        return float(text.replace("_", ""))
-    except ValueError:
-        return text
+        return TypeAdapter(cls).validate_python(settings)
+    except ValidationError as error:
+        raise ConfigError(_message(cls, error.errors(include_url=False)[0], where)) from None
+
+
+def _message(cls: type, fault: Any, where: str) -> str:
+    """One of pydantic's faults as a line that says where and what."""
+    names = [str(part) for part in fault["loc"] if _is_key(part)]
+    key, value, kind = where + ".".join(names), fault["input"], fault["type"]
+    limits = fault.get("ctx", {})
+    if kind == "unexpected_keyword_argument":
+        return f"unknown key {key}{nearest(names[-1], _names(_group(cls, names[:-1])))}"
+    if kind == "missing" and isinstance(value, dict | ArgsKwargs):
+        return f"{key} is missing and has no default"
+    if kind == "greater_than_equal":
+        return f"{key}: {value} is below {limits['ge']:g}"
+    if kind == "greater_than":
+        return f"{key}: {value} is not above {limits['gt']:g}"
+    if kind == "less_than_equal":
+        return f"{key}: {value} is above {limits['le']:g}"
+    if kind == "less_than":
+        return f"{key}: {value} is not below {limits['lt']:.3g}"
+    if kind == "literal_error":
+        choices = _choices(cls, names)
+        return f"{key}: {value!r} is none of {', '.join(choices)}{nearest(str(value), choices)}"
+    if kind == "dataclass_type":
+        return f"{key}: expected a group of settings, got {value!r}"
+    wanted = next((word for word in _WANTED if word in kind), None)
+    return f"{key}: expected {_WANTED.get(wanted or '', 'another value')}, got {value!r}"
+
+
+# Part of the name of pydantic's fault -> what is wanted.
+_WANTED = {
+    "int": "a whole number",
+    "float": "a number",
+    "finite": "a finite number",
+    "bool": "true or false",
+    "string": "a text",
+    "tuple": "a list",
+    "missing": "a longer list",
+    "too_long": "a shorter list",
+    "value_error": "a number",
+}
+
+
+def _is_key(part: int | str) -> bool:
+    """Whether a part of a fault's place is a key, not a position or the name of a type."""
+    return isinstance(part, str) and part.isidentifier() and part not in ("float", "int", "str")
+
+
+def _group(cls: type, names: Sequence[str]) -> type:
+    """The class of the group of settings that `names` lead to."""
+    for name in names:
+        cls = typing.get_type_hints(cls)[name]
+    return cls
+
+
+def _names(cls: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+def _choices(cls: type, names: Sequence[str]) -> list[str]:
+    hint = typing.get_type_hints(_group(cls, names[:-1]))[names[-1]]
+    return [str(choice) for choice in typing.get_args(hint)]
 
 
 def nearest(name: str, candidates: Sequence[str]) -> str:

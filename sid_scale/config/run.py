@@ -8,22 +8,30 @@ A file may begin with `extends: other.yaml`; it then states only what differs.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from sid_scale.config.fields import (
+    SETTINGS,
+    Flag,
+    Natural,
+    Number,
+    Positive,
+    PositiveNumber,
+)
 from sid_scale.config.groups import (
     AdamSettings,
     CheckpointConfig,
     EMAConfig,
     EvaluationConfig,
-    ForcedNormConfig,
     LearningRates,
     LogConfig,
-    ObjectiveConfig,
     SnapshotConfig,
     StreamConfig,
-    WarmUp,
 )
 from sid_scale.config.parse import (
     ConfigError,
@@ -33,63 +41,70 @@ from sid_scale.config.parse import (
     nearest,
     read_yaml,
 )
+from sid_scale.methods.settings import OBJECTIVES
 
 PRESETS = Path(__file__).parents[1] / "presets"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=SETTINGS)
 class RunConfig:
     """A whole run."""
 
     run_dir: str
-    teacher: str  # network folder
-    deepspeed: str  # DeepSpeed JSON
-    total_images: int
-    batch_size: int = 2048  # over all devices
-    micro_batch: int = 32  # per device
-    method: Literal["sid", "sida", "sid2a"] = "sida"
-    seed: int = 0
-    data: str | None = None  # shard folder, or its URL; sid needs none
-    labels: str = "histogram"  # of generated images: of the data, "uniform", or a file of classes
-    generator_init: str | None = None  # network folder that sid2a, and it alone, starts from
+    """folder that the run writes to"""
+    teacher: str
+    """network folder of the teacher"""
+    deepspeed: str
+    """a DeepSpeed JSON: ZeRO stage 0 to 3, precision, clipping, offload"""
+    total_images: Positive
+    """images until the run is done"""
+    batch_size: Positive = 2048
+    """images of an update, over all devices"""
+    micro_batch: Positive = 32
+    """images at once on one device"""
+    method: str = "sida"
+    """sid, sida, sid2a"""
+    objective: Any = None
+    """settings of the method, see below"""
+    seed: Natural = 0
+    """of all randomness"""
+    data: str | None = None
+    """shard folder, or its URL; sid needs none"""
+    labels: str = "histogram"
+    """classes of generated images: as in the data, "uniform", or a file of classes"""
+    generator_init: str | None = None
+    """network folder that the generator starts from instead of the teacher; sid2a needs one"""
     steps: Literal[1, 2, 4] = 1
-    dropout: float = 0.0
-    teacher_activations: Literal["keep", "checkpoint", "offload"] = (
-        "keep"  # networks/checkpoint_activations.py
-    )
-    resume: str = "auto"  # auto, never, or a checkpoint folder
-    max_skipped: int = 20  # updates in a row that may be skipped for non-finite gradients
-    collective_timeout_seconds: float = 600  # a rank that does not answer for so long ends all
-    stop_timeout_seconds: float = 600  # from a request to stop to a forced end
+    """evaluations that the generator takes for an image"""
+    init_sigma: PositiveNumber = 2.5
+    """noise level that the generator starts from"""
+    forced_weight_norm: Flag = True
+    """whether the generator's weights are kept normalised"""
+    dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0
+    """of the networks in training"""
+    teacher_activations: Literal["keep", "checkpoint", "offload"] = "keep"
+    """checkpoint computes them again, offload keeps block inputs in host memory, too"""
+    resume: str = "auto"
+    """auto goes on from the newest sound checkpoint, or starts; never; or a checkpoint folder"""
+    max_skipped: Positive = 20
+    """updates in a row that may be skipped for non-finite gradients"""
+    collective_timeout_seconds: PositiveNumber = 600
+    """a rank that does not answer for so long ends all"""
+    stop_timeout_seconds: PositiveNumber = 600
+    """from a request to stop to a forced end"""
     learning_rate: LearningRates = field(default_factory=LearningRates)
     adam: AdamSettings = field(default_factory=AdamSettings)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    warm_up: WarmUp = field(default_factory=WarmUp)
     ema: EMAConfig = field(default_factory=EMAConfig)
-    forced_weight_norm: ForcedNormConfig = field(default_factory=ForcedNormConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     snapshot: SnapshotConfig = field(default_factory=SnapshotConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     log: LogConfig = field(default_factory=LogConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
-    @property
-    def adversarial(self) -> bool:
-        """Whether real data and a discriminator take part."""
-        return self.method in ("sida", "sid2a")
-
     def learning_rate_scale(self, images_seen: int) -> float:
         """Share of the learning rates that holds by now."""
         ramp = self.learning_rate.ramp_down_images
         return min(1.0, (self.total_images - images_seen) / ramp) if ramp else 1.0
-
-    def moves_generator(self, images_seen: int) -> bool:
-        """Whether the generator is trained by now."""
-        return self.method == "sid" or images_seen >= self.warm_up.generator_images
-
-    def is_adversarial(self, images_seen: int) -> bool:
-        """Whether the generator's adversarial term counts by now."""
-        return self.adversarial and images_seen >= self.warm_up.adversarial_images
 
     def accumulation(self, world_size: int) -> int:
         """Micro-batches that each of `world_size` devices puts into one update.
@@ -104,7 +119,7 @@ class RunConfig:
             raise ConfigError(
                 f"batch_size {self.batch_size} is no multiple of micro_batch "
                 f"{self.micro_batch} x {world_size} devices = {share}; the nearest that are: "
-                f"{_told(batches)}{self._nearest_worlds(world_size)}"
+                f"{_listed(batches)}{self._nearest_worlds(world_size)}"
             )
         return self.batch_size // share
 
@@ -115,10 +130,10 @@ class RunConfig:
         micro_batches = self.batch_size // self.micro_batch
         fitting = [n for n in range(1, micro_batches + 1) if micro_batches % n == 0]
         nearest_two = sorted(sorted(fitting, key=lambda n: abs(n - world_size))[:2])
-        return f". With these two, the nearest numbers of devices: {_told(nearest_two)}"
+        return f". With these two, the nearest numbers of devices: {_listed(nearest_two)}"
 
 
-def _told(numbers: Sequence[int]) -> str:
+def _listed(numbers: Sequence[int]) -> str:
     return ", ".join(str(n) for n in numbers)
 
 
@@ -131,8 +146,16 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     settings = read_yaml(_find(source))
     for override in overrides:
         apply_override(settings, override)
-    config = build(RunConfig, settings)
-    _check(config)
+    method = settings.get("method", RunConfig.method)
+    if method not in OBJECTIVES:
+        choices = list(OBJECTIVES)
+        hint = nearest(str(method), choices)
+        raise ConfigError(f"method: {method!r} is none of {', '.join(choices)}{hint}")
+    objective: Any = build(OBJECTIVES[method], settings.get("objective", {}), "objective.")
+    config = build(RunConfig, {**settings, "objective": objective})
+    config.accumulation(world_size=1)
+    if hasattr(objective, "check"):
+        objective.check(config)
     return config
 
 
@@ -152,70 +175,3 @@ def _find(source: str | Path) -> Path:
             return path
     hint = nearest(str(source), preset_names())
     raise ConfigError(f"config: {source} is neither a file nor a preset{hint}")
-
-
-def _check(config: RunConfig) -> None:
-    """Values out of range and contradictions."""
-    objective, warm_up = config.objective, config.warm_up
-    at_least = {
-        "total_images": (config.total_images, 1),
-        "batch_size": (config.batch_size, 1),
-        "micro_batch": (config.micro_batch, 1),
-        "seed": (config.seed, 0),
-        "max_skipped": (config.max_skipped, 1),
-        "warm_up.generator_images": (warm_up.generator_images, 0),
-        "warm_up.adversarial_images": (warm_up.adversarial_images, 0),
-        "checkpoint.every_images": (config.checkpoint.every_images, 1),
-        "checkpoint.keep": (config.checkpoint.keep, 1),
-        "checkpoint.keep_every": (config.checkpoint.keep_every, 0),
-        "snapshot.every_images": (config.snapshot.every_images, 0),
-        "learning_rate.ramp_down_images": (config.learning_rate.ramp_down_images, 0),
-        "log.every_images": (config.log.every_images, 1),
-        "log.samples_every_images": (config.log.samples_every_images, 0),
-        "log.samples": (config.log.samples, 1),
-        "ema.ramp_up": (config.ema.ramp_up, 0),
-        "stream.prefetch": (config.stream.prefetch, 1),
-        "stream.workers": (config.stream.workers, 1),
-        "stream.retries": (config.stream.retries, 0),
-        "stream.backoff_seconds": (config.stream.backoff_seconds, 0),
-        "evaluation.every_images": (config.evaluation.every_images, 0),
-        "evaluation.num": (config.evaluation.num, 2),
-        "evaluation.first_seed": (config.evaluation.first_seed, 0),
-    }
-    for key, (value, least) in at_least.items():
-        if value < least:
-            raise ConfigError(f"{key}: {value} is below {least}")
-    positive = {
-        "learning_rate.generator": config.learning_rate.generator,
-        "learning_rate.fake_score": config.learning_rate.fake_score,
-        "objective.init_sigma": objective.init_sigma,
-        "objective.p_std": objective.p_std,
-        "ema.half_life": config.ema.half_life,
-        "collective_timeout_seconds": config.collective_timeout_seconds,
-        "stop_timeout_seconds": config.stop_timeout_seconds,
-        "stream.cache_gb": config.stream.cache_gb,
-        "stream.timeout_seconds": config.stream.timeout_seconds,
-    }
-    for key, positive_value in positive.items():
-        if not positive_value > 0:
-            raise ConfigError(f"{key}: {positive_value} is not above 0")
-    width = config.ema.relative_width
-    if width is not None and not 0 < width < 12**-0.5:
-        raise ConfigError(f"ema.relative_width: {width} is not in (0, 0.288); try 0.1")
-    if not 0 < objective.tmax <= 1000:
-        raise ConfigError(f"objective.tmax: {objective.tmax} is not in (0, 1000]")
-    if not 0 <= objective.sid_share <= 1:
-        raise ConfigError(f"objective.sid_share: {objective.sid_share} is not in [0, 1]")
-    if not 0 <= config.dropout < 1:
-        raise ConfigError(f"dropout: {config.dropout} is not in [0, 1)")
-    config.accumulation(world_size=1)
-    if config.adversarial and config.data is None:
-        raise ConfigError(
-            f"method {config.method} learns from real data: set data to a folder of shards, "
-            "or method to sid"
-        )
-    if config.method == "sid2a" and config.generator_init is None:
-        raise ConfigError(
-            "method sid2a starts from a given generator: set generator_init to its folder, "
-            "or method to sida"
-        )

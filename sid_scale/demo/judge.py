@@ -9,7 +9,6 @@ from typing import Any
 
 import matplotlib
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sid_scale.codecs import Codec, open_codec
@@ -79,24 +78,22 @@ class Judge:
     def student(self, folder: Path) -> Judgement:
         """The samples of a generator folder."""
         generator = load_network(folder)
-        network, origin = generator.build(), generator.origin
+        network, provenance = generator.build(), generator.provenance
 
         def sample(noise: Tensor, labels: Tensor) -> Tensor:
             seeded = torch.Generator().manual_seed(SEED)
-            between = torch.randn(origin["steps"] - 1, *noise.shape, generator=seeded)
-            return generate(network, noise, between, labels, origin["init_sigma"])
+            step_noise = torch.randn(provenance["steps"] - 1, *noise.shape, generator=seeded)
+            return generate(network, noise, step_noise, labels, provenance["init_sigma"])
 
         return self._judge(sample)
 
     def _judge(self, sample: Callable[[Tensor, Tensor], Tensor]) -> Judgement:
-        architecture = self._teacher.architecture
-        size = architecture.img_resolution
-        labels = F.one_hot(self.labels, NUM_CLASSES).float()
+        shape, labels = self._teacher.architecture.sample_shape, self.labels
 
         @torch.no_grad()
         def images(numbers: Tensor) -> Tensor:
             noise = KeyedNoise(SEED, "evaluation", numbers)
-            latents = sample(noise.normal(architecture.img_channels, size, size), labels[numbers])
+            latents = sample(noise.normal(*shape), labels[numbers])
             return self.codec.decode(latents)
 
         judged = torch.cat(one_thread_each(images, torch.arange(len(labels)).split(BATCH)))
@@ -113,7 +110,7 @@ def judge_run(run: Path, teacher: Path, began: float) -> dict[str, Any]:
     snapshots = sorted(p for p in (run / "snapshots").iterdir() if p.name.isdigit())
     students = {int(p.name): judge.student(p) for p in snapshots}
     final = judge.student(run / "generator")
-    images_seen = int(load_network(run / "generator").origin["images_seen"])
+    images_seen = int(load_network(run / "generator").provenance["images_seen"])
     environment = json.loads((run / "environment.json").read_text())
     curve = {seen: student.distance for seen, student in students.items()}
     curve[images_seen] = final.distance

@@ -30,10 +30,10 @@ from sid_scale.demo.digits import (
     digit_images,
 )
 from sid_scale.demo.judge import TEACHER_EVALUATIONS, Judge
-from sid_scale.diffusion.noise import fake_score_sigma
+from sid_scale.diffusion.sigma import lognormal_sigma
 from sid_scale.methods.losses import denoising_loss, denoising_weight
 from sid_scale.networks.edm2.layers import normalise_weights_
-from sid_scale.networks.edm2.network import EDM2, EDM2Config
+from sid_scale.networks.edm2.network import EDM2, EDM2Architecture
 from sid_scale.networks.folder import NetworkFolder, save_network
 from sid_scale.zero import power_ema
 
@@ -133,9 +133,9 @@ def fit_codec(folder: Path, images: Tensor) -> tuple[VAECodec, Tensor]:
 
 def teacher_loss(network: EDM2, latents: Tensor, labels: Tensor, recipe: TeacherRecipe) -> Tensor:
     """EDM2's loss with learned uncertainty (Eqs. 14 to 16 and 21), a scalar."""
-    sigma = fake_score_sigma(torch.randn(len(latents), 1, 1, 1), recipe.p_mean, recipe.p_std)
+    sigma = lognormal_sigma(torch.randn(len(latents), 1, 1, 1), recipe.p_mean, recipe.p_std)
     prediction = network(latents + torch.randn_like(latents) * sigma, sigma, labels)
-    weight = denoising_weight(sigma, network.config.sigma_data)
+    weight = denoising_weight(sigma, network.architecture.sigma_data)
     return denoising_loss(prediction.denoised, latents, weight, prediction.logvar).mean()
 
 
@@ -161,7 +161,7 @@ def train_teacher(
     """
     torch.manual_seed(recipe.seed)
     network = EDM2(
-        EDM2Config(
+        EDM2Architecture(
             img_resolution=stored.shape[-1],
             img_channels=stored.shape[1] // 2,
             label_dim=NUM_CLASSES,
@@ -175,13 +175,12 @@ def train_teacher(
     )
     average = copy.deepcopy(network)
     optimizer = torch.optim.Adam(network.parameters(), betas=(0.9, 0.99))
-    one_hot = F.one_hot(labels, NUM_CLASSES).float()
     for iteration in range(recipe.iterations):
         normalise_weights_(network)
         rows = torch.randint(len(stored), (recipe.batch,))
         mean, _ = stored[rows].chunk(2, dim=1)
         latents = codec.sample(stored[rows], torch.randn_like(mean))
-        loss = teacher_loss(network, latents, one_hot[rows], recipe)
+        loss = teacher_loss(network, latents, labels[rows], recipe)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(iteration, recipe)
         optimizer.zero_grad()
@@ -226,9 +225,9 @@ def make_assets(
         train_vae(images, vae_recipe, log).save_pretrained(folder / "vae")
     codec, stored = fit_codec(folder / "vae", images)
     network = train_teacher(codec, stored, labels, teacher_recipe, log)
-    # The folders lie side by side, wherever they lie.
+    # The two folders are beside each other.
     description = codec.describe() | {"vae": os.path.join("..", "vae")}
-    origin = {
+    provenance = {
         "what": "class-conditional teacher on scikit-learn's handwritten digits",
         "iterations": teacher_recipe.iterations,
         "images_seen": teacher_recipe.iterations * teacher_recipe.batch,
@@ -236,6 +235,6 @@ def make_assets(
     }
     save_network(
         folder / "teacher",
-        NetworkFolder(network.config, network.state_dict(), description, origin),
+        NetworkFolder(network.architecture, network.state_dict(), description, provenance),
     )
     return measure_assets(folder)

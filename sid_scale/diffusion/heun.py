@@ -10,18 +10,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sid_scale.diffusion.noise import RHO, SIGMA_MAX, SIGMA_MIN, karras_ramp
-from sid_scale.networks.edm2.network import EDM2
+from sid_scale.diffusion.sigma import RHO, SIGMA_MAX, SIGMA_MIN, karras_ramp
+from sid_scale.networks.denoiser import Denoiser
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # x (N, C, H, W), sigma [] -> denoised like x
 
 
-def denoiser(network: EDM2, class_labels: Tensor | None = None) -> Denoise:
-    """`network` as a function of x and sigma alone; labels are one-hot (N, label_dim)."""
+def denoiser(network: Denoiser, condition: Tensor | None = None) -> Denoise:
+    """`network` as a function of x and sigma alone; `condition` is class indices (N,), or None."""
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        denoised = network(x, sigma, class_labels).denoised
-        assert denoised is not None  # only `encoder_only` leaves it out
+        denoised = network(x, sigma, condition).denoised
+        assert denoised is not None  # only passes without `decode` leave it out
         return denoised
 
     return denoise

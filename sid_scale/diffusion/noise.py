@@ -1,4 +1,4 @@
-"""Where randomness comes from, and which noise levels it picks.
+"""Where randomness comes from.
 
 The noise of a sample is a function of (seed, purpose, sample): its position in the run's global
 order decides, not the rank that happens to hold it nor how often something was drawn before. A
@@ -10,10 +10,6 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-
-SIGMA_MIN = 0.002
-SIGMA_MAX = 80.0
-RHO = 7.0
 
 _MASK = (1 << 64) - 1
 
@@ -29,6 +25,10 @@ class SeededNoise:
     def __init__(self, seeds: Iterable[int], device: torch.device | str = "cpu"):
         self._streams = [torch.Generator().manual_seed(seed) for seed in seeds]
         self._device = device
+
+    def of(self, name: str) -> "SeededNoise":
+        """Draws of one purpose. For now all continue the same streams."""
+        return self
 
     def normal(self, *shape: int) -> Tensor:
         """Unit normal numbers, (N, *shape) float32."""
@@ -76,21 +76,3 @@ def _mix(x: int) -> int:
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
     return x ^ (x >> 31)
-
-
-def karras_ramp(
-    t: Tensor, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = RHO
-) -> Tensor:
-    """Noise level at `t`: sigma_min at 0, sigma_max at 1 (arXiv 2206.00364, Eq. 5)."""
-    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    return (low + t * (high - low)) ** rho
-
-
-def generator_sigma(uniform: Tensor, tmax: float) -> Tensor:
-    """Noise level at which the generator is judged; `tmax` (of 1000) leaves out the largest."""
-    return karras_ramp(uniform * (tmax / 1000))
-
-
-def fake_score_sigma(normal: Tensor, p_mean: float, p_std: float) -> Tensor:
-    """Log-normal noise level at which the fake score learns."""
-    return (normal * p_std + p_mean).exp()

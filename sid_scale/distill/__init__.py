@@ -1,0 +1,14 @@
+"""The run: read loop.py first, then step.py, then a method in `sid_scale/methods/`.
+
+    loop.py            the whole run, top to bottom
+    step.py            one optimizer step of any role
+    build.py           from a config to networks, streams and codec
+    checkpointing.py   restoring and writing checkpoints;  resume.py  finding the one to go on from
+    outputs.py         sample grids, generators as folders;  provenance.py  what they descend from
+    telemetry.py       progress bar, metrics.jsonl, TensorBoard;  meter.py  means over ranks
+    evaluation.py      what the loop knows of evaluation
+    consolidate.py     from a checkpoint to a network folder, offline
+
+Imports: config, networks, diffusion, methods, data, zero, generators. Names no method and, but for
+the generator, no role.
+"""

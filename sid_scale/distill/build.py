@@ -1,12 +1,12 @@
 """From a config to everything that a run needs, checked before the first iteration."""
 
-import dataclasses
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch.nn.functional as F
-from torch import Tensor
+from torch import nn
 
 from sid_scale.codecs import Codec, CodecError, open_codec
 from sid_scale.config.run import RunConfig
@@ -16,23 +16,16 @@ from sid_scale.data.shards import ShardIndex, read_index
 from sid_scale.data.stream import LatentStream
 from sid_scale.diffusion.noise import keyed_seed
 from sid_scale.distill.provenance import compatibility_of, provenance_of
+from sid_scale.methods import GENERATOR, Method, Role, build_method
+from sid_scale.networks import Architecture
 from sid_scale.networks.checkpoint_activations import checkpoint_activations
-from sid_scale.networks.edm2.layers import store_weights_in
-from sid_scale.networks.edm2.network import EDM2, EDM2Config
-from sid_scale.networks.folder import (
-    CheckpointError,
-    NetworkFolder,
-    load_network,
-)
+from sid_scale.networks.denoiser import Denoiser
+from sid_scale.networks.folder import CheckpointError, NetworkFolder, load_network
 from sid_scale.ranks import Ranks
 from sid_scale.zero.checkpoint import TrainingState
 from sid_scale.zero.ema import ShardedEMA
-from sid_scale.zero.engines import (
-    AdamConfig,
-    DeepSpeedSettings,
-    ShardedNetwork,
-    read_deepspeed_json,
-)
+from sid_scale.zero.engines import AdamConfig, ShardedNetwork
+from sid_scale.zero.settings import DeepSpeedSettings, read_deepspeed_json
 
 
 @dataclass
@@ -42,7 +35,8 @@ class Progress:
     images_seen: int = 0
     skipped_updates: int = 0
     skipped_samples: int = 0  # bad ones, of this rank; after a resume the first has all ranks'
-    # network -> its updates skipped since the last that was not; starts anew on resume
+    positions: dict[str, int] = field(default_factory=dict)  # role -> samples taken of its stream
+    # role -> its updates skipped since the last that was not; starts anew on resume
     skipped_in_a_row: dict[str, int] = field(default_factory=dict)
 
 
@@ -54,20 +48,36 @@ class Run:
     ranks: Ranks
     settings: DeepSpeedSettings
     accumulation: int
-    generator: ShardedNetwork
-    fake_score: ShardedNetwork
-    teacher: EDM2
+    method: Method
+    roles: dict[str, Role]
+    networks: dict[str, ShardedNetwork]  # by role
+    architectures: dict[str, Architecture]  # by role, of copies of the teacher; without dropout
+    teacher: Denoiser
     ema: ShardedEMA
     codec: Codec
-    origin: dict[str, Any]  # what a generator folder says of where it comes from
-    identity: dict[str, Any]  # what a resumed run must have in common with the one before
-    histogram: list[int]  # how often each class occurs among generated labels
-    progress: Progress = field(default_factory=Progress)
+    provenance: dict[str, Any]  # what a generator folder says of where it comes from
+    compatibility: dict[str, Any]  # what a resumed run must have in common with the one before
+    histogram: list[int]  # how often each class occurs among generated labels; [] without classes
+    progress: Progress
     saved_at: int | None = None  # images seen in the last checkpoint written or read
 
     @property
     def folder(self) -> Path:
         return Path(self.config.run_dir)
+
+    @property
+    def generator(self) -> ShardedNetwork:
+        return self.networks[GENERATOR]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the networks see."""
+        return self.teacher.architecture.sample_shape
+
+    @property
+    def reads_real(self) -> bool:
+        """Whether some role's updates read real images."""
+        return any(role.reads_real for role in self.roles.values())
 
     def snapshot_folder(self) -> Path | None:
         """Where the generator of this moment is kept; None when snapshots are off."""
@@ -83,65 +93,46 @@ class Run:
     def set_learning_rates(self) -> None:
         """Puts the optimizers' learning rates to what holds by now."""
         scale = self.config.learning_rate_scale(self.progress.images_seen)
-        self.generator.learning_rate = scale * self.config.learning_rate.generator
-        self.fake_score.learning_rate = scale * self.config.learning_rate.fake_score
+        for name, role in self.roles.items():
+            self.networks[name].learning_rate = scale * role.learning_rate
 
     @property
     def learning_rates(self) -> dict[str, float]:
-        return {
-            "generator": self.generator.learning_rate,
-            "fake_score": self.fake_score.learning_rate,
-        }
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of what the networks see."""
-        architecture = self.teacher.config
-        size = architecture.img_resolution
-        return architecture.img_channels, size, size
+        return {name: network.learning_rate for name, network in self.networks.items()}
 
     @property
     def state(self) -> TrainingState:
         """What a checkpoint covers."""
         return TrainingState(
-            engines={"generator": self.generator.engine, "fake_score": self.fake_score.engine},
-            emas={"generator": self.ema},
+            engines={name: network.engine for name, network in self.networks.items()},
+            emas={GENERATOR: self.ema},
         )
 
-    def one_hot(self, labels: Tensor) -> Tensor:
-        """Class indices (N,) -> (N, label_dim) float32 on the device."""
-        labels = labels.to(self.ranks.device, non_blocking=True)
-        return F.one_hot(labels, self.teacher.config.label_dim).float()
+    @contextmanager
+    def open_streams(self) -> Iterator[dict[str, LatentStream | LabelStream]]:
+        """What each role's updates read, from where the run is: real images, or for a role that
+        reads none conditions alone."""
+        with ExitStack() as stack:
+            streams: dict[str, LatentStream | LabelStream] = {}
+            for name, role in self.roles.items():
+                streams[name] = self._open_stream(role)
+                stack.callback(streams[name].close)
+            yield streams
 
-    def open_data(self) -> LatentStream | LabelStream:
-        """What the fake score's updates read, from where the run stands: real latents, or for
-        a method that reads none just labels."""
-        if self.config.adversarial:
-            assert self.config.data is not None  # config/run.py has checked
-            return LatentStream(
-                self.config.data,
-                seed=self.config.seed,
-                settings=self.config.stream,
-                **self._place(),
-            )
-        return self._labels("fake_score labels")
-
-    def open_labels(self) -> LabelStream:
-        """Labels of the generator's updates, from where the run stands."""
-        return self._labels("generator labels")
-
-    def _labels(self, purpose: str) -> LabelStream:
-        seed = keyed_seed(self.config.seed, purpose, 0)
-        return LabelStream(self.histogram, seed=seed, **self._place())
-
-    def _place(self) -> dict[str, int]:
-        return {
-            "global_batch": self.config.batch_size,
+    def _open_stream(self, role: Role) -> LatentStream | LabelStream:
+        config = self.config
+        place = {
+            "global_batch": config.batch_size,
             "rank": self.ranks.rank,
             "world_size": self.ranks.world_size,
-            "micro_batch": self.config.micro_batch,
-            "start": self.progress.images_seen,
+            "micro_batch": config.micro_batch,
+            "start": self.progress.positions[role.name],
         }
+        if role.reads_real:
+            assert config.data is not None  # config/run.py has checked
+            return LatentStream(config.data, seed=config.seed, settings=config.stream, **place)
+        seed = keyed_seed(config.seed, f"{role.name} labels", 0)
+        return LabelStream(self.histogram, seed=seed, **place)
 
 
 def build_run(config: RunConfig, ranks: Ranks) -> Run:
@@ -150,85 +141,92 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     Raises:
         SidScaleError: a file or setting cannot be used; says which and what to do.
     """
+    # Files, compared with each other.
     accumulation = config.accumulation(ranks.world_size)
     settings = read_deepspeed_json(config.deepspeed, config.micro_batch, accumulation)
     source = load_network(config.teacher)
-    start = source
-    if config.method == "sid2a":
-        assert config.generator_init is not None  # config/run.py has checked
-        start = load_network(config.generator_init)
-    _check_networks(config, source, start)
+    start = source if config.generator_init is None else load_network(config.generator_init)
+    _check_start(config, source, start)
+    method = build_method(config, source.architecture)
     codec = open_codec(source.codec, beside=config.teacher)
     if config.log.samples_every_images:
         codec.check()
     index = _check_data(config, source, codec)
-    origin = provenance_of(config, source, start)
+    provenance = provenance_of(config, source, start)
 
-    trained = dataclasses.replace(source.architecture, dropout=config.dropout)
-    generator = ShardedNetwork(
-        _generator(start, trained),
-        settings,
-        _adam(config, config.learning_rate.generator),
-        forced_norm=config.forced_weight_norm.generator,
-    )
-    fake_score = ShardedNetwork(
-        dataclasses.replace(source, architecture=trained).build(),
-        settings,
-        _adam(config, config.learning_rate.fake_score),
-        forced_norm=config.forced_weight_norm.fake_score,
-    )
+    # Networks: every role's, and the frozen teacher.
+    roles = {role.name: role for role in method.roles()}
+    copies = {name: role for name, role in roles.items() if role.build is None}
+    architectures = {name: _architecture(role, source) for name, role in copies.items()}
+    networks = {}
+    for name, role in roles.items():
+        folder = start if name == GENERATOR else source
+        network = _build(role, folder, config, settings)
+        networks[name] = ShardedNetwork(
+            network,
+            settings,
+            AdamConfig(role.learning_rate, config.adam.betas, config.adam.eps),
+            normalised=_normalised(role, network),
+        )
     teacher = source.build(settings.compute_dtype).requires_grad_(False)
-    store_weights_in(settings.compute_dtype, teacher)
+    teacher.store_weights_in(settings.compute_dtype)
     checkpoint_activations(teacher, config.teacher_activations)
     return Run(
         config,
         ranks,
         settings,
         accumulation,
-        generator,
-        fake_score,
+        method,
+        roles,
+        networks,
+        architectures,
         teacher.to(ranks.device),
-        ShardedEMA(generator.engine),
+        ShardedEMA(networks[GENERATOR].engine),
         codec,
-        origin,
-        compatibility_of(source.architecture, index, origin),
+        provenance,
+        compatibility_of(source.architecture, roles.values(), index, provenance),
         label_histogram(config.labels, source.architecture.label_dim, index),
+        Progress(positions=dict.fromkeys(roles, 0)),
     )
 
 
-def generator_architecture(architecture: EDM2Config) -> EDM2Config:
-    """A generator is its teacher without the uncertainty head, which it has no use for."""
-    return dataclasses.replace(architecture, logvar_channels=0)
+def _architecture(role: Role, teacher: NetworkFolder) -> Architecture:
+    architecture = teacher.architecture
+    return architecture if role.has_logvar else architecture.headless()
 
 
-def _generator(start: NetworkFolder, trained: EDM2Config) -> EDM2:
-    state = {k: v for k, v in start.state.items() if not k.startswith("logvar")}
-    return dataclasses.replace(
-        start, architecture=generator_architecture(trained), state=state
-    ).build()
+def _build(
+    role: Role, folder: NetworkFolder, config: RunConfig, settings: DeepSpeedSettings
+) -> nn.Module:
+    """The network that a role begins with, on the CPU, in float32."""
+    trained = replace(_architecture(role, folder), dropout=config.dropout)
+    if role.build is not None:
+        return role.build(trained)
+    return folder.with_architecture(trained).build(settings.compute_dtype)
 
 
-def _check_networks(config: RunConfig, teacher: NetworkFolder, start: NetworkFolder) -> None:
-    def body(architecture: EDM2Config) -> EDM2Config:
-        return dataclasses.replace(generator_architecture(architecture), dropout=0.0)
+def _normalised(role: Role, network: Any) -> list[str]:
+    """Names of the parameters that forced weight normalisation acts on."""
+    return [name for name, _ in network.normalised_parameters()] if role.forced_norm else []
+
+
+def _check_start(config: RunConfig, teacher: NetworkFolder, start: NetworkFolder) -> None:
+    """Compares the network that the generator starts from with the teacher."""
+
+    def body(architecture: Architecture) -> Architecture:
+        return replace(architecture.headless(), dropout=0.0)
 
     if body(teacher.architecture) != body(start.architecture):
         raise CheckpointError(
             f"generator_init {config.generator_init} has another architecture than teacher "
             f"{config.teacher}: {body(start.architecture)} and {body(teacher.architecture)}"
         )
-    objective = {"init_sigma": config.objective.init_sigma, "steps": config.steps}
-    for key, value in objective.items():
-        if start is not teacher and start.origin.get(key, value) != value:
+    for key, value in {"init_sigma": config.init_sigma, "steps": config.steps}.items():
+        if start is not teacher and start.provenance.get(key, value) != value:
             raise CheckpointError(
                 f"generator_init {config.generator_init} was made with {key} "
-                f"{start.origin[key]}, this run has {value}: make them the same"
+                f"{start.provenance[key]}, this run has {value}: make them the same"
             )
-    if config.objective.logvar_weighting and not teacher.architecture.logvar_channels:
-        raise CheckpointError(
-            f"teacher {config.teacher} has no uncertainty head: set "
-            "objective.logvar_weighting to false"
-        )
 
 
 def _check_data(config: RunConfig, teacher: NetworkFolder, codec: Codec) -> ShardIndex | None:
@@ -236,10 +234,10 @@ def _check_data(config: RunConfig, teacher: NetworkFolder, codec: Codec) -> Shar
     architecture = teacher.architecture
     if config.data is None:
         return None
-    patience = RetryPolicy(config.stream.retries, config.stream.backoff_seconds)
-    index = read_index(config.data, patience, config.stream.timeout_seconds)
-    size = architecture.img_resolution
-    expected = (2 * architecture.img_channels, size, size)
+    retry = RetryPolicy(config.stream.retries, config.stream.backoff_seconds)
+    index = read_index(config.data, retry, config.stream.timeout_seconds)
+    channels, height, width = architecture.sample_shape
+    expected = (2 * channels, height, width)
     if index.sample_shape != expected or index.num_classes != architecture.label_dim:
         raise CheckpointError(
             f"data {config.data} holds samples {index.sample_shape} of {index.num_classes} "
@@ -253,7 +251,3 @@ def _check_data(config: RunConfig, teacher: NetworkFolder, codec: Codec) -> Shar
                 f"{config.teacher} expects {ours.get(key)}: encode the data again for it"
             )
     return index
-
-
-def _adam(config: RunConfig, learning_rate: float) -> AdamConfig:
-    return AdamConfig(learning_rate, config.adam.betas, config.adam.eps)

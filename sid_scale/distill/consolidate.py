@@ -1,8 +1,8 @@
 """From a checkpoint's shards to one network folder: offline, tensor by tensor.
 
 Needs no GPU, no ranks, no DeepSpeed, and little memory: one parameter at a time is put together
-from the slices that the ranks wrote and goes into `model.safetensors`. Files are memory-
-mapped, and let go of every MAPPED_BYTES, since pages of a map count as memory while it lasts.
+from the slices that the ranks wrote and goes into `model.safetensors`. Files are memory-mapped,
+and unmapped every MAPPED_BYTES, since pages of a map count as memory while it lasts.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sid_scale.networks.edm2.network import EDM2
+from sid_scale.methods import GENERATOR
 from sid_scale.networks.folder import (
     CheckpointError,
     parse_description,
@@ -30,6 +30,22 @@ from sid_scale.zero.saved import (
 MAPPED_BYTES = 64 << 20
 
 
+def networks_in(checkpoint: Path) -> dict[str, tuple[str, str]]:
+    """What `consolidate` can make of a checkpoint: name -> role and kind.
+
+    "generator_ema" is what the run evaluates and publishes; the others are the weights of the
+    trained networks, by role.
+
+    Raises:
+        TrainingStateError: the checkpoint is incomplete or damaged.
+    """
+    described = read_state(checkpoint).get("networks")
+    if not isinstance(described, dict) or GENERATOR not in described:
+        raise TrainingStateError(f"checkpoint {checkpoint}: {STATE} describes no {GENERATOR}")
+    weights = {role: (role, "master") for role in described}
+    return {f"{GENERATOR}_ema": (GENERATOR, "ema"), **weights}
+
+
 def consolidate(
     checkpoint: Path,
     role: str,
@@ -40,7 +56,7 @@ def consolidate(
     """Writes one network of a checkpoint as the network folder `out`.
 
     Args:
-        role: "generator", "fake_score": a network that was trained.
+        role: a network that was trained, such as "generator".
         kind: "master" for its weights, "ema" for their average.
         dtype: of the weights in the file; float32 is exact. Buffers stay float32.
 
@@ -65,7 +81,7 @@ def consolidate(
             f"checkpoint {checkpoint} does not say how its {role} is built ({error})"
         ) from error
     with torch.device("meta"):
-        shapes = {name: meta.shape for name, meta in EDM2(architecture).state_dict().items()}
+        shapes = {name: meta.shape for name, meta in architecture.build().state_dict().items()}
     with opened(checkpoint, parts) as slices, opened(checkpoint, buffers) as constants:
         # A Fourier frequency rounded to half precision is another feature.
         exact = dict.fromkeys(constants.parameters(), torch.float32)

@@ -1,7 +1,7 @@
-"""What the loop knows of evaluation: that there may be one, and when it has its turn.
+"""What the loop knows of evaluation: that there may be one, and when it is due.
 
-Evaluation itself is built on top of distillation (evaluate/training.py); whoever starts a run puts
-the two together.
+Evaluation itself is built on top of distillation (evaluate/training.py); train.py puts the two
+together.
 """
 
 from collections.abc import Callable
@@ -22,29 +22,28 @@ class Evaluation(Protocol):
 
         Args:
             finished: whether the run's last image has been seen.
-            stopped: asked now and then; if the run is to end, the evaluation is given up.
+            stopped: called now and then; the evaluation is given up once it is true.
 
         Returns:
-            Whether figures were noted, for the record that is to be written next.
+            Whether metrics were noted, for the record that is to be written next.
         """
 
-    def point_at_best(self) -> None:
-        """Lets `checkpoints/best` name the best evaluated moment of those that have a checkpoint,
-        once there is a new one."""
+    def link_best(self) -> None:
+        """Links `checkpoints/best` to the best evaluated checkpoint, once there is a new one."""
 
 
 OpenEvaluation = Callable[[Run], Evaluation]  # may raise SidScaleError: it could not work
 
 
 class NoEvaluation:
-    """A run that nobody evaluates."""
+    """A run without evaluation."""
 
     def measure_if_due(
         self, telemetry: Telemetry, *, finished: bool, stopped: Callable[[], bool]
     ) -> bool:
         return False
 
-    def point_at_best(self) -> None:
+    def link_best(self) -> None:
         pass
 
 

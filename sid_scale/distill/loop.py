@@ -1,10 +1,11 @@
 """The whole run, from top to bottom."""
 
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Sequence
+from typing import Protocol
 
 from sid_scale.config.run import RunConfig
 from sid_scale.distill.build import Progress, Run, build_run
+from sid_scale.distill.checkpointing import Checkpoints, skipped_samples
 from sid_scale.distill.evaluation import OpenEvaluation, no_evaluation
 from sid_scale.distill.meter import Meter
 from sid_scale.distill.outputs import (
@@ -13,19 +14,11 @@ from sid_scale.distill.outputs import (
     write_final_generator,
     write_generator,
 )
-from sid_scale.distill.resume import (
-    checkpoint_writer,
-    resume,
-    save,
-    skipped_samples,
-    tell_completed,
-)
-from sid_scale.distill.step import update_fake_score, update_generator
+from sid_scale.distill.step import apply
 from sid_scale.distill.telemetry import Telemetry
 from sid_scale.errors import SidScaleError
-from sid_scale.jobs.lock import locked
-from sid_scale.jobs.stop import StopRequests
-from sid_scale.ranks import Ranks, limit_waiting, on_any_rank, on_first_rank
+from sid_scale.methods import GENERATOR
+from sid_scale.ranks import Ranks, limit_waiting, on_any_rank
 from sid_scale.zero import power_ema
 from sid_scale.zero.ema import ema_decay
 
@@ -34,12 +27,30 @@ class DivergedError(SidScaleError):
     """Too many updates in a row had to be skipped."""
 
 
+class StopRequest(Protocol):
+    """Whether this rank is asked to stop, and by what."""
+
+    reason: str
+
+    def asked(self) -> bool: ...
+
+
+class NoStopRequest:
+    """A run that is never asked to stop."""
+
+    reason = ""
+
+    def asked(self) -> bool:
+        return False
+
+
 def train(
     config: RunConfig,
     ranks: Ranks,
-    stop: StopRequests | None = None,
+    stop: StopRequest | None = None,
     *,
     open_evaluation: OpenEvaluation = no_evaluation,
+    messages: Sequence[str] = (),
 ) -> Progress:
     """Distils a teacher as `config` says, until it is done or asked to stop. Collective.
 
@@ -47,38 +58,24 @@ def train(
     is evaluated) and, at the end, generator/ in the run folder.
 
     Args:
+        stop: None: the run is never asked to stop.
         open_evaluation: called once, when all else is built; makes what carries out the config's
             `evaluation`.
+        messages: to be logged first.
 
     Raises:
         SidScaleError: something given cannot be used, or updates keep failing.
-        LockedError: another run writes to the run folder.
     """
-    with ExitStack() as held:
-        taken = on_first_rank(lambda: held.enter_context(locked(Path(config.run_dir))))
-        return _train(config, ranks, stop or StopRequests(), taken, open_evaluation)
-
-
-def _train(
-    config: RunConfig,
-    ranks: Ranks,
-    stop: StopRequests,
-    told: list[str],
-    open_evaluation: OpenEvaluation,
-) -> Progress:
+    stop = stop or NoStopRequest()
     run = build_run(config, ranks)
     limit_waiting(config.collective_timeout_seconds)
-    resumed = resume(run)
+    checkpoints = Checkpoints(run)
+    resumed = checkpoints.restore()
     evaluation = open_evaluation(run)
     prepare_folder(run)
-    writer = checkpoint_writer(config)
     progress, meter = run.progress, Meter(ranks.device, resumed.meters)
-    with (
-        run.open_data() as data,
-        run.open_labels() as labels,
-        Telemetry(config, ranks, progress.images_seen) as telemetry,
-    ):
-        for line in told + resumed.told:
+    with run.open_streams() as streams, Telemetry(config, ranks, progress.images_seen) as telemetry:
+        for line in (*messages, *resumed.messages):
             telemetry.say(line)
         if progress.images_seen == 0:
             show_samples(run, telemetry)
@@ -87,39 +84,37 @@ def _train(
         telemetry.start_clock(progress.images_seen)
         stopping, _ = on_any_rank(stop.asked(), False)
         while progress.images_seen < config.total_images and not stopping:
+            # One iteration: every update of the method.
             run.set_learning_rates()
-            count(run, update_fake_score(run, data, meter), "fake score", meter)
-            if config.moves_generator(progress.images_seen):
-                count(run, update_generator(run, labels, meter), "generator", meter)
-                run.ema.update(decay_now(run))
+            for update in run.method.updates(progress.images_seen):
+                applied = apply(run, update, streams[update.role], meter)
+                count_skipped(run, applied, update.role, meter)
+                if update.role == GENERATOR:
+                    run.ema.update(ema_decay_now(run))
             progress.images_seen += config.batch_size
             telemetry.tick(config.batch_size)
 
+            # What is due after it.
             finished = progress.images_seen >= config.total_images
             evaluated = evaluation.measure_if_due(
                 telemetry, finished=finished, stopped=lambda: on_any_rank(stop.asked())[0]
             )
             if finished or evaluated or run.is_due(config.log.every_images):
-                if config.adversarial and config.stream.on_bad_sample == "skip":
+                if run.reads_real and config.stream.on_bad_sample == "skip":
                     telemetry.note({"data/skipped_samples": skipped_samples(run)})
                 telemetry.report(progress, meter.report(), run.learning_rates)
             if run.is_due(config.log.samples_every_images):
                 show_samples(run, telemetry)
             if run.is_due(config.snapshot.every_images):
                 write_generator(run, run.snapshot_folder())
-            if run.is_due(config.checkpoint.every_images):
-                tell_completed(save(run, meter, writer), telemetry)
-            evaluation.point_at_best()  # before another that is complete takes an old one's place
-            # The one number that ranks exchange for both: whether to stop, and whether all parts
-            # of a checkpoint are written.
-            stopping, writing = on_any_rank(stop.asked(), writer.is_writing)
-            if not writing:
-                tell_completed(writer.finish(), telemetry)
+            checkpoints.save_if_due(meter, telemetry)
+            evaluation.link_best()  # before a complete checkpoint takes an old one's place
+            stopping = checkpoints.agree(stop.asked(), telemetry)
 
-        tell_completed(save(run, meter, writer), telemetry)
-        evaluation.point_at_best()
-        tell_completed(writer.finish(), telemetry)
-        evaluation.point_at_best()
+        checkpoints.save_if_due(meter, telemetry, last=True)
+        evaluation.link_best()
+        checkpoints.close(telemetry)
+        evaluation.link_best()
         if progress.images_seen < config.total_images:
             why = stop.reason or "asked on another rank"
             telemetry.say(f"stopped at {progress.images_seen:,} images ({why})")
@@ -129,7 +124,7 @@ def _train(
     return progress
 
 
-def decay_now(run: Run) -> float:
+def ema_decay_now(run: Run) -> float:
     """Share of the average that this iteration's update keeps."""
     ema, batch, seen = run.config.ema, run.config.batch_size, run.progress.images_seen
     if ema.relative_width is not None:
@@ -137,22 +132,24 @@ def decay_now(run: Run) -> float:
     return ema_decay(seen, batch, ema.half_life, ema.ramp_up)
 
 
-def count(run: Run, applied: bool, network: str, meter: Meter) -> None:
+def count_skipped(run: Run, applied: bool, role: str, meter: Meter) -> None:
     """Counts skipped updates; all ranks have the same count.
 
     Raises:
         DivergedError: `max_skipped` updates of this network were skipped in a row.
     """
     progress = run.progress
-    in_a_row = 0 if applied else progress.skipped_in_a_row.get(network, 0) + 1
-    progress.skipped_in_a_row[network] = in_a_row
+    in_a_row = 0 if applied else progress.skipped_in_a_row.get(role, 0) + 1
+    progress.skipped_in_a_row[role] = in_a_row
     progress.skipped_updates += not applied
     if in_a_row >= run.config.max_skipped:
         means = meter.report()
-        told = ", ".join(f"{k} {v:.4g}" for k, v in means.items() if k.startswith(("loss", "grad")))
+        shown = ", ".join(
+            f"{k} {v:.4g}" for k, v in means.items() if k.startswith(("loss", "grad"))
+        )
         raise DivergedError(
-            f"{in_a_row} updates of the {network} in a row were skipped for non-finite gradients, "
-            f"the last one at {progress.images_seen:,} images seen ({told}). Skipped updates "
+            f"{in_a_row} updates of the {role} in a row were skipped for non-finite gradients, "
+            f"the last one at {progress.images_seen:,} images seen ({shown}). Skipped updates "
             f"change nothing, so the checkpoints in {run.folder / 'checkpoints'} are sound: "
             "lower the learning rate, or look at the data, and resume"
         )

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# Edges of the noise levels by which the generator's loss is told apart.
+# Edges of the bins of noise levels.
 SIGMA_EDGES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves for people: its settings, pictures, and generators as folders."""
+"""What a run writes for people: its settings, sample grids, and generators as folders."""
 
 import json
 import platform
@@ -14,7 +14,7 @@ from sid_scale.atomic import atomic_write
 from sid_scale.config.run import to_yaml
 from sid_scale.diffusion.few_step import generate
 from sid_scale.diffusion.noise import KeyedNoise
-from sid_scale.distill.build import Run, generator_architecture
+from sid_scale.distill.build import Run
 from sid_scale.distill.telemetry import Telemetry
 from sid_scale.errors import SidScaleError
 from sid_scale.generators.card import CARD, write_card
@@ -58,7 +58,7 @@ def prepare_folder(run: Run) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file of a run folder whole.
+    """Writes a file of a run folder, atomically.
 
     Raises:
         OutputError: the disk is full, the folder read-only ...
@@ -72,37 +72,46 @@ def write_text(path: Path, text: str) -> None:
 
 
 @torch.no_grad()
-def sample_latents(run: Run, count: int, micro_batch: int) -> Tensor:
-    """`count` latents of the averaged generator from fixed seeds, classes in turn. Collective.
+def generate_samples(run: Run, count: int, micro_batch: int) -> Tensor:
+    """Samples of the averaged generator from fixed seeds, classes in turn. Collective.
 
-    Every rank computes the same: a network in shards needs all of them anyway.
+    -> (count, C, H, W), before decoding. Every rank computes the same: a network in shards needs
+    all of them anyway.
     """
-    label_dim = run.teacher.config.label_dim
-    classes = torch.tensor(classes_in_turn(count, label_dim))
-    latents = []
+    classes = None
+    if label_dim := run.teacher.architecture.label_dim:
+        classes = torch.tensor(classes_in_turn(count, label_dim), device=run.ranks.device)
+    generated = []
     with run.ema.applied():
         run.generator.module.eval()
         for samples in torch.arange(count).split(micro_batch):
             noise = KeyedNoise(run.config.seed, "samples", samples, run.ranks.device)
-            latent = noise.normal(*run.image_shape)
-            between = noise.normal(run.config.steps - 1, *run.image_shape).transpose(0, 1)
-            labels = run.one_hot(classes[samples])
-            init_sigma = run.config.objective.init_sigma
-            latents.append(generate(run.generator.module, latent, between, labels, init_sigma))
+            z = noise.of("z").normal(*run.image_shape)
+            step_noise = noise.of("step_noise").normal(run.config.steps - 1, *run.image_shape)
+            condition = None if classes is None else classes[samples]
+            generated.append(
+                generate(
+                    run.generator.module,
+                    z,
+                    step_noise.transpose(0, 1),
+                    condition,
+                    run.config.init_sigma,
+                )
+            )
         run.generator.module.train()
-    return torch.cat(latents)
+    return torch.cat(generated)
 
 
 def show_samples(run: Run, telemetry: Telemetry) -> None:
     """Decodes a grid of samples into TensorBoard and samples/. Collective."""
     if not run.config.log.samples_every_images:
         return
-    latents = sample_latents(run, run.config.log.samples, run.config.micro_batch)
+    samples = generate_samples(run, run.config.log.samples, run.config.micro_batch)
     if not run.ranks.is_first:
         return
-    images = run.codec.decode(latents).cpu()
+    images = run.codec.decode(samples).cpu()
     grid = image_grid(images)
-    telemetry.picture("samples", grid, run.progress.images_seen)
+    telemetry.image("samples", grid, run.progress.images_seen)
     folder = run.folder / "samples"
     folder.mkdir(exist_ok=True)
     write_png(folder / f"{run.progress.images_seen:012d}.png", grid)
@@ -115,28 +124,27 @@ def write_generator(run: Run, folder: Path | None) -> None:
     state = run.ema.gather()
     if state is None:
         return
-    # Fourier frequencies are no parameters: nobody trains or averages them.
+    # Fourier frequencies are no parameters: they are neither trained nor averaged.
     state |= {name: buffer.cpu() for name, buffer in run.generator.module.named_buffers()}
     dtypes = dict.fromkeys(state, torch.float32)
     stream_network(folder, descriptions(run)["generator"], state.__getitem__, dtypes)
 
 
 def write_final_generator(run: Run, telemetry: Telemetry) -> None:
-    """Writes generator/ with all that makes its folder complete: VAE, class names, sample grid and
-    model card. Collective.
+    """Writes generator/ and completes its folder: VAE, class names, sample grid, model card.
 
-    The network is the run's fruit and must succeed; what comes beside it may fail, and is told.
+    Collective. An error in writing the network ends the run; one in what completes it is logged.
     """
-    folder, latents = run.folder / "generator", None
+    folder, samples = run.folder / "generator", None
     write_generator(run, folder)
     if run.config.log.samples_every_images:
-        latents = sample_latents(run, run.config.log.samples, run.config.micro_batch)
+        samples = generate_samples(run, run.config.log.samples, run.config.micro_batch)
     if not run.ranks.is_first:
         return
     additions: dict[str, Callable[[], object]] = {
         "VAE": lambda: adopt_vae(folder, run.codec),
         "class names": lambda: adopt_class_names(folder, Path(run.config.teacher)),
-        SAMPLES: lambda: latents is None or write_samples(folder, run.codec.decode(latents)),
+        SAMPLES: lambda: samples is None or write_samples(folder, run.codec.decode(samples)),
         CARD: lambda: write_card(folder),
     }
     for what, add in additions.items():
@@ -147,15 +155,11 @@ def write_final_generator(run: Run, telemetry: Telemetry) -> None:
 
 
 def descriptions(run: Run) -> dict[str, dict[str, Any]]:
-    """What `config.json` says of each trained network as a folder, by role."""
-    architectures = {
-        "generator": generator_architecture(run.teacher.config),
-        "fake_score": run.teacher.config,
-    }
-    origin = {**run.origin, "images_seen": run.progress.images_seen}
+    """Contents of `config.json` for each trained network as a folder, by role."""
+    provenance = {**run.provenance, "images_seen": run.progress.images_seen}
     return {
-        role: describe(architecture, run.codec.describe(), {**origin, "kind": role})
-        for role, architecture in architectures.items()
+        role: describe(architecture, run.codec.describe(), {**provenance, "kind": role})
+        for role, architecture in run.architectures.items()
     }
 
 

@@ -1,12 +1,14 @@
-"""What a run descends from: told by its generators, compared when it resumes."""
+"""What a run descends from: recorded in its generators, compared when it resumes."""
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from sid_scale.config.run import RunConfig
 from sid_scale.data.shards import ShardIndex
-from sid_scale.networks.edm2.network import EDM2Config
+from sid_scale.methods import Role
+from sid_scale.networks import Architecture
 from sid_scale.networks.folder import WEIGHTS, NetworkFolder, sha256
 from sid_scale.ranks import on_first_rank
 
@@ -20,7 +22,6 @@ METHOD_SETTINGS = (
     "learning_rate",
     "adam",
     "objective",
-    "warm_up",
     "ema",
     "forced_weight_norm",
 )
@@ -33,25 +34,27 @@ def provenance_of(
     # Gigabytes: one reader is enough.
     digest = on_first_rank(lambda: sha256(Path(config.teacher) / WEIGHTS))
     settings = dataclasses.asdict(config)
-    beginning = {k: v for k, v in start.origin.items() if k in START_FACTS}
+    beginning = {k: v for k, v in start.provenance.items() if k in START_FACTS}
     return {
         "kind": "generator",
         "method": config.method,
-        "init_sigma": config.objective.init_sigma,
+        "init_sigma": config.init_sigma,
         "steps": config.steps,
         "teacher": Path(config.teacher).name,
         "teacher_sha256": digest,
-        "teacher_origin": {k: v for k, v in teacher.origin.items() if k in TEACHER_FACTS},
+        "teacher_provenance": {k: v for k, v in teacher.provenance.items() if k in TEACHER_FACTS},
         **({"generator_init": beginning} if start is not teacher else {}),
         "settings": {key: settings[key] for key in METHOD_SETTINGS},
     }
 
 
 def compatibility_of(
-    architecture: EDM2Config, index: ShardIndex | None, origin: dict[str, Any]
+    architecture: Architecture,
+    roles: Iterable[Role],
+    index: ShardIndex | None,
+    provenance: dict[str, Any],
 ) -> dict[str, Any]:
     """What a resumed run must have in common with the one before, besides settings."""
-    body = dataclasses.asdict(dataclasses.replace(architecture, dropout=0.0))
     shape = None
     if index is not None:
         shape = {
@@ -61,7 +64,8 @@ def compatibility_of(
             "shards": len(index.shards),
         }
     return {
-        "architecture": body,
+        "architecture": dataclasses.asdict(dataclasses.replace(architecture, dropout=0.0)),
+        "roles": {role.name: {"forced_norm": role.forced_norm} for role in roles},
         "data_shape": shape,
-        "teacher_sha256": origin["teacher_sha256"],
+        "teacher_sha256": provenance["teacher_sha256"],
     }

@@ -1,4 +1,4 @@
-"""What a run tells: a progress bar, metrics.jsonl, TensorBoard. Rank 0 alone writes."""
+"""The log of a run: a progress bar, metrics.jsonl, TensorBoard. Rank 0 alone writes."""
 
 import json
 import math
@@ -16,17 +16,11 @@ from sid_scale.config.run import RunConfig
 from sid_scale.distill.build import Progress
 from sid_scale.ranks import Ranks
 
-# Short names for the line beside the bar.
-BAR_NAMES = {
-    "loss/fake_score": "fake",
-    "loss/discriminator": "disc",
-    "loss/generator_sid": "sid",
-    "loss/generator_gan": "gan",
-}
+LOSS = "loss/"  # prefix of the terms that the line beside the bar shows
 
 
 class Telemetry:
-    """Tells of one run. Use as a context manager."""
+    """The log of one run. Use as a context manager."""
 
     def __init__(self, config: RunConfig, ranks: Ranks, images_seen: int):
         self._ranks = ranks
@@ -53,7 +47,7 @@ class Telemetry:
         self._clock, self._images_then = time.perf_counter(), images_seen
 
     def pause(self, seconds: float) -> None:
-        """So long something else than training was done: rates are without it."""
+        """Leaves out time in which something else than training was done, for the rates."""
         self._clock += seconds
 
     def __enter__(self) -> "Telemetry":
@@ -96,8 +90,8 @@ class Telemetry:
         for name, value in values.items():
             self._board.add_scalar(name, value, images_seen)
         self._board.flush()
-        shown = {short: means[name] for name, short in BAR_NAMES.items() if name in means}
-        losses = " ".join(f"{short} {value:.4g}" for short, value in shown.items())
+        shown = {tag: value for tag, value in means.items() if tag.startswith(LOSS)}
+        losses = " ".join(f"{tag.removeprefix(LOSS)} {v:.4g}" for tag, v in shown.items())
         line = (
             f"{images_seen:>11,} images  {values['images_per_second_per_device']:.1f} img/s/device"
             f"  {losses}  skipped {skipped_updates}"
@@ -105,18 +99,18 @@ class Telemetry:
         self._bar.write(line, file=sys.stdout)
         sys.stdout.flush()
 
-    def note(self, figures: dict[str, float]) -> None:
-        """Figures that go into the next record."""
-        self._noted |= figures
+    def note(self, metrics: dict[str, float]) -> None:
+        """Metrics that go into the next record."""
+        self._noted |= metrics
 
     def say(self, message: str) -> None:
-        """One line for whoever watches."""
+        """Logs one line."""
         if self._ranks.is_first:
             self._bar.write(message, file=sys.stdout)
             sys.stdout.flush()
 
-    def picture(self, name: str, image: Tensor, images_seen: int) -> None:
-        """A uint8 picture (3, H, W), for rank 0."""
+    def image(self, name: str, image: Tensor, images_seen: int) -> None:
+        """Logs a uint8 image (3, H, W). For rank 0."""
         self._board.add_image(name, image, images_seen)
 
 

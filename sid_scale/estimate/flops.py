@@ -5,46 +5,44 @@ Counted are multiplications and additions of matrices and convolutions, as
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from sid_scale.config.run import RunConfig
-from sid_scale.distill.build import generator_architecture
-from sid_scale.networks.edm2.network import EDM2, EDM2Config
+from sid_scale.methods import Pass
+from sid_scale.networks import Architecture
 
-# A frozen network's backward pass, to its input alone, costs one forward pass; a trained one's two.
-FROZEN, TRAINED = 2, 3
+# Forward and backward of a pass, in forward passes: a backward pass to the input alone costs one,
+# one to weights and input two.
+COST = {"none": 1, "input": 2, "weights": 3}
 # Of an H100's 989 bfloat16 TFLOP/s: an assumption, not a measurement.
 ASSUMED_TFLOPS = 0.35 * 989
 
 
-def flop_per_image(architecture: EDM2Config, config: RunConfig) -> float:
-    """FLOP of one iteration (step.py) for each image of its batch; `architecture` is the teacher's.
+def flop_per_image(architectures: Mapping[str, Architecture], passes: Sequence[Pass]) -> float:
+    """FLOP of one iteration for each image of its batch.
 
-    The fake score's update generates, then trains the fake score; with real data the encoder
-    once more. The generator's update trains it through the frozen teacher and fake score.
+    Args:
+        architectures: of the networks that the passes name.
+        passes: what a method runs in one iteration (`Method.passes`).
     """
-    bare = generator_architecture(architecture)
-    generator, whole = forward_flop(bare), forward_flop(architecture)
-    steps_before = (config.steps - 1) * generator  # without a gradient
-    fake_score_update = steps_before + generator + TRAINED * whole
-    if config.adversarial:
-        fake_score_update += TRAINED * forward_flop(architecture, encoder_only=True)
-    generator_update = steps_before + TRAINED * generator + 2 * FROZEN * whole
-    return fake_score_update + generator_update
+    return sum(
+        p.times * COST[p.gradient] * forward_flop(architectures[p.network], decode=p.decode)
+        for p in passes
+    )
 
 
-def forward_flop(architecture: EDM2Config, *, encoder_only: bool = False) -> float:
-    """FLOP of a forward pass of one sample."""
+def forward_flop(architecture: Architecture, *, decode: bool = True) -> float:
+    """FLOP of a forward pass of one sample; without `decode` of the encoder alone."""
     architecture = dataclasses.replace(architecture, dropout=0.0)
-    size = architecture.img_resolution
     with torch.device("meta"):
-        network = EDM2(architecture)
-        images = torch.empty(1, architecture.img_channels, size, size)
-        sigma, labels = torch.empty(1, 1, 1, 1), torch.empty(1, architecture.label_dim)
+        network = architecture.build()
+        images = torch.empty(1, *architecture.sample_shape)
+        condition = torch.empty(1, dtype=torch.int64) if architecture.label_dim else None
+        sigma = torch.empty(1, 1, 1, 1)
     with FlopCounterMode(display=False) as counter:
-        network(images, sigma, labels, encoder_only=encoder_only)
+        network(images, sigma, condition, decode=decode)
     return float(counter.get_total_flops())
 
 

@@ -19,14 +19,13 @@ import torch
 from torch import Tensor
 
 from sid_scale.config.run import RunConfig, load_config
-from sid_scale.distill.build import generator_architecture
 from sid_scale.errors import SidScaleError
 from sid_scale.estimate.flops import ASSUMED_TFLOPS, flop_per_image, gpu_hours
-from sid_scale.networks.edm2.layers import store_weights_in
-from sid_scale.networks.edm2.network import EDM2, EDM2Config
+from sid_scale.methods import GENERATOR, TEACHER, Method, Pass, Role, build_method
+from sid_scale.networks import Architecture
 from sid_scale.networks.edm2.sizes import SIZES, imagenet512
 from sid_scale.networks.folder import CheckpointError, read_description
-from sid_scale.zero.engines import DeepSpeedSettings, read_deepspeed_json
+from sid_scale.zero.settings import DeepSpeedSettings, read_deepspeed_json
 
 FLOAT32 = 4  # bytes
 ADAM = 2 * FLOAT32  # two moments
@@ -46,7 +45,7 @@ REMEDIES = (
 class GPUMemory:
     """Gigabytes (1e9 bytes) on one GPU."""
 
-    weights: float  # of generator and fake score, as they compute
+    weights: float  # of the trained networks, as they compute
     gradients: float
     optimizer: float  # float32 masters and Adam
     average: float
@@ -61,14 +60,17 @@ class GPUMemory:
 
 
 def expected_memory(
-    architecture: EDM2Config, config: RunConfig, settings: DeepSpeedSettings, world_size: int
+    method: Method,
+    architecture: Architecture,
+    config: RunConfig,
+    settings: DeepSpeedSettings,
+    world_size: int,
 ) -> GPUMemory:
     """What a run on `world_size` GPUs needs of each; `architecture` is the teacher's."""
     stage, ranks = settings.stage, world_size
     compute = settings.compute_dtype.itemsize
-    trained = [generator_architecture(architecture), architecture]
-    counts = [_parameters(a) for a in trained]
-    total, largest = sum(counts), max(counts)
+    counts = {r.name: _parameters(r, architecture) for r in method.roles()}
+    total, largest = sum(counts.values()), max(counts.values())
     on_host = settings.offloads_optimizer
     if stage == 0:
         # The weights are the masters; one float32 gradient each.
@@ -87,53 +89,69 @@ def expected_memory(
         "weights": sharded_weights,
         "gradients": 0.0 if on_host and stage >= 2 else sharded_gradients,
         "optimizer": 0.0 if on_host else total * (masters + ADAM) / shares,
-        "average": 0.0 if on_host else counts[0] * FLOAT32 / shares,
+        "average": 0.0 if on_host else counts[GENERATOR] * FLOAT32 / shares,
         "teacher": _teacher_bytes(architecture, settings.compute_dtype),
         "buffers": buffers,
-        "activations": activations(architecture, config, settings),
+        "activations": activations(method, architecture, config, settings),
     }
     numbers = {name: value / 1e9 for name, value in numbers.items()}
     return GPUMemory(**numbers, margin=CUDA_CONTEXT + MARGIN * sum(numbers.values()))
 
 
-def activations(architecture: EDM2Config, config: RunConfig, settings: DeepSpeedSettings) -> float:
-    """Bytes that the generator's update, the larger one, keeps for its backward pass.
+def activations(
+    method: Method, architecture: Architecture, config: RunConfig, settings: DeepSpeedSettings
+) -> float:
+    """Bytes that the largest update keeps for its backward pass.
 
-    Its gradient flows through the teacher and the fake score, both frozen then, into the images
-    and from there through one step of the generator.
+    These are of all passes with a gradient: of a network in training, and of the frozen ones that
+    the gradient flows through.
     """
-    architecture = dataclasses.replace(architecture, dropout=config.dropout)
-    dtype, micro_batch = settings.compute_dtype, config.micro_batch
-    stored = torch.float32 if settings.stage == 0 else dtype
-    generator = _kept(generator_architecture(architecture), dtype, stored, micro_batch, train=True)
-    fake_score = _kept(architecture, dtype, stored, micro_batch, train=False)
+    roles = {role.name: role for role in method.roles()}
     # Recomputed or in host memory, a tenth remains: one block at a time.
-    share = {"keep": 1.0, "checkpoint": 0.1, "offload": 0.1}[config.teacher_activations]
-    teacher = _kept(architecture, dtype, dtype, micro_batch, train=False) * share
-    return generator + fake_score + teacher
+    teachers_share = {"keep": 1.0, "checkpoint": 0.1, "offload": 0.1}[config.teacher_activations]
+    kept: dict[str, float] = dict.fromkeys(roles, 0.0)
+    for p in method.passes():
+        if p.gradient != "none" and p.times:
+            of_teacher = p.network == TEACHER
+            whole = of_teacher or roles[p.network].has_logvar
+            nbytes = _kept(
+                architecture if whole else architecture.headless(),
+                p,
+                config,
+                settings.compute_dtype,
+                stored_exact=settings.stage == 0 and not of_teacher,
+            )
+            kept[p.update] += nbytes * (teachers_share if of_teacher else 1.0)
+    return max(kept.values())
 
 
 def _kept(
-    architecture: EDM2Config,
+    architecture: Architecture,
+    p: Pass,
+    config: RunConfig,
     dtype: torch.dtype,
-    stored: torch.dtype,
-    samples: int,
     *,
-    train: bool,
+    stored_exact: bool,
 ) -> float:
-    """Bytes that a forward pass of `samples` samples keeps, weights themselves aside."""
+    """Bytes that a forward pass of a micro-batch keeps, weights themselves aside.
+
+    Args:
+        dtype: what the network computes in, and its weights are stored in.
+        stored_exact: whether weights are stored in float32 all the same.
+    """
+    samples = config.micro_batch
     with torch.device("meta"):
-        network = EDM2(architecture).requires_grad_(train)
-        network.compute_dtype = dtype
-        if stored != torch.float32:
-            network.to(stored)
-        size = architecture.img_resolution
-        images = torch.empty(samples, architecture.img_channels, size, size, requires_grad=True)
-        sigma, labels = torch.empty(samples, 1, 1, 1), torch.empty(samples, architecture.label_dim)
+        architecture = dataclasses.replace(architecture, dropout=config.dropout)
+        network = architecture.build(dtype).requires_grad_(p.gradient == "weights")
+        if not stored_exact and dtype != torch.float32:
+            network.to(dtype)
+        images = torch.empty(samples, *architecture.sample_shape, requires_grad=True)
+        sigma = torch.empty(samples, 1, 1, 1)
+        classes = torch.empty(samples, dtype=torch.int64) if architecture.label_dim else None
         kept: list[Tensor] = []
         with torch.autograd.graph.saved_tensors_hooks(_keep_in(kept), lambda tensor: tensor):
-            network(images, sigma, labels)
-    own = {p.untyped_storage()._cdata for p in network.parameters()}
+            network(images, sigma, classes, decode=p.decode)
+    own = {w.untyped_storage()._cdata for w in network.parameters()}
     storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept}
     return float(sum(nbytes for which, nbytes in storages.items() if which not in own))
 
@@ -146,19 +164,21 @@ def _keep_in(kept: list[Tensor]):
     return keep
 
 
-def _parameters(architecture: EDM2Config) -> int:
+def _parameters(role: Role, teacher: Architecture) -> int:
     with torch.device("meta"):
-        return sum(p.numel() for p in EDM2(architecture).parameters())
+        architecture = teacher if role.has_logvar else teacher.headless()
+        network = architecture.build() if role.build is None else role.build(architecture)
+        return sum(p.numel() for p in network.parameters())
 
 
-def _teacher_bytes(architecture: EDM2Config, dtype: torch.dtype) -> int:
+def _teacher_bytes(architecture: Architecture, dtype: torch.dtype) -> int:
     with torch.device("meta"):
-        teacher = EDM2(architecture)
-        store_weights_in(dtype, teacher)
+        teacher = architecture.build(dtype)
+        teacher.store_weights_in(dtype)
         return sum(p.nbytes for p in teacher.parameters())
 
 
-def teacher_architecture(teacher: str) -> EDM2Config:
+def teacher_architecture(teacher: str) -> Architecture:
     """Of a network folder or, while that is not there, of the published name that it bears.
 
     Raises:
@@ -209,7 +229,8 @@ def _tell(options: argparse.Namespace) -> tuple[str, bool]:
     accumulation = config.accumulation(world_size)
     settings = read_deepspeed_json(config.deepspeed, config.micro_batch, accumulation)
     architecture = teacher_architecture(config.teacher)
-    memory = expected_memory(architecture, config, settings, world_size)
+    method = build_method(config, architecture)
+    memory = expected_memory(method, architecture, config, settings, world_size)
     fits = memory.total <= options.gpu_memory
     verdict = "fits" if fits else f"DOES NOT FIT: {REMEDIES}"
     dtype = str(settings.compute_dtype).removeprefix("torch.")
@@ -222,7 +243,10 @@ def _tell(options: argparse.Namespace) -> tuple[str, bool]:
     for name, gigabytes in dataclasses.asdict(memory).items():
         lines.append(f"  {name:<12}{gigabytes:8.2f} GB{_mark(name)}")
     lines.append(f"  {'total':<12}{memory.total:8.2f} GB of {options.gpu_memory:g}: {verdict}")
-    flop = flop_per_image(architecture, config)
+    architectures = {TEACHER: architecture}
+    for role in method.roles():
+        architectures[role.name] = architecture if role.has_logvar else architecture.headless()
+    flop = flop_per_image(architectures, method.passes())
     lines.append(
         f"work: {flop / 1e12:.3g} TFLOP an image; {config.total_images:,} images are "
         f"{gpu_hours(flop * config.total_images):,.0f} GPU hours at {ASSUMED_TFLOPS:.0f} TFLOP/s "

@@ -80,7 +80,7 @@ def add_vae_arguments(parser: argparse.ArgumentParser) -> None:
         "--vae", type=Path, metavar="DIR", help="the VAE's folder, if config.json names another"
     )
     parser.add_argument(
-        "--vae-precision", choices=PRECISIONS, default="float32", help="what the VAE computes in"
+        "--vae-dtype", choices=PRECISIONS, default="float32", help="what the VAE computes in"
     )
     parser.add_argument(
         "--vae-batch",

@@ -147,7 +147,7 @@ def _circumstances(
         "network": job.network,
         "settings": {
             "dtype": options.dtype,
-            "vae_precision": job.codec.get("vae_precision"),
+            "vae_dtype": job.codec.get("vae_dtype"),
             "ranks": ranks.world_size,
             "device": ranks.device.type,
             "batch": job.sampler.batch,

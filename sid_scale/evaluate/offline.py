@@ -74,7 +74,7 @@ def evaluate_generator(options: argparse.Namespace, ranks: Ranks) -> None:
         "kind": "generator",
         "path": str(folder),
         "sha256": described["weights_sha256"],
-        "images_seen": read_description(folder).origin.get("images_seen"),
+        "images_seen": read_description(folder).provenance.get("images_seen"),
         "evaluations": sampler.steps,
         "guidance": None,
     }
@@ -97,14 +97,14 @@ def evaluate_teacher(options: argparse.Namespace, ranks: Ranks) -> None:
     guide, guidance = None, None
     if options.guide is not None:
         guide, _ = open_teacher(options.guide, dtype)
-        check_guide(network.config, guide.config, options.guide)
-        described = describe_network(options.guide, guide.config)
+        check_guide(network.architecture, guide.architecture, options.guide)
+        described = describe_network(options.guide, guide.architecture)
         guidance = {
             "guide": str(options.guide),
             "guide_sha256": described["weights_sha256"],
             "weight": options.guidance,
         }
-    described = describe_network(folder, network.config)
+    described = describe_network(folder, network.architecture)
     for steps in every_steps:
         sampler = TeacherSampler(
             network,
@@ -130,7 +130,7 @@ def _teacher_job(
         "kind": "teacher",
         "path": str(options.teacher),
         "sha256": described["weights_sha256"],
-        "images_seen": read_description(options.teacher).origin.get("images_seen"),
+        "images_seen": read_description(options.teacher).provenance.get("images_seen"),
         "evaluations": (2 * sampler.steps - 1) * (1 if guidance is None else 2),
         "guidance": guidance,
     }
@@ -158,5 +158,5 @@ def _steps_asked_for(options: argparse.Namespace) -> list[int]:
 def set_precision(codec: Codec, options: argparse.Namespace) -> None:
     """Lets a VAE compute as the command line says."""
     if isinstance(codec, VAECodec):
-        codec.precision = DTYPES[options.vae_precision]
+        codec.precision = DTYPES[options.vae_dtype]
         codec.decodes_at_once = options.vae_batch

@@ -21,7 +21,7 @@ from torch import Tensor
 from sid_scale.codecs import VAECodec
 from sid_scale.diffusion.few_step import generate
 from sid_scale.diffusion.noise import SeededNoise
-from sid_scale.distill.build import Run, generator_architecture
+from sid_scale.distill.build import Run
 from sid_scale.distill.evaluation import Evaluation, NoEvaluation
 from sid_scale.distill.outputs import write_generator, write_text
 from sid_scale.distill.telemetry import Telemetry
@@ -34,7 +34,8 @@ from sid_scale.evaluate.references.files import find_references
 from sid_scale.evaluate.samplers import check_seeds
 from sid_scale.evaluate.trial import smoke_test
 from sid_scale.generators.folder import adopt_class_names, adopt_vae
-from sid_scale.generators.generator import DTYPES
+from sid_scale.generators.generator import DTYPES, condition_of
+from sid_scale.methods import GENERATOR
 from sid_scale.ranks import on_first_rank
 from sid_scale.zero import retention
 from sid_scale.zero.saved import MANIFEST
@@ -52,7 +53,7 @@ class AverageSampler:
     def __init__(self, run: Run):
         self._run = run
         self.codec, self.device = run.codec, run.ranks.device
-        self.architecture = generator_architecture(run.teacher.config)
+        self.architecture = run.architectures[GENERATOR]
         self.batch = run.config.micro_batch
 
     @torch.no_grad()
@@ -60,11 +61,10 @@ class AverageSampler:
         """One batch of samples, (N, C, h, w) float32. Collective at ZeRO 3."""
         run = self._run
         noise = SeededNoise(seeds, self.device)
-        latent = noise.normal(*run.image_shape)
-        between = noise.normal(run.config.steps - 1, *run.image_shape).transpose(0, 1)
-        labels = run.one_hot(torch.tensor(classes))
-        init_sigma = run.config.objective.init_sigma
-        return generate(run.generator.module, latent, between, labels, init_sigma)
+        z = noise.normal(*run.image_shape)
+        step_noise = noise.normal(run.config.steps - 1, *run.image_shape).transpose(0, 1)
+        condition = condition_of(classes, self.architecture, self.device)
+        return generate(run.generator.module, z, step_noise, condition, run.config.init_sigma)
 
 
 def open_evaluation(run: Run) -> Evaluation:
@@ -99,7 +99,7 @@ class TrainingEvaluation:
         self._metrics = metrics
         self._sampler = AverageSampler(run)
         if isinstance(run.codec, VAECodec):
-            run.codec.precision = DTYPES[settings.vae_precision]
+            run.codec.precision = DTYPES[settings.vae_dtype]
         files = DetectorFiles(_path(settings.inception), _path(settings.dinov2))
         self._detectors = open_detectors(metrics, files, run.ranks.device)
         if need_images(self._detectors.extract):
@@ -111,7 +111,7 @@ class TrainingEvaluation:
             "first_seed": settings.first_seed,
             "references": {metric: r.sha256 for metric, r in self._references.items()},
             "detectors": self._detectors.hashes,
-            "vae_precision": settings.vae_precision,
+            "vae_dtype": settings.vae_dtype,
         }
         # images seen -> figure that decides which generator is the best
         self._values = on_first_rank(
@@ -147,7 +147,7 @@ class TrainingEvaluation:
             self._write_best(telemetry)
         return True
 
-    def point_at_best(self) -> None:
+    def link_best(self) -> None:
         run, folder = self._run, self._run.folder / "checkpoints"
         seen = run.saved_at
         if seen in (None, self._offered) or not run.ranks.is_first:

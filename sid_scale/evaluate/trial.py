@@ -9,7 +9,7 @@ from sid_scale.evaluate.detectors import Detectors
 from sid_scale.evaluate.engine import extract_features
 from sid_scale.evaluate.features import need_images
 from sid_scale.evaluate.references.files import Reference, check_references
-from sid_scale.evaluate.samplers import Sampler, image_shape
+from sid_scale.evaluate.samplers import Sampler
 from sid_scale.generators.generator import RGB
 
 
@@ -26,7 +26,7 @@ def smoke_test(
         DetectorError: a detector cannot be called.
         ReferenceFileError: a reference is of other images or other detectors.
     """
-    shape = image_shape(sampler.architecture)
+    shape = sampler.architecture.sample_shape
     latents = torch.zeros(1, *shape, device=sampler.device)
     images = None
     if need_images(detectors.extract):

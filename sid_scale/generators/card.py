@@ -9,14 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from sid_scale.atomic import atomic_write
 from sid_scale.codecs import VAE_CONFIG
 from sid_scale.errors import SidScaleError
 from sid_scale.generators.folder import SAMPLES, VAE, trained_for
-from sid_scale.networks.edm2.network import EDM2
+from sid_scale.networks import parameter_count
 from sid_scale.networks.folder import NetworkFolder, read_description
 
 CARD = "README.md"
@@ -81,23 +80,23 @@ def metadata(
     network: NetworkFolder, measured: Mapping[str, float | str], base_model: str | None = None
 ) -> ModelCardData:
     """What a hub reads at the top of a card."""
-    origin = network.origin
-    licence = teacher_licence(origin)
+    provenance = network.provenance
+    licence = teacher_licence(provenance)
     plain = re.fullmatch(r"[a-z0-9.\-]+", licence)  # an identifier, as the hub wants it
-    dataset = IMAGENET if _is_published_edm2(origin) else None
+    dataset = IMAGENET if _is_published_edm2(provenance) else None
     return ModelCardData(
         license=licence if plain else "other",
         license_name=None if plain else _line(licence),
         library_name="sid_scale",
         tags=[
             *TAGS,
-            "one-step" if origin.get("steps", 1) == 1 else "few-step",
-            *(method for method in METHODS if method == origin.get("method")),
+            "one-step" if provenance.get("steps", 1) == 1 else "few-step",
+            *(method for method in METHODS if method == provenance.get("method")),
         ],
         pipeline_tag="unconditional-image-generation",  # the hub has none for classes
         base_model=base_model,
         datasets=[dataset] if dataset else None,
-        model_name=title(origin) if dataset else None,
+        model_name=title(provenance) if dataset else None,
         eval_results=[
             EvalResult(
                 "unconditional-image-generation", dataset, "ImageNet", name, value, metric_name=name
@@ -109,22 +108,22 @@ def metadata(
     )
 
 
-def title(origin: Mapping[str, Any]) -> str:
+def title(provenance: Mapping[str, Any]) -> str:
     """A generator's name for people."""
-    method = METHODS.get(str(origin.get("method")), ("",))[0]
-    return " ".join(_line(part) for part in (origin.get("teacher", "EDM2"), method) if part)
+    method = METHODS.get(str(provenance.get("method")), ("",))[0]
+    return " ".join(_line(part) for part in (provenance.get("teacher", "EDM2"), method) if part)
 
 
-def teacher_licence(origin: Mapping[str, Any]) -> str:
+def teacher_licence(provenance: Mapping[str, Any]) -> str:
     """Licence of the teacher that a generator was distilled from; "unknown" if nothing tells.
 
-    A teacher folder states it as `license` in its origin; the published EDM2 weights are known by
-    name.
+    A teacher folder states it as `license` in its provenance; the published EDM2 weights are
+    known by name.
     """
-    stated = _teacher(origin).get("license")
+    stated = _teacher(provenance).get("license")
     if isinstance(stated, str) and stated:
         return stated.lower() if stated.lower() in LICENCES else stated
-    return "cc-by-nc-sa-4.0" if _is_published_edm2(origin) else "unknown"
+    return "cc-by-nc-sa-4.0" if _is_published_edm2(provenance) else "unknown"
 
 
 def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float | str]:
@@ -150,11 +149,11 @@ def card_text(
     has_vae: bool,
 ) -> str:
     """The card below its metadata, Markdown."""
-    origin = network.origin
-    steps = origin.get("steps", 1)
-    teacher = origin.get("teacher")
+    provenance = network.provenance
+    steps = provenance.get("steps", 1)
+    teacher = provenance.get("teacher")
     sections = [
-        f"# {title(origin)}",
+        f"# {title(provenance)}",
         "A generator that makes an image of a class with "
         + ("one network evaluation" if steps == 1 else f"{steps} network evaluations")
         + ", distilled from "
@@ -167,7 +166,7 @@ def card_text(
         "## What was measured",
         _table(measured) if measured else "Nothing, when this card was written.",
         "## Licence",
-        _licence(origin, has_vae),
+        _licence(provenance, has_vae),
         "## Papers",
         "\n".join(f"- {name}: {link}" for name, link in PAPERS.items()),
     ]
@@ -175,32 +174,29 @@ def card_text(
 
 
 def _facts(network: NetworkFolder) -> dict[str, Any]:
-    origin, architecture = network.origin, network.architecture
-    settings = _group(origin, "settings")
+    provenance, architecture = network.provenance, network.architecture
+    settings = _group(provenance, "settings")
     rates = _group(settings, "learning_rate")
     objective = _group(settings, "objective")
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in EDM2(architecture).parameters())
-    size = architecture.img_resolution
-    method = METHODS.get(str(origin.get("method")))
+    channels, height, width = architecture.sample_shape
+    method = METHODS.get(str(provenance.get("method")))
     known = {
-        "teacher": origin.get("teacher"),
-        "what the teacher is": _teacher(origin).get("what"),
-        "SHA-256 of the teacher's weights": origin.get("teacher_sha256"),
-        "imported from": origin.get("source"),
-        "SHA-256 of that file": origin.get("source_sha256"),
-        "method": f"{method[0]}: {method[1]}" if method else origin.get("method"),
-        "started from": _start(_group(origin, "generator_init")),
-        "images seen": _thousands(origin.get("images_seen")),
+        "teacher": provenance.get("teacher"),
+        "what the teacher is": _teacher(provenance).get("what"),
+        "SHA-256 of the teacher's weights": provenance.get("teacher_sha256"),
+        "imported from": provenance.get("source"),
+        "SHA-256 of that file": provenance.get("source_sha256"),
+        "method": f"{method[0]}: {method[1]}" if method else provenance.get("method"),
+        "started from": _start(_group(provenance, "generator_init")),
+        "images seen": _thousands(provenance.get("images_seen")),
         "batch": settings.get("batch_size"),
         "learning rate, generator": rates.get("generator"),
-        "learning rate, fake score": rates.get("fake_score"),
         "alpha": objective.get("alpha"),
         "half-life of the average, images": _thousands(_group(settings, "ema").get("half_life")),
-        "steps": origin.get("steps", 1),
-        "first noise level": origin.get("init_sigma"),
-        "parameters": _thousands(parameters),
-        "network's images": f"{architecture.img_channels} x {size} x {size}, "
+        "steps": provenance.get("steps", 1),
+        "first noise level": provenance.get("init_sigma"),
+        "parameters": _thousands(parameter_count(architecture)),
+        "network's images": f"{channels} x {height} x {width}, "
         f"{architecture.label_dim} classes, codec {network.codec.get('kind')}",
     }
     return {name: value for name, value in known.items() if value is not None}
@@ -236,14 +232,14 @@ def _usage(folder_name: str, needs_vae: bool) -> str:
     return "\n".join(lines)
 
 
-def _licence(origin: Mapping[str, Any], has_vae: bool) -> str:
-    licence = teacher_licence(origin)
+def _licence(provenance: Mapping[str, Any], has_vae: bool) -> str:
+    licence = teacher_licence(provenance)
     if licence == "unknown":
         text = "The licence of the teacher is unknown: find it out before this is passed on."
     else:
         text = f"That of the teacher. {LICENCES.get(licence, _line(licence))}"
-        if "license" not in _teacher(origin):
-            name = _line(_teacher_name(origin))
+        if "license" not in _teacher(provenance):
+            name = _line(_teacher_name(provenance))
             text += f" (Known by its name, `{name}`: NVIDIA publishes the EDM2 weights so.)"
     return text + (f" The VAE in `{VAE}/` has a licence of its own." if has_vae else "")
 
@@ -263,17 +259,17 @@ def _thousands(number: Any) -> str | None:
     return f"{number:,.0f}" if isinstance(number, int | float) else None
 
 
-def _is_published_edm2(origin: Mapping[str, Any]) -> bool:
-    return PUBLISHED_EDM2.fullmatch(_teacher_name(origin)) is not None
+def _is_published_edm2(provenance: Mapping[str, Any]) -> bool:
+    return PUBLISHED_EDM2.fullmatch(_teacher_name(provenance)) is not None
 
 
-def _teacher_name(origin: Mapping[str, Any]) -> str:
+def _teacher_name(provenance: Mapping[str, Any]) -> str:
     """The file that the teacher was imported from, or else its folder."""
-    return str(_teacher(origin).get("source") or origin.get("teacher", ""))
+    return str(_teacher(provenance).get("source") or provenance.get("teacher", ""))
 
 
-def _teacher(origin: Mapping[str, Any]) -> Mapping[str, Any]:
-    return _group(origin, "teacher_origin")
+def _teacher(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
+    return _group(provenance, "teacher_provenance")
 
 
 def _group(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -1,6 +1,6 @@
 """What a network folder holds when it is a generator's, ready to be passed on.
 
-    model.safetensors  config.json    the network, and in `origin` how it was made
+    model.safetensors  config.json    the network, and in `provenance` how it was made
     vae/                              the VAE that decodes its latents
     classes.txt                       names of its classes, if they have any
     samples.png  README.md            pictures, and the model card (`card.py`)
@@ -57,7 +57,7 @@ def codec_of(
     codec = open_codec(description, beside=Path(folder))
     if isinstance(codec, VAECodec) and not codec.folder.is_dir():
         codec.folder = Path(folder) / VAE  # where it is missed, and where to put it
-    channels = saved.architecture.img_channels
+    channels = saved.architecture.sample_shape[0]
     if isinstance(codec, VAECodec) and not len(codec.scale) == len(codec.bias) == channels:
         raise CodecError(
             f"{folder}: its latents have {channels} channels, its codec {len(codec.scale)} values "
@@ -73,20 +73,20 @@ def trained_for(saved: NetworkFolder, folder: str | os.PathLike[str]) -> tuple[f
         GeneratorError: it says nothing of the kind, as a teacher's folder.
     """
     where = f"{Path(folder) / CONFIG}"
-    kind = saved.origin.get("kind", "generator")
+    kind = saved.provenance.get("kind", "generator")
     if kind != "generator":
         raise GeneratorError(f"{where}: a {kind}, not a generator")
-    if "init_sigma" not in saved.origin:
+    if "init_sigma" not in saved.provenance:
         raise GeneratorError(
-            f"{where}: no generator: origin names no init_sigma, the noise level that it starts "
-            "from. (A teacher needs a sampler: distil it, or measure it with "
+            f"{where}: no generator: provenance names no init_sigma, the noise level that it "
+            "starts from. (A teacher needs a sampler: distil it, or measure it with "
             "`python -m sid_scale.evaluate teacher`.)"
         )
-    init_sigma, steps = saved.origin["init_sigma"], saved.origin.get("steps", 1)
+    init_sigma, steps = saved.provenance["init_sigma"], saved.provenance.get("steps", 1)
     if not _is_number(init_sigma) or not 0 < init_sigma < float("inf"):
-        raise GeneratorError(f"{where}: origin.init_sigma is {init_sigma!r}, not a noise level")
+        raise GeneratorError(f"{where}: provenance.init_sigma is {init_sigma!r}, not a noise level")
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise GeneratorError(f"{where}: origin.steps is {steps!r}, not a number of steps")
+        raise GeneratorError(f"{where}: provenance.steps is {steps!r}, not a number of steps")
     return float(init_sigma), steps
 
 

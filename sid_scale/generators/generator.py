@@ -10,19 +10,18 @@ computed at once. On CUDA samples go through in batches, and company shows in th
 
 import operator
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sid_scale.codecs import Codec, CodecError, IdentityCodec
 from sid_scale.diffusion.few_step import generate
 from sid_scale.diffusion.noise import SeededNoise
 from sid_scale.generators.folder import GeneratorError, codec_of, trained_for
-from sid_scale.networks.edm2.layers import store_weights_in
-from sid_scale.networks.edm2.network import EDM2
+from sid_scale.networks import Architecture
+from sid_scale.networks.denoiser import Denoiser
 from sid_scale.networks.folder import CONFIG, load_network
 from sid_scale.thread_map import one_thread_each
 
@@ -56,7 +55,7 @@ class OneStepGenerator:
 
     def __init__(
         self,
-        network: EDM2,
+        network: Denoiser,
         codec: Codec,
         init_sigma: float,
         steps: int = 1,
@@ -97,7 +96,7 @@ class OneStepGenerator:
         saved = load_network(folder)
         init_sigma, steps = trained_for(saved, folder)
         network = saved.build(dtype).requires_grad_(False)
-        store_weights_in(dtype, network)
+        network.store_weights_in(dtype)
         return cls(network, codec_of(saved, folder, vae), init_sigma, steps, batch_size)
 
     @property
@@ -136,7 +135,7 @@ class OneStepGenerator:
         Raises:
             CodecError: the VAE cannot be found or is damaged, or the folder names none.
         """
-        channels = self.network.config.img_channels
+        channels = self.network.architecture.sample_shape[0]
         if isinstance(self.codec, IdentityCodec) and channels != RGB:
             raise CodecError(
                 f"the generator makes {channels} channels, and its {CONFIG} names no VAE that "
@@ -168,13 +167,12 @@ class OneStepGenerator:
 
     @torch.no_grad()
     def _latents(self, samples: Samples) -> Tensor:
-        config = self.network.config
-        shape = (config.img_channels, config.img_resolution, config.img_resolution)
+        shape = self.network.architecture.sample_shape
         noise = SeededNoise(samples.seeds, self.device)
-        latent = noise.normal(*shape)
-        between = noise.normal(samples.steps - 1, *shape).transpose(0, 1)
-        labels = F.one_hot(torch.tensor(samples.classes), config.label_dim).float()
-        return generate(self.network, latent, between, labels.to(self.device), self.init_sigma)
+        z = noise.normal(*shape)
+        step_noise = noise.normal(samples.steps - 1, *shape).transpose(0, 1)
+        condition = condition_of(samples.classes, self.network.architecture, self.device)
+        return generate(self.network, z, step_noise, condition, self.init_sigma)
 
     def _check(
         self, class_labels: Iterable[int], seeds: Iterable[int], steps: int | None
@@ -186,7 +184,7 @@ class OneStepGenerator:
             )
         if not numbers:
             raise GeneratorError("class_labels and seeds are empty: there is nothing to make")
-        known = self.network.config.label_dim
+        known = self.network.architecture.label_dim
         for label in classes:
             if not 0 <= label < known:
                 raise GeneratorError(f"class {label} is not one of the generator's {known}")
@@ -197,6 +195,13 @@ class OneStepGenerator:
         if count < 1:
             raise GeneratorError(f"steps {count}: a generator takes one or more")
         return Samples(classes, numbers, count)
+
+
+def condition_of(
+    classes: Sequence[int], architecture: Architecture, device: torch.device
+) -> Tensor | None:
+    """Classes as a network is given them: (N,) int64 on the device; None if it knows no classes."""
+    return torch.tensor(classes, device=device) if architecture.label_dim else None
 
 
 def _split(samples: Samples, size: int) -> list[Samples]:

@@ -5,7 +5,6 @@ steps, dtype. A folder takes images of one recipe only, so those that are there 
 again. Files are written whole or not at all.
 """
 
-import dataclasses
 import json
 import os
 import zipfile
@@ -23,6 +22,7 @@ from sid_scale.errors import SidScaleError
 from sid_scale.generators.generator import OneStepGenerator
 from sid_scale.image_grid import image_grid, read_png, write_png
 from sid_scale.inputs_changed import differences
+from sid_scale.networks import describe_architecture
 from sid_scale.networks.folder import WEIGHTS, sha256
 
 RECIPE = "generate.json"
@@ -64,7 +64,7 @@ def recipe(folder: Path, generator: OneStepGenerator, steps: int) -> dict[str, A
     made_by = {
         "format_version": FORMAT_VERSION,
         "weights_sha256": sha256(folder / WEIGHTS),
-        "architecture": dataclasses.asdict(generator.network.config),
+        "architecture": describe_architecture(generator.network.architecture),
         "codec": description,
         "init_sigma": generator.init_sigma,
         "steps": steps,

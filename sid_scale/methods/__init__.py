@@ -1,0 +1,137 @@
+"""What a method of distillation is: networks to train, and the losses that train them.
+
+A method is one file here: `Roles` name the networks, `Updates` say in which order they learn from
+which loss. It knows no ranks, engines, accumulation or checkpoints: `distill/step.py` carries out
+any update of any role. Pure losses are in `losses.py`, the settings of each method in
+`settings.py`. `METHODS` finds a method by its name; `register` adds one from outside the package.
+
+Importing this package is cheap: a method's module, which needs torch, is imported when it is built.
+Imports: config, networks, diffusion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+from sid_scale.methods.settings import register_objective
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from sid_scale.config.run import RunConfig
+    from sid_scale.diffusion.noise import KeyedNoise
+    from sid_scale.networks import Architecture
+
+GENERATOR = "generator"  # the role that every method has: what the run averages and publishes
+TEACHER = "teacher"  # the frozen network that every loss can call
+
+# Name -> network: the teacher, and every role's. Only the one in training gets gradients.
+Networks = Mapping[str, Callable[..., Any]]
+
+
+class Loss(NamedTuple):
+    """A loss to backpropagate, and what the logs show of it (detached)."""
+
+    total: Tensor  # scalar, a mean over the micro-batch
+    terms: Mapping[str, Tensor]  # tag such as "loss/discriminator" -> scalar
+    by_sigma: Mapping[str, tuple[Tensor, Tensor]] = {}  # tag -> sigma and values, (N,) each
+
+
+class MicroBatch(NamedTuple):
+    """What one loss is computed from: the same on any number of ranks."""
+
+    condition: Tensor | None  # (N,) class indices; None for unconditional networks
+    shape: tuple[int, int, int]  # (C, H, W) of what the networks see
+    steps: int  # of the generator
+    noise: KeyedNoise  # all that is random, by name
+    real: Callable[[], Tensor]  # -> (N, C, H, W) real images; for roles with `reads_real`
+    # (generator, z (N, C, H, W), step noise (K-1, N, C, H, W)) -> images (N, C, H, W)
+    generate: Callable[[Callable[..., Any], Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Role:
+    """A network that the method trains."""
+
+    name: str
+    learning_rate: float
+    forced_norm: bool = False  # whether its normalised parameters stay normalised
+    has_logvar: bool = True  # whether it keeps the teacher's uncertainty head
+    reads_real: bool = False  # whether its updates read real images; else conditions alone
+    build: Callable[[Architecture], nn.Module] | None = None  # None: a copy of the teacher
+
+
+@dataclass(frozen=True)
+class Update:
+    """One optimizer step of one role."""
+
+    role: str
+    loss: Callable[[Networks, MicroBatch], Loss]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass in an iteration, for memory and FLOP estimates."""
+
+    update: str  # the role whose update it is part of
+    network: str  # a role, or TEACHER
+    # What its backward pass computes: gradients of weights, of the input alone, or none.
+    gradient: Literal["weights", "input", "none"]
+    decode: bool = True  # False: the encoder alone runs
+    times: int = 1
+
+
+class Method(Protocol):
+    """See the module's docstring."""
+
+    def roles(self) -> Sequence[Role]:
+        """The networks that are trained, the generator first."""
+        ...
+
+    def updates(self, images_seen: int) -> Iterator[Update]:
+        """The optimizer steps of the iteration that begins after so many images."""
+        ...
+
+    def passes(self) -> Sequence[Pass]:
+        """The forward passes of one iteration once all warm-ups are over."""
+        ...
+
+
+# --- methods by name -----------------------------------------------------------------------
+
+Factory = Callable[["RunConfig", "Architecture"], Method]  # the run's config, the teacher's
+
+# Name -> a method's factory, or "module:attribute" of one.
+METHODS: dict[str, Factory | str] = {
+    "sid": "sid_scale.methods.sid:SiD",
+    "sida": "sid_scale.methods.sid:SiDA",
+    "sid2a": "sid_scale.methods.sid:SiDA",
+}
+
+
+def register(name: str, objective: type, factory: Factory) -> None:
+    """Adds a method under a name, for `method:` in a run's YAML.
+
+    Args:
+        name: of the method.
+        objective: dataclass of the `objective:` group of settings.
+        factory: makes the method of a run's config and its teacher's architecture.
+    """
+    register_objective(name, objective)
+    METHODS[name] = factory
+
+
+def build_method(config: RunConfig, teacher: Architecture) -> Method:
+    """The method that a run asks for.
+
+    Raises:
+        SidScaleError: the method cannot work with this teacher.
+    """
+    factory = METHODS[config.method]
+    if isinstance(factory, str):
+        module, _, attribute = factory.partition(":")
+        factory = getattr(import_module(module), attribute)
+    return factory(config, teacher)

@@ -3,7 +3,8 @@
 SiD is arXiv 2404.04057, SiDA arXiv 2410.14919. Everywhere: `images` are the generator's clean
 outputs or real data (N, C, H, W); `y_real` and `y_fake` what teacher and fake score make of
 their noised form; `logits` the fake score's encoder map (N, 1, h, w), whose sign says 'real'
-or 'generated'; `sigma`, `weight` and `logvar` are (N, 1, 1, 1). All float32.
+or 'generated'; `sigma`, `w`, `weight` and `logvar` are (N, 1, 1, 1). All float32. `weight` is
+lambda(sigma), which multiplies; `w` is SiD's normalizer, which divides.
 
 A loss with `logvar` is divided by exp(logvar), the fake score's own estimate of how large its
 error is at this noise level (EDM2, arXiv 2312.02696, Eq. 21); pass zeros to switch that off.
@@ -13,35 +14,43 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LOGIT_LIMIT = 10.0  # beyond it the discriminator gets, and gives, no gradient
-SMALLEST_WEIGHT = 1e-5
+SMALLEST_NORMALIZER = 1e-5
 
 
-def sid_weight(images: Tensor, y_real: Tensor) -> Tensor:
+def channel_mean(feature: Tensor) -> Tensor:
+    """SiDA's map of logits: the mean over the channels of an encoder feature.
+
+    (N, c, h, w) of any dtype -> (N, 1, h, w) float32.
+    """
+    return feature.float().mean(dim=1, keepdim=True)
+
+
+def sid_normalizer(images: Tensor, y_real: Tensor) -> Tensor:
     """w: how far the teacher is from the image, mean over C, H, W; no gradient (SiD, Eq. 24).
 
     -> (N, 1, 1, 1), at least 1e-5.
     """
     distance = (images - y_real).detach().abs().mean(dim=(1, 2, 3), keepdim=True)
-    return distance.clip(min=SMALLEST_WEIGHT)
+    return distance.clip(min=SMALLEST_NORMALIZER)
 
 
 def sid_loss(
-    images: Tensor, y_real: Tensor, y_fake: Tensor, weight: Tensor, logvar: Tensor, alpha: float
+    images: Tensor, y_real: Tensor, y_fake: Tensor, w: Tensor, logvar: Tensor, alpha: float
 ) -> Tensor:
     """The generator's score identity loss (SiD, Eqs. 23 and 24), per element (N, C, H, W).
 
     Gradients are meant to flow through all three: image, teacher and fake score.
     """
     gap = y_real - y_fake
-    return gap * ((y_real - images) - alpha * gap) / weight / logvar.exp()
+    return gap * ((y_real - images) - alpha * gap) / w / logvar.exp()
 
 
-def generator_adversarial_loss(logits: Tensor, weight: Tensor, logvar: Tensor) -> Tensor:
+def generator_adversarial_loss(logits: Tensor, w: Tensor, logvar: Tensor) -> Tensor:
     """SiDA's adversarial loss: the generated should look real, per sample (N, 1, 1, 1).
 
     The cross-entropy is a mean over the whole batch: `logits` of one micro-batch on one rank.
     """
-    return _cross_entropy_real(logits) / weight / logvar.exp()
+    return _cross_entropy_real(logits) / w / logvar.exp()
 
 
 def denoising_weight(sigma: Tensor, sigma_data: float) -> Tensor:

@@ -1,0 +1,105 @@
+"""What a network is: a denoiser in sigma space, and the architecture that it is built from.
+
+A family of networks is one folder here (`edm2/`): an `Architecture`, which is a frozen dataclass,
+and a `Denoiser` (denoiser.py), which it builds. `config.json` files find a family by its name;
+`register_family` adds one from outside the package. `folder.py` reads and writes network folders
+of any family.
+
+Importing this package is cheap: a family's modules, which need torch, are imported when it is
+asked for. Imports: errors, files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from sid_scale.networks.denoiser import Denoiser
+
+
+class Architecture(ABC):
+    """Base of the families' frozen dataclasses: all that a network is built from."""
+
+    family: ClassVar[str]  # its name in config.json
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    label_dim: int  # number of classes; 0 for an unconditional network
+    sigma_data: float  # standard deviation of the data that the network is trained on
+    dropout: float
+
+    @property
+    @abstractmethod
+    def sample_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of what the network sees."""
+
+    @abstractmethod
+    def build(self, dtype: torch.dtype | None = None) -> Denoiser:
+        """A network with random float32 weights that computes in `dtype` (None: float32)."""
+
+    def headless(self) -> Architecture:
+        """The same without an uncertainty head, which a generator has no use for."""
+        return self
+
+    def check(self) -> None:  # noqa: B027 - most families have nothing to check
+        """Raises ValueError for what cannot be built, or not in finite time and memory."""
+
+    def to_file(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict as files hold it: the publisher's names and shapes."""
+        return state
+
+    def from_file(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse of `to_file`."""
+        return state
+
+
+# --- families by name ----------------------------------------------------------------------
+
+# Name -> the architecture's class, or "module:attribute" of it.
+FAMILIES: dict[str, type[Architecture] | str] = {
+    "edm2": "sid_scale.networks.edm2.network:EDM2Architecture",
+}
+
+
+def register_family(architecture: type[Architecture]) -> None:
+    """Adds a family of networks, under its `family`."""
+    FAMILIES[architecture.family] = architecture
+
+
+def describe_architecture(architecture: Architecture) -> dict[str, Any]:
+    """An architecture as `config.json` has it."""
+    return {"family": architecture.family, **dataclasses.asdict(architecture)}
+
+
+def architecture_from(description: Mapping[str, Any]) -> Architecture:
+    """The inverse of `describe_architecture`; JSON's lists become tuples.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: it describes nothing that can be built.
+    """
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in description.items()}
+    family = settings.pop("family")
+    if family not in FAMILIES:
+        raise ValueError(f"family {family!r:.64} is none of {', '.join(FAMILIES)}")
+    cls = FAMILIES[family]
+    if isinstance(cls, str):
+        module, _, attribute = cls.partition(":")
+        cls = getattr(import_module(module), attribute)
+    assert not isinstance(cls, str)
+    architecture = cls(**settings)
+    architecture.check()
+    return architecture
+
+
+def parameter_count(architecture: Architecture) -> int:
+    """Number of parameters, counted without making them."""
+    import torch
+
+    with torch.device("meta"):
+        return sum(p.numel() for p in architecture.build().parameters())

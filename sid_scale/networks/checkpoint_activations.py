@@ -1,19 +1,19 @@
 """Less memory for the activations of a frozen network.
 
-The generator's gradient flows through the teacher, whose activations wait for it. They need
-not: a block's can be computed again, or its input can wait in host memory.
+The generator's gradient flows through the teacher, whose activations wait for it. A block's can be
+computed again instead, or its input can wait in host memory.
 """
 
 from typing import Literal
 
 from fairscale.nn import checkpoint_wrapper
 
-from sid_scale.networks.edm2.network import EDM2, Block
+from sid_scale.networks.denoiser import Denoiser
 
 Activations = Literal["keep", "checkpoint", "offload"]
 
 
-def checkpoint_activations(network: EDM2, how: Activations) -> None:
+def checkpoint_activations(network: Denoiser, how: Activations) -> None:
     """Makes each block of a frozen network recompute its activations in the backward pass.
 
     With `offload` the block's inputs wait in host memory, too. Results are the same. Only for
@@ -21,7 +21,6 @@ def checkpoint_activations(network: EDM2, how: Activations) -> None:
     """
     if how == "keep":
         return
-    for part in (network.unet.enc, network.unet.dec):
-        for name, block in part.items():
-            if isinstance(block, Block):
-                part[name] = checkpoint_wrapper(block, offload_to_cpu=how == "offload")
+    for parent, name in list(network.checkpointable()):
+        block = checkpoint_wrapper(parent.get_submodule(name), offload_to_cpu=how == "offload")
+        parent.add_module(name, block)

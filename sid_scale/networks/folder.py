@@ -1,13 +1,12 @@
 """Networks as folders: `model.safetensors` and `config.json`, nothing that can carry code.
 
-On disk, parameters bear EDM2's own names and shapes (gains of shape []); in memory the gains
-have shape [1], for DeepSpeed's sake. This file is the border between the two.
+On disk, parameters have their publisher's names and shapes; `Architecture.to_file` and
+`from_file` translate.
 """
 
 import dataclasses
 import hashlib
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -21,7 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sid_scale.errors import SidScaleError
-from sid_scale.networks.edm2.network import EDM2, EDM2Config
+from sid_scale.networks import Architecture, architecture_from, describe_architecture
+from sid_scale.networks.denoiser import Denoiser
 from sid_scale.tensor_file import Entry, write_tensors
 
 FORMAT_VERSION = 1
@@ -37,36 +37,33 @@ class CheckpointError(SidScaleError):
 class NetworkFolder:
     """Contents of a network folder.
 
-    `codec` says how pixels become the network's images (see `codecs.py`); `origin` what the
-    network is and where it comes from: free-form for a teacher; for a generator `init_sigma`,
+    `codec` says how pixels become the network's images (see `codecs.py`); `provenance` what
+    the network is and where it comes from: free-form for a teacher; for a generator `init_sigma`,
     `steps`, `method`, `images_seen` and `teacher_sha256`.
     """
 
-    architecture: EDM2Config
+    architecture: Architecture
     state: dict[str, Tensor]  # names and shapes of the modules in memory
     codec: dict[str, Any] = field(default_factory=lambda: {"kind": "identity"})
-    origin: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
 
-    def build(self, compute_dtype: torch.dtype = torch.float32) -> EDM2:
+    def with_architecture(self, architecture: Architecture) -> "NetworkFolder":
+        """The same weights for another architecture; those that it has no use for are left out."""
+        with torch.device("meta"):
+            wanted = architecture.build().state_dict()
+        state = {name: tensor for name, tensor in self.state.items() if name in wanted}
+        return dataclasses.replace(self, architecture=architecture, state=state)
+
+    def build(self, compute_dtype: torch.dtype = torch.float32) -> Denoiser:
         """A network with a copy of these weights, on the CPU, in evaluation mode."""
         with torch.device("meta"):
-            network = EDM2(self.architecture, compute_dtype)
+            network = self.architecture.build(compute_dtype)
         network.load_state_dict({k: v.clone() for k, v in self.state.items()}, assign=True)
         return network.eval()
 
 
-def to_edm2_shapes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Memory -> disk: gains of shape [1] become []."""
-    return {k: v.reshape(()) if k.endswith("_gain") else v for k, v in state.items()}
-
-
-def from_edm2_shapes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Disk -> memory: gains of shape [] become [1]."""
-    return {k: v.reshape(1) if k.endswith("_gain") and not v.ndim else v for k, v in state.items()}
-
-
 def check_state(
-    architecture: EDM2Config,
+    architecture: Architecture,
     state: dict[str, Tensor],
     where: str,
     remedy: str = f"Check {CONFIG} against the weights' source.",
@@ -77,7 +74,7 @@ def check_state(
         CheckpointError: lists up to eight names that are missing, foreign or of another shape.
     """
     with torch.device("meta"):
-        expected = EDM2(architecture).state_dict()
+        expected = architecture.build().state_dict()
     faults = [f"missing {name}" for name in expected if name not in state]
     faults += [f"unknown {name}" for name in state if name not in expected]
     faults += [
@@ -99,20 +96,20 @@ def save_network(folder: str | os.PathLike[str], network: NetworkFolder) -> None
     Weights are written in the dtype that they have; `load_network` widens them.
     """
     check_state(network.architecture, network.state, str(folder))
-    description = describe(network.architecture, network.codec, network.origin)
+    description = describe(network.architecture, network.codec, network.provenance)
     dtypes = {name: tensor.dtype for name, tensor in network.state.items()}
     stream_network(folder, description, network.state.__getitem__, dtypes)
 
 
 def describe(
-    architecture: EDM2Config, codec: dict[str, Any], origin: dict[str, Any]
+    architecture: Architecture, codec: dict[str, Any], provenance: dict[str, Any]
 ) -> dict[str, Any]:
     """Contents of a network folder's `config.json`."""
     return {
         "format_version": FORMAT_VERSION,
-        "architecture": dataclasses.asdict(architecture),
+        "architecture": describe_architecture(architecture),
         "codec": codec,
-        "origin": origin,
+        "provenance": provenance,
     }
 
 
@@ -134,7 +131,7 @@ def stream_network(
     refuse_other_folder(folder)
     architecture, _, _ = parse_description(description, str(folder))
     with torch.device("meta"):
-        shapes = to_edm2_shapes(EDM2(architecture).state_dict())
+        shapes = architecture.to_file(architecture.build().state_dict())
     entries = [Entry(name, dtypes[name], tuple(meta.shape)) for name, meta in shapes.items()]
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -195,7 +192,7 @@ def load_stored_network(folder: str | os.PathLike[str]) -> NetworkFolder:
         raise CheckpointError(
             f"{folder / WEIGHTS}: damaged ({error}); fetch or write it again."
         ) from error
-    state = from_edm2_shapes(tensors)
+    state = described.architecture.from_file(tensors)
     check_state(described.architecture, state, str(folder / WEIGHTS))
     return dataclasses.replace(described, state=state)
 
@@ -217,59 +214,29 @@ def read_description(folder: str | os.PathLike[str]) -> NetworkFolder:
         description = json.loads((folder / CONFIG).read_text())
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder / CONFIG}: not a network description: {error}") from error
-    architecture, codec, origin = parse_description(description, str(folder / CONFIG))
-    return NetworkFolder(architecture, {}, codec, origin)
+    architecture, codec, provenance = parse_description(description, str(folder / CONFIG))
+    return NetworkFolder(architecture, {}, codec, provenance)
 
 
 def parse_description(
     description: Any, where: str
-) -> tuple[EDM2Config, dict[str, Any], dict[str, Any]]:
-    """Architecture, codec and origin out of a folder's `config.json`.
+) -> tuple[Architecture, dict[str, Any], dict[str, Any]]:
+    """Architecture, codec and provenance out of a folder's `config.json`.
 
     Raises:
         CheckpointError: it is none, or of another version.
     """
     try:
         version = description["format_version"]
-        raw = dict(description["architecture"])
-        for key in ("channel_mult", "attn_resolutions"):
-            raw[key] = tuple(raw[key])
-        architecture = EDM2Config(**raw)
-        _check_ranges(architecture)
-        codec, origin = dict(description["codec"]), dict(description["origin"])
-    except (KeyError, TypeError, ValueError) as error:
+        architecture = architecture_from(description["architecture"])
+        codec, provenance = dict(description["codec"]), dict(description["provenance"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{where}: not a network description: {error}") from error
     if version != FORMAT_VERSION:
         raise CheckpointError(
             f"{where}: format version {version}; this program reads {FORMAT_VERSION}."
         )
-    return architecture, codec, origin
-
-
-def _check_ranges(architecture: EDM2Config) -> None:
-    """Raises ValueError for what cannot be built, or not in finite time and memory."""
-    ranges = {
-        "img_resolution": (1, 1 << 14),
-        "img_channels": (1, 1 << 10),
-        "label_dim": (0, 1 << 24),
-        "model_channels": (1, 1 << 14),
-        "num_blocks": (0, 64),
-        "channels_per_head": (1, 1 << 14),
-        "logvar_channels": (0, 1 << 14),
-        "channel_mult": (1, 64),
-        "attn_resolutions": (1, 1 << 14),
-    }
-    for name, (least, most) in ranges.items():
-        value = getattr(architecture, name)
-        values = value if isinstance(value, tuple) else (value,)
-        if len(values) > 16 or not all(type(v) is int and least <= v <= most for v in values):
-            raise ValueError(f"{name} is {value!r:.64}, not from {least} to {most}")
-    for name, below in (("sigma_data", math.inf), ("dropout", 1)):
-        number = getattr(architecture, name)
-        if type(number) not in (int, float) or not 0 <= number < below:
-            raise ValueError(f"{name} is {number!r:.64}, not from 0 to {below}")
-    if not architecture.channel_mult:
-        raise ValueError("channel_mult is empty")
+    return architecture, codec, provenance
 
 
 def sha256(path: str | os.PathLike[str]) -> str:

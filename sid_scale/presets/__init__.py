@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from sid_scale.config.run import load_config, preset_names
-from sid_scale.networks.edm2.network import EDM2
+from sid_scale.networks import parameter_count
 from sid_scale.networks.edm2.sizes import SIZES
 from sid_scale.networks.folder import CheckpointError, read_description
 
@@ -53,7 +51,7 @@ def _preset(name: str) -> Preset:
         config.method,
         config.batch_size,
         config.total_images,
-        REPORTED_FID[size] if size and config.adversarial else None,
+        REPORTED_FID[size] if size and config.method != "sid" else None,
         Path(config.teacher).name,
     )
 
@@ -64,5 +62,4 @@ def _parameters(teacher: str) -> float | None:
         architecture = read_description(Path(__file__).parents[2] / teacher).architecture
     except CheckpointError:
         return None
-    with torch.device("meta"):
-        return sum(p.numel() for p in EDM2(architecture).parameters()) / 1e6
+    return parameter_count(architecture) / 1e6

@@ -91,7 +91,7 @@ def find_neighbours(
     Raises:
         SidScaleError: data, codec or VAE are missing or damaged, or do not fit the generator.
     """
-    config = generator.network.config
+    config = generator.network.architecture
     index = read_index(data)
     _check_fit(generator, index, str(data))
     generator.load_codec()
@@ -231,11 +231,11 @@ def _records(data: str | Path, index: ShardIndex) -> Iterator[Record]:
 
 
 def _check_fit(generator: OneStepGenerator, index: ShardIndex, data: str) -> None:
-    config = generator.network.config
-    size = config.img_resolution
+    config = generator.network.architecture
+    channels, height, width = config.sample_shape
     kinds = index.codec.get("kind"), generator.codec.describe()["kind"]
     here = (index.sample_shape, index.num_classes, kinds[0])
-    wanted = ((2 * config.img_channels, size, size), config.label_dim, kinds[1])
+    wanted = ((2 * channels, height, width), config.label_dim, kinds[1])
     if here != wanted:
         raise NeighbourError(
             f"{data}: samples {here[0]} of {here[1]} classes, codec {here[2]}; the generator wants "

@@ -62,7 +62,7 @@ class TrainingState:
 
 
 def host_files(state: TrainingState) -> dict[str, dict[str, Tensor]]:
-    """What this rank writes: file name -> tensors, views of the state where it lies on the host.
+    """What this rank writes: file name -> tensors, views of the state where it is on the host.
 
     At stage 0 all ranks hold the same, and rank 0 alone writes.
     """

@@ -2,11 +2,12 @@
 
 EDM2 normalises each row of a weight (all that feeds one output) in place before it is used.
 Under ZeRO the weights that the optimizer steps are float32 masters, cut without regard to
-rows, so each rank sums the squares of its stretch of every row and one small all-reduce, one
+rows, so each rank sums the squares of its slice of every row and one small all-reduce, one
 number a row, makes the norms whole. It happens right after the optimizer has stepped and
 before DeepSpeed carries the masters to the forward weights: no second gather.
 """
 
+import math
 from collections.abc import Iterable
 from itertools import accumulate
 from typing import Any
@@ -17,13 +18,14 @@ import torch.nn.functional as F
 from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import Tensor
 
-from sid_scale.networks.edm2.layers import EPSILON
 from sid_scale.zero.fragments import (
     Fragment,
     is_replicated,
     local_fragments,
     parameter_shapes,
 )
+
+EPSILON = 1e-4  # added to the magnitude that divides
 
 
 class ForcedNorm:
@@ -65,25 +67,35 @@ class ForcedNorm:
         return slice(first, first + _rows_touched(fragment.numel, fragment.start, fan_in(fragment)))
 
 
+@torch.no_grad()
+def normalise_rows_(weight: Tensor) -> None:
+    """Scales each row of a dense weight to a root-mean-square of one, in place (Eq. 66)."""
+    norm = torch.linalg.vector_norm(
+        weight, dim=tuple(range(1, weight.ndim)), keepdim=True, dtype=torch.float32
+    )
+    rms = torch.add(EPSILON, norm, alpha=math.sqrt(norm.numel() / weight.numel()))
+    weight /= rms.to(weight.dtype)
+
+
 def fan_in(fragment: Fragment) -> int:
     """Elements in a row of the fragment's parameter."""
     return fragment.shape[1:].numel()
 
 
-def row_square_sums(stretch: Tensor, start: int, row: int) -> Tensor:
-    """Sums of squares of each row that `stretch` touches, -> (rows touched,).
+def row_square_sums(piece: Tensor, start: int, row: int) -> Tensor:
+    """Sums of squares of each row that `piece` touches, -> (rows touched,).
 
-    `stretch` (numel,) begins at element `start` of a flattened matrix with rows of `row`.
+    `piece` (numel,) begins at element `start` of a flattened matrix with rows of `row`.
     """
     before = start % row
-    after = -(before + len(stretch)) % row
-    return F.pad(stretch, (before, after)).view(-1, row).square().sum(dim=1)
+    after = -(before + len(piece)) % row
+    return F.pad(piece, (before, after)).view(-1, row).square().sum(dim=1)
 
 
-def divide_rows_(stretch: Tensor, start: int, row: int, divisors: Tensor) -> None:
-    """Divides each row that `stretch` touches by its divisor, in place (see above)."""
+def divide_rows_(piece: Tensor, start: int, row: int, divisors: Tensor) -> None:
+    """Divides each row that `piece` touches by its divisor, in place (see above)."""
     before = start % row
-    stretch /= divisors.repeat_interleave(row)[before : before + len(stretch)]
+    piece /= divisors.repeat_interleave(row)[before : before + len(piece)]
 
 
 def _rows_touched(numel: int, start: int, row: int) -> int:

@@ -1,8 +1,8 @@
 """Which slice of which parameter this rank owns, the same view at every ZeRO stage.
 
 What DeepSpeed's optimizer steps are not the module's parameters but flat float32 tensors,
-cut into one part a rank. A `Fragment` is one parameter's stretch of such a tensor. Whatever
-must act on the real weights (forced normalisation, EMA, checkpoints) acts on fragments, and
+cut into one part a rank. A `Fragment` is one parameter's slice of such a tensor. All that acts
+on the real weights (forced normalisation, EMA, checkpoints) acts on fragments, and
 `sync_params_from_masters` then carries the result to the weights that the forward pass reads.
 
     stage 0     the masters are the parameters; every rank owns all of every one
@@ -22,9 +22,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Fragment:
-    """This rank's stretch of one parameter.
+    """This rank's slice of one parameter.
 
-    `flat` is the tensor that the base optimizer holds (and keys its state by); the stretch
+    `flat` is the tensor that the base optimizer holds (and keys its state by); the slice
     begins there at `offset` and covers elements [start, start + numel) of the parameter.
     """
 
@@ -36,7 +36,7 @@ class Fragment:
     offset: int
 
     def of(self, flat: Tensor) -> Tensor:
-        """The stretch of a tensor laid out like `flat`: a view, (numel,)."""
+        """The slice of a tensor laid out like `flat`: a view, (numel,)."""
         return flat.detach().view(-1).narrow(0, self.offset, self.numel)
 
     @property
@@ -93,7 +93,7 @@ def sync_params_from_masters(engine: DeepSpeedEngine) -> None:
     if stage in (1, 2):
         optimizer.update_lp_params()
     elif stage == 3:
-        optimizer._partition_all_parameters()  # what lies gathered is of yesterday
+        optimizer._partition_all_parameters()  # drop gathered copies of the old values
         for group in range(len(optimizer.fp32_partitioned_groups_flat)):
             optimizer._reassign_or_swap_out_partitioned_parameters(group)
         optimizer._post_step(set())

@@ -2,8 +2,8 @@
 
 A folder of checkpoints holds one folder for each, named after the images seen; `latest` and
 `best` are links to two of them. What begins with a dot is half written or half removed; what
-ends with .damaged was found so, and is for its owner to look at and remove. All of this is for
-one rank to call.
+ends with .damaged was found so, and is for its owner to look at and remove. One rank alone calls
+these functions.
 """
 
 import os
@@ -68,7 +68,7 @@ def remove(checkpoint: Path) -> None:
 
 
 def quarantine(checkpoint: Path) -> Path:
-    """Gives a damaged checkpoint a name under which nobody resumes from it; returns that."""
+    """Renames a damaged checkpoint so that no run resumes from it; returns the new name."""
     aside = checkpoint.with_name(checkpoint.name + DAMAGED)
     if aside.exists():
         shutil.rmtree(aside)
@@ -79,4 +79,4 @@ def quarantine(checkpoint: Path) -> Path:
 def clean_partial(folder: Path) -> None:
     """Removes what an interruption has left half written or half removed."""
     for left_over in (*folder.glob(".*.partial"), *folder.glob(".*.removed")):
-        shutil.rmtree(left_over, ignore_errors=True)  # harmless if somebody still reads there
+        shutil.rmtree(left_over, ignore_errors=True)  # harmless to a reader that is still there

@@ -7,8 +7,8 @@
       manifest.json                               written last: size and SHA-256 of all files
 
 A file holds slices: its tensor `NAME@START` is a piece of the parameter NAME, flattened,
-that begins at element START. Whoever reads looks up the slices that cover what it wants, so
-the number of ranks and the ZeRO stage that wrote them do not matter. Safetensors and JSON:
+that begins at element START. A reader looks up the slices that cover what it needs, so the
+number of ranks and the ZeRO stage that wrote them do not matter. Safetensors and JSON:
 nothing here can carry code.
 """
 
@@ -70,12 +70,12 @@ class Manifest:
         return [fault for fault in found if fault is not None]
 
     def _fault(self, name: str) -> str | None:
-        path, told = self.folder / name, self.files[name]
+        path, entry = self.folder / name, self.files[name]
         try:
             size = path.stat().st_size
-            if size != told["bytes"]:
-                return f"{name}{_whose(name)} has {size:,} bytes instead of {told['bytes']:,}"
-            if sha256(path) != told["sha256"]:
+            if size != entry["bytes"]:
+                return f"{name}{_whose(name)} has {size:,} bytes instead of {entry['bytes']:,}"
+            if sha256(path) != entry["sha256"]:
                 return f"{name}{_whose(name)} has another checksum than when it was written"
         except FileNotFoundError:
             return f"{name}{_whose(name)} is missing"
@@ -97,8 +97,8 @@ def read_manifest(folder: Path) -> Manifest:
         TrainingStateError: it is of another version, or cannot be read.
     """
     try:
-        told = json.loads((folder / MANIFEST).read_text())
-        version, files = told["format_version"], told["files"]
+        stored = json.loads((folder / MANIFEST).read_text())
+        version, files = stored["format_version"], stored["files"]
         sound = STATE in files and all(
             Path(name).name == name
             and isinstance(entry["bytes"], int)
@@ -168,8 +168,8 @@ class Slices:
         for begin, numel, name, key in self._places.get(parameter, []):
             low, high = max(start, begin), min(start + len(values), begin + numel)
             if low < high:
-                stretch = self._file(name).get_slice(key)[low - begin : high - begin]
-                values[low - start : high - start].copy_(stretch)
+                part = self._file(name).get_slice(key)[low - begin : high - begin]
+                values[low - start : high - start].copy_(part)
                 filled += high - low
         if filled != len(values):
             raise TrainingStateError(
@@ -199,7 +199,7 @@ class Slices:
             shape = file.get_slice(key).get_shape()
             if len(shape) != 1 or not re.fullmatch(r".+@\d+", key):
                 raise TrainingStateError(
-                    f"checkpoint {self._folder}: {name} holds {key!r}, which is no stretch of a "
+                    f"checkpoint {self._folder}: {name} holds {key!r}, which is no slice of a "
                     "parameter; it was written by another program"
                 )
             yield key, shape[0]

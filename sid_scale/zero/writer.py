@@ -1,4 +1,4 @@
-"""Writing checkpoints behind the training's back.
+"""Writing checkpoints while training goes on.
 
 Training waits while its state is copied to host memory. A thread then writes this rank's
 files; the first iteration at which all ranks' threads are done completes the checkpoint: rank
@@ -40,7 +40,7 @@ class Completed(NamedTuple):
     gigabytes: float
     pause_seconds: float  # that training waited for it, on the rank that waited longest
     write_seconds: float  # from the beginning of the save to its end
-    told: list[str]  # what went wrong on the way and harms nothing, on rank 0
+    messages: list[str]  # what went wrong on the way and harms nothing, on rank 0
 
 
 class CheckpointWriter:
@@ -70,8 +70,8 @@ class CheckpointWriter:
         behind = self._write_behind and _has_room_for(files)
         if behind:
             files = _copies(files)
-        told = {**describe_state(state), **counters}
-        texts = {STATE: json.dumps(told, indent=2)} if dist.get_rank() == 0 else {}
+        stored = {**describe_state(state), **counters}
+        texts = {STATE: json.dumps(stored, indent=2)} if dist.get_rank() == 0 else {}
         self._writing = _Writing(name, self._partial(name), files, texts, began)
         if not behind:
             self._writing.wait()
@@ -113,10 +113,12 @@ class CheckpointWriter:
             raise self._failure(writing.name, "; ".join(failures[:3]))
         files: dict[str, Written] = {name: w for part in parts for name, w in part.items()}
         folder = on_first_rank(lambda: self._give_name(writing.name, files))
-        told = on_first_rank(lambda: self._tidy(folder))
+        messages = on_first_rank(lambda: self._tidy(folder))
         gigabytes = sum(written.bytes for written in files.values()) / 1e9
         now = time.perf_counter()
-        return Completed(folder, gigabytes, max(pauses) + now - began, now - writing.began, told)
+        return Completed(
+            folder, gigabytes, max(pauses) + now - began, now - writing.began, messages
+        )
 
     def _give_name(self, name: str, files: dict[str, Written]) -> Path:
         entries = {file: written._asdict() for file, written in sorted(files.items())}
@@ -183,7 +185,7 @@ class _Writing:
                 written[name] = _write_text(self._partial / name, text)
             _flush_folder(self._partial)
             self._outcome = written
-        except Exception as error:  # whatever it is, the ranks will hear of it
+        except Exception as error:  # reported by all ranks together
             self._outcome = f"{type(error).__name__}: {error}"
         self._files = {}  # the copies' memory
 
@@ -198,12 +200,12 @@ def _copies(files: Files) -> Files:
 def _has_room_for(files: Files) -> bool:
     """Whether every host has room for a copy of what its ranks write. Collective."""
     nbytes = sum(value.nbytes for tensors in files.values() for value in tensors.values())
-    told: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(told, (socket.gethostname(), nbytes, _free_memory()))
+    hosts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(hosts, (socket.gethostname(), nbytes, _free_memory()))
     wanted: dict[str, int] = {}
-    for host, nbytes, _ in told:
+    for host, nbytes, _ in hosts:
         wanted[host] = wanted.get(host, 0) + nbytes
-    return all(wanted[host] <= HOST_SHARE * free for host, _, free in told)
+    return all(wanted[host] <= HOST_SHARE * free for host, _, free in hosts)
 
 
 def _free_memory() -> int:

@@ -114,7 +114,7 @@ def test_teacher_draws_the_digits_it_is_asked_for(teacher):
     network, codec = teacher
     labels = torch.arange(10).repeat(10)
     one_hot = torch.nn.functional.one_hot(labels, 10).float()
-    config = network.config
+    config = network.architecture
     noise = torch.randn(
         len(labels), config.img_channels, config.img_resolution, config.img_resolution,
         generator=torch.Generator().manual_seed(0),
@@ -125,7 +125,7 @@ def test_teacher_draws_the_digits_it_is_asked_for(teacher):
 
 def test_teacher_knows_its_uncertainty(teacher):
     network, _ = teacher
-    config = network.config
+    config = network.architecture
     shape = (2, config.img_channels, config.img_resolution, config.img_resolution)
     logvar = network(torch.zeros(shape), torch.tensor([0.01, 10.0]), torch.eye(10)[:2]).logvar
     assert logvar.shape == (2, 1, 1, 1)

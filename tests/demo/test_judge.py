@@ -9,7 +9,6 @@ from PIL import Image
 from sid_scale.data.prepare.verify import verify_shards
 from sid_scale.demo.judge import Judge, draw_curve, draw_samples
 from sid_scale.demo.prepare import TEACHER, write_digit_shards
-from sid_scale.distill.build import generator_architecture
 from sid_scale.networks.folder import NetworkFolder, load_network, save_network
 
 
@@ -25,10 +24,10 @@ def test_real_digits_are_at_distance_zero(judge: Judge):
 
 def test_a_raw_teacher_in_one_step_is_far_from_its_own_samples(judge: Judge, tmp_path: Path):
     teacher = load_network(TEACHER)
-    architecture = generator_architecture(teacher.architecture)
+    architecture = teacher.architecture.headless()
     state = {k: v for k, v in teacher.state.items() if not k.startswith("logvar")}
-    origin = {"steps": 1, "init_sigma": 2.5, "images_seen": 0}
-    save_network(tmp_path / "g", NetworkFolder(architecture, state, teacher.codec, origin))
+    provenance = {"steps": 1, "init_sigma": 2.5, "images_seen": 0}
+    save_network(tmp_path / "g", NetworkFolder(architecture, state, teacher.codec, provenance))
     student = judge.student(tmp_path / "g")
     assert student.images.shape == judge.images.shape
     assert student.distance > 1

@@ -20,7 +20,7 @@ def vectors(reference_dir: Path):
     """Recorded sampling runs, the network they used and its lesser guide."""
     forward = reference_dir / "edm2_forward.npz"
     sampler = Vectors(reference_dir / "edm_heun_sampler.npz", config_from=forward)
-    labels = sampler["class_labels"]
+    labels = sampler.classes("class_labels")
     main = denoiser(Vectors(forward).network("param."), labels)
     return sampler, main, denoiser(sampler.network("guide."), labels)
 

@@ -59,10 +59,10 @@ def test_the_average_is_to_the_last_bit_the_one_that_the_run_evaluates(
     assert done.returncode == 0, done.stderr
     ours, theirs = load_network(tmp_path / "out"), load_network(run / "generator")
     assert same(ours.state, theirs.state)
-    assert (ours.architecture, ours.codec, ours.origin) == (
+    assert (ours.architecture, ours.codec, ours.provenance) == (
         theirs.architecture,
         theirs.codec,
-        theirs.origin,
+        theirs.provenance,
     )
 
 
@@ -75,7 +75,7 @@ def test_all_roles_are_the_same_networks_at_every_stage(runs: Path, tmp_path: Pa
     for role in roles:
         first = load_network(tmp_path / "0" / role)
         assert (first.architecture.logvar_channels > 0) == (role == "fake_score")
-        assert first.origin["images_seen"] == 32
+        assert first.provenance["images_seen"] == 32
         first.build()(torch.randn(1, 3, 8, 8), torch.tensor(2.5))
         for stage in STAGES[1:]:  # other stages sum gradients in another order
             other = load_network(tmp_path / str(stage) / role).state

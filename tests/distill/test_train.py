@@ -16,8 +16,8 @@ import torch.distributed as dist
 
 from sid_scale import OneStepGenerator
 from sid_scale.config.run import load_config
-from sid_scale.distill import step
 from sid_scale.distill.loop import DivergedError, train
+from sid_scale.methods import sid
 from sid_scale.networks.folder import load_network, save_network
 from sid_scale.ranks import Ranks
 from tests.conftest import ROOT
@@ -99,10 +99,10 @@ def test_a_launched_run_leaves_what_scripts_rely_on(tmp_path: Path, launch):
         "latest",
     ]
     generator = load_network(run / "generator")
-    assert generator.origin["images_seen"] == 32
-    assert generator.origin["method"] == "sida"
+    assert generator.provenance["images_seen"] == 32
+    assert generator.provenance["method"] == "sida"
     assert generator.architecture.logvar_channels == 0
-    assert generator.origin["settings"]["batch_size"] == 8
+    assert generator.provenance["settings"]["batch_size"] == 8
     assert sorted(p.name for p in (run / "generator").iterdir()) == [
         "README.md",
         "config.json",
@@ -202,7 +202,7 @@ def _every_method(rank: int, folder: Path) -> None:
         dist.barrier()  # rank 0 writes
         generator = load_network(run / "generator")
         start = load_network(folder / "teacher")
-        assert generator.origin["steps"] == case.get("steps", 1)
+        assert generator.provenance["steps"] == case.get("steps", 1)
         assert not torch.equal(
             generator.state["unet.out_conv.weight"], start.state["unet.out_conv.weight"]
         )
@@ -240,7 +240,10 @@ def test_the_generator_waits_for_its_warm_up(tmp_path: Path):
 
 
 def _warm_up(rank: int, folder: Path) -> None:
-    warm = {"warm_up.generator_images": 16, "warm_up.adversarial_images": 24}
+    warm = {
+        "objective.warm_up.generator_images": 16,
+        "objective.warm_up.adversarial_images": 24,
+    }
     train(config(folder, **warm), ranks())
     if rank == 0:
         told = {r["images_seen"]: r for r in records(folder / "run")}
@@ -272,7 +275,7 @@ def _diverges(rank: int, folder: Path) -> None:
         save_network(folder / "broken", teacher)
     dist.barrier()
     broken = {"teacher": folder / "broken", "max_skipped": 3, "log.samples_every_images": 0}
-    where = r"3 updates of the fake score in a row .* the last one at 16 images seen .*nan"
+    where = r"3 updates of the fake_score in a row .* the last one at 16 images seen .*nan"
     with pytest.raises(DivergedError, match=where):
         train(config(folder, **broken), ranks())
 
@@ -284,13 +287,13 @@ def test_a_generator_that_alone_diverges_is_not_hidden_by_a_sound_fake_score(tmp
 
 
 def _generator_diverges(rank: int, folder: Path) -> None:
-    generator_loss = step.generator_loss
+    generator_loss = sid.generator_loss
 
     def broken(*arguments, **options):
         loss = generator_loss(*arguments, **options)
         return loss._replace(total=loss.total * float("nan")) if rank == 1 else loss
 
-    step.generator_loss = broken
+    sid.generator_loss = broken
     with pytest.raises(DivergedError, match="3 updates of the generator in a row"):
         train(config(folder, max_skipped=3, total_images=160), ranks())
 

@@ -34,7 +34,7 @@ def write_unconditional(folder: Path) -> Path:
         for name, p in network.named_parameters():
             if name.endswith("_gain"):
                 p.fill_(0.5)
-    save_network(folder, NetworkFolder(network.config, network.state_dict()))
+    save_network(folder, NetworkFolder(network.architecture, network.state_dict()))
     return folder
 
 
@@ -72,7 +72,7 @@ def expected(place: Path, steps: int, guide: str | None = None, weight: float = 
     denoise = denoiser(load_network(place / "teacher").build(), one_hot)
     if guide is not None:
         network = load_network(place / guide).build()
-        labels = one_hot if network.config.label_dim else None
+        labels = one_hot if network.architecture.label_dim else None
         denoise = guided(denoise, denoiser(network, labels), weight)
     latents = heun_sample(denoise, SeededNoise(seeds).normal(3, 8, 8), steps)
     return latent_features(latents).numpy()

@@ -120,7 +120,7 @@ def test_the_best_generator_is_kept_and_measures_the_same_afterwards(
     run = place / f"evaluated{stage}"
     values = {r["images_seen"]: r["evaluation/fd_latents"] for r in records(run)}
     best = min(values, key=values.__getitem__)
-    assert load_network(run / "best_generator").origin["images_seen"] == best
+    assert load_network(run / "best_generator").provenance["images_seen"] == best
     with_checkpoint = {seen: values[seen] for seen in (16, 32)}
     best_of_these = min(with_checkpoint, key=with_checkpoint.__getitem__)
     assert int((run / "checkpoints" / "best").resolve().name) == best_of_these
@@ -141,7 +141,10 @@ def again(place: Path, run: Path, out: Path) -> list[object]:
 def test_a_resumed_run_remembers_what_was_best(place: Path):
     assert figures(place / "resumed") == figures(place / "evaluated3")
     whole, resumed = (place / name / "best_generator" for name in ("evaluated3", "resumed"))
-    assert load_network(resumed).origin["images_seen"] == load_network(whole).origin["images_seen"]
+    assert (
+        load_network(resumed).provenance["images_seen"]
+        == load_network(whole).provenance["images_seen"]
+    )
 
 
 def test_an_evaluation_that_is_not_worth_more_replaces_nothing(tmp_path: Path):

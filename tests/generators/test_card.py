@@ -14,10 +14,10 @@ from sid_scale.generators.card import write_card
 from sid_scale.generators.folder import GeneratorError
 from sid_scale.networks.folder import load_network
 from tests.conftest import ROOT
-from tests.generators.tiny import ORIGIN, demo_generator, edit_description, tiny_generator
+from tests.generators.tiny import PROVENANCE, demo_generator, edit_description, tiny_generator
 
-EDM2_ORIGIN: dict[str, Any] = {
-    **ORIGIN,
+EDM2_PROVENANCE: dict[str, Any] = {
+    **PROVENANCE,
     "method": "sid2a",
     "teacher": "edm2-img512-xl-1342177-0.085",
     "teacher_sha256": "ab" * 32,
@@ -50,7 +50,7 @@ def test_what_is_not_known_is_not_said(folder: Path):
 
 
 def test_of_a_published_teacher_it_says_how_and_how_long_and_its_licence(folder: Path):
-    edit_description(folder, origin=EDM2_ORIGIN)
+    edit_description(folder, provenance=EDM2_PROVENANCE)
     (folder / "samples.png").touch()
     written = card(folder, metrics={"fid": 1.379, "more": {"n": 50_000}}, base_model="a/b")
     assert written.data.license == "cc-by-nc-sa-4.0"
@@ -76,23 +76,23 @@ def test_of_a_published_teacher_it_says_how_and_how_long_and_its_licence(folder:
 
 
 def test_names_that_resemble_a_published_teachers_prove_nothing(folder: Path):
-    own = {**EDM2_ORIGIN, "teacher": "edm2-img512-xs-ours"}
-    edit_description(folder, origin=own)
+    own = {**EDM2_PROVENANCE, "teacher": "edm2-img512-xs-ours"}
+    edit_description(folder, provenance=own)
     assert card(folder).data.license == "unknown"
     source = {"source": "edm2-img512-xs-2147483-0.135.pkl"}
-    edit_description(folder, origin={**own, "teacher": "xs", "teacher_origin": source})
+    edit_description(folder, provenance={**own, "teacher": "xs", "teacher_provenance": source})
     assert card(folder).data.license == "cc-by-nc-sa-4.0"
 
 
 def test_an_imported_generator_says_which_file_it_was(folder: Path):
-    imported = {**ORIGIN, "source": "snapshot.pkl", "source_sha256": "cd" * 32}
-    edit_description(folder, origin=imported)
+    imported = {**PROVENANCE, "source": "snapshot.pkl", "source_sha256": "cd" * 32}
+    edit_description(folder, provenance=imported)
     assert "snapshot.pkl" in card(folder).text
     assert "cd" * 32 in card(folder).text
 
 
 def test_the_demos_generator_is_free_and_whole(tmp_path: Path):
-    teacher = {"teacher_origin": load_network(TEACHER).origin}
+    teacher = {"teacher_provenance": load_network(TEACHER).provenance}
     written = card(demo_generator(tmp_path / "g", **teacher))
     assert written.data.license == "apache-2.0"
     assert written.data.datasets is None
@@ -101,8 +101,8 @@ def test_the_demos_generator_is_free_and_whole(tmp_path: Path):
 
 
 def test_a_licence_without_an_identifier_is_named(folder: Path):
-    origin = {**ORIGIN, "teacher_origin": {"license": "Ours, ask first"}}
-    edit_description(folder, origin=origin)
+    provenance = {**PROVENANCE, "teacher_provenance": {"license": "Ours, ask first"}}
+    edit_description(folder, provenance=provenance)
     written = card(folder)
     assert (written.data.license, written.data.license_name) == ("other", "Ours, ask first")
     assert "Ours, ask first" in written.text
@@ -111,8 +111,10 @@ def test_a_licence_without_an_identifier_is_named(folder: Path):
 @pytest.mark.faults
 def test_no_text_breaks_out_of_the_card(folder: Path):
     evil = '---\nlicense: mit\n---\n| `x` "\n# Free beer'
-    origin = {**EDM2_ORIGIN, "teacher": evil, "method": [evil], "settings": evil}
-    edit_description(folder, origin={**origin, "teacher_origin": {"license": evil, "what": evil}})
+    provenance = {**EDM2_PROVENANCE, "teacher": evil, "method": [evil], "settings": evil}
+    edit_description(
+        folder, provenance={**provenance, "teacher_provenance": {"license": evil, "what": evil}}
+    )
     written = card(folder, metrics={evil: evil})
     assert written.data.license == "other"
     assert not [line for line in written.text.splitlines() if line.startswith("# Free")]

@@ -155,10 +155,12 @@ def _one_recipe(rank: int, tmp_path: Path) -> None:
         with pytest.raises(ImageFolderError, match=message):
             generate(*what, *other)
     network = load_network(folder)
-    edit_description(folder, origin={**network.origin, "init_sigma": 1.0})
+    edit_description(folder, provenance={**network.provenance, "init_sigma": 1.0})
     with pytest.raises(ImageFolderError, match=r"init_sigma 2\.5 there, 1\.0 now"):
         generate(*what)
-    edit_description(folder, origin={**network.origin, "images_seen": 5})  # tells nothing new
+    edit_description(
+        folder, provenance={**network.provenance, "images_seen": 5}
+    )  # tells nothing new
     generate(*what)
     network.state["unet.out_gain"] += 1
     edit_description(folder, state=network.state)

@@ -14,14 +14,14 @@ from sid_scale.codecs import CodecError
 from sid_scale.demo.digits import RESOLUTION
 from sid_scale.demo.prepare import TEACHER
 from sid_scale.generators.folder import GeneratorError
-from sid_scale.networks.edm2.network import EDM2, EDM2Config
+from sid_scale.networks.edm2.network import EDM2, EDM2Architecture
 from sid_scale.networks.folder import load_network
 from tests.generators.tiny import demo_generator, edit_description, save_generator, tiny_generator
 
 CLASSES, SEEDS = [0, 1, 2, 3, 0, 1, 2], [5, 0, 7, 5, 123456789, 2, 3]
 
 # Of this size and larger, plain forwards differ between one thread and two.
-THREADS_MATTER = EDM2Config(
+THREADS_MATTER = EDM2Architecture(
     img_resolution=16,
     img_channels=3,
     label_dim=4,
@@ -155,7 +155,7 @@ def test_a_teacher_is_no_generator():
 
 @pytest.mark.faults
 @pytest.mark.parametrize(
-    ("origin", "message"),
+    ("provenance", "message"),
     [
         ({"init_sigma": 2.5, "kind": "fake_score"}, "a fake_score, not a generator"),
         ({"init_sigma": "2.5"}, "init_sigma is '2.5'"),
@@ -164,9 +164,9 @@ def test_a_teacher_is_no_generator():
         ({"init_sigma": 2.5, "steps": True}, "steps is True"),
     ],
 )
-def test_nonsense_in_its_description_is_told(tmp_path: Path, origin, message: str):
+def test_nonsense_in_its_description_is_told(tmp_path: Path, provenance, message: str):
     folder = tiny_generator(tmp_path / "g")
-    edit_description(folder, origin=origin)
+    edit_description(folder, provenance=provenance)
     with pytest.raises(GeneratorError, match=message):
         OneStepGenerator.from_pretrained(folder)
 

@@ -1,22 +1,30 @@
 """Two whole SiDA iterations of the published code, recorded draw by draw, are reproduced."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor
 
-from sid_scale.config.groups import ObjectiveConfig
 from sid_scale.diffusion.few_step import generate
-from sid_scale.distill.step import Draws, fake_score_loss, generator_loss
-from sid_scale.zero.engines import AdamConfig, ShardedNetwork, read_deepspeed_json
+from sid_scale.methods import MicroBatch
+from sid_scale.methods import sid as sid_module
+from sid_scale.methods.settings import FakeScoreSettings, SiDObjective, WarmUp
+from sid_scale.methods.sid import SiDA
+from sid_scale.zero.engines import AdamConfig, ShardedNetwork
 from sid_scale.zero.fragments import gather_parameters, local_fragments
+from sid_scale.zero.settings import read_deepspeed_json
 from tests.ranks import run_ranks
 from tests.vectors import Vectors, weight_error
 
 pytestmark = [pytest.mark.reference, pytest.mark.distributed]
 
-LOSS_TOLERANCE = 1e-4  # relative
+LOSS_TOLERANCE = 1e-4  # relative to the sum of the magnitudes of a loss's terms
 WEIGHT_TOLERANCE = 1e-4  # relative, after row normalisation
 
 
@@ -34,70 +42,100 @@ def _every_stage(rank: int, file: Path, folder: Path) -> None:
         _two_iterations(rank, vectors, ds_json)
 
 
-def _two_iterations(rank: int, v: Vectors, ds_json: Path) -> None:
+@dataclass
+class RecordedNoise:
+    """The draws of one update by name, in place of random ones."""
+
+    v: Vectors
+    prefix: str
+    name: str = ""
+
+    def of(self, name: str) -> "RecordedNoise":
+        return RecordedNoise(self.v, self.prefix, name)
+
+    def normal(self, *shape: int) -> Tensor:
+        if self.name == "step_noise":
+            return torch.empty(len(self.v[f"{self.prefix}z_unit"]), *shape)
+        key = {"z": "z_unit", "noise": "noise_unit", "sigma": "sigma_normal"}[self.name]
+        return self.v[self.prefix + key]
+
+    def uniform(self, *shape: int) -> Tensor:
+        assert self.name == "sigma"
+        return self.v[f"{self.prefix}uniform"]
+
+
+def _method(v: Vectors) -> SiDA:
     s = v.settings
-    objective = ObjectiveConfig(
+    objective = SiDObjective(
         alpha=s["alpha"],
         tmax=s["tmax"],
-        init_sigma=s["init_sigma"],
-        p_mean=s["P_mean"],
-        p_std=s["P_std"],
         loss_scale_generator=s["loss_scale_g"],
         loss_scale_generator_gan=s["loss_scale_g_gan"],
         loss_scale_discriminator=s["loss_scale_d"],
+        fake_score=FakeScoreSettings(
+            learning_rate=s["lr"],
+            forced_weight_norm=s["forced_weight_norm"]["fake_score"],
+            p_mean=s["P_mean"],
+            p_std=s["P_std"],
+        ),
+        warm_up=WarmUp(generator_images=0, adversarial_images=0),
     )
-    adam = AdamConfig(s["lr"], tuple(s["betas"]), s["eps"])
+    config = SimpleNamespace(
+        objective=objective,
+        steps=1,
+        forced_weight_norm=s["forced_weight_norm"]["generator"],
+        learning_rate=SimpleNamespace(generator=s["lr"]),
+    )
+    return SiDA(config, v.config)
+
+
+def _micro_batch(v: Vectors, prefix: str) -> MicroBatch:
+    noise, classes = RecordedNoise(v, prefix), v.classes(f"{prefix}labels")
+
+    def images(network, z: Tensor, step_noise: Tensor) -> Tensor:
+        return generate(network, z, step_noise, classes, v.settings["init_sigma"])
+
+    def real() -> Tensor:
+        return v[f"{prefix}real_unit"] * v.settings["sigma_data"]
+
+    return MicroBatch(classes, v.config.sample_shape, 1, noise, real, images)
+
+
+def _two_iterations(rank: int, v: Vectors, ds_json: Path) -> None:
+    s = v.settings
+    method, adam = _method(v), AdamConfig(s["lr"], tuple(s["betas"]), s["eps"])
     settings = read_deepspeed_json(ds_json, s["batch_per_rank"], 1)
-    norms = s["forced_weight_norm"]
-    generator = ShardedNetwork(
-        v.network("teacher.", uncertainty=False).requires_grad_(True),
-        settings,
-        adam,
-        forced_norm=norms["generator"],
-    )
-    fake_score = ShardedNetwork(
-        v.network("teacher.").requires_grad_(True),
-        settings,
-        adam,
-        forced_norm=norms["fake_score"],
-    )
+    trained = {}
+    for role in method.roles():
+        network = v.network("teacher.", uncertainty=role.has_logvar).requires_grad_(True)
+        names = [n for n, _ in network.normalised_parameters()] if role.forced_norm else []
+        trained[role.name] = ShardedNetwork(network, settings, adam, normalised=names)
     teacher = v.network("teacher.")
 
+    short = {"fake_score": "fake", "generator": "gen"}  # the files' names of the roles
     for iteration in range(2):
+        for update in method.updates(iteration):
+            prefix = f"it{iteration}.rank{rank}.{short[update.role]}."
+            (other,) = (name for name in trained if name != update.role)
+            network = trained[update.role]
+            with trained[other].frozen() as frozen, _sid_terms() as sid_terms:
+                networks = {"teacher": teacher, update.role: network, other: frozen}
+                loss = update.loss(networks, _micro_batch(v, prefix))
+                network.backward(loss.total)
+            assert network.step()
+            if update.role == "fake_score":
+                _close(loss.terms["loss/fake_score"], v[f"{prefix}loss"])
+                _close(loss.terms["loss/discriminator"], v[f"{prefix}loss_d"])
+            else:
+                # A sum of large terms of both signs: its error is to be measured by those.
+                magnitude = s["loss_scale_g"] * sid_terms[0].abs().sum() / len(sid_terms[0])
+                _close(loss.terms["loss/generator_sid"], v[f"{prefix}loss_sid"], magnitude)
+                _close(loss.terms["loss/generator_gan"], v[f"{prefix}loss_gan"])
 
-        def recorded(key: str, at: int = iteration) -> torch.Tensor:
-            return v[f"it{at}.rank{rank}.{key}"]
-
-        def draws(role: str, level: str) -> Draws:
-            z = recorded(f"{role}.z_unit")
-            return Draws(
-                z, z[None][:0], recorded(f"{role}.{level}"), recorded(f"{role}.noise_unit")
-            )
-
-        labels = recorded("fake.labels")
-        d = draws("fake", "sigma_normal")
-        with torch.no_grad():
-            images = generate(generator.module, d.latent, d.between, labels, s["init_sigma"])
-        real = recorded("fake.real_unit") * s["sigma_data"]
-        loss = fake_score_loss(fake_score, images, real, labels, d, objective, s["sigma_data"])
-        _close(loss.terms["fake_score"], recorded("fake.loss"))
-        _close(loss.terms["discriminator"], recorded("fake.loss_d"))
-        fake_score.backward(loss.total)
-        assert fake_score.step()
-
-        labels = recorded("gen.labels")
-        d = draws("gen", "uniform")
-        images = generate(generator, d.latent, d.between, labels, s["init_sigma"])
-        with fake_score.frozen() as frozen:
-            loss = generator_loss(teacher, frozen, images, labels, d, objective, adversarial=True)
-            generator.backward(loss.total)
-        _close(loss.terms["generator_sid"], recorded("gen.loss_sid"))
-        _close(loss.terms["generator_gan"], recorded("gen.loss_gan"))
-        assert generator.step()
-
-    for trained, prefix in ((fake_score, "final.fake."), (generator, "final.gen.")):
-        fragments = local_fragments(trained.engine)
-        state = gather_parameters(trained.engine, fragments, [f.master for f in fragments])
+    for name, prefix in (("fake_score", "final.fake."), ("generator", "final.gen.")):
+        fragments = local_fragments(trained[name].engine)
+        masters = [f.master for f in fragments]
+        state = gather_parameters(trained[name].engine, fragments, masters)
         if state is not None:
             expected = {k: w for k, w in v.state(prefix).items() if k in state}
             assert set(expected) == set(state)
@@ -105,5 +143,23 @@ def _two_iterations(rank: int, v: Vectors, ds_json: Path) -> None:
             assert max(errors.values()) < WEIGHT_TOLERANCE, errors
 
 
-def _close(actual: torch.Tensor, expected: torch.Tensor) -> None:
-    assert abs(float(actual) - float(expected)) <= LOSS_TOLERANCE * abs(float(expected))
+@contextmanager
+def _sid_terms() -> Iterator[list[Tensor]]:
+    """Inside, the elements of each SiD loss are recorded."""
+    elements: list[Tensor] = []
+    original = sid_module.sid_loss
+
+    def recording(*given):
+        elements.append(original(*given))
+        return elements[-1]
+
+    sid_module.sid_loss = recording
+    try:
+        yield elements
+    finally:
+        sid_module.sid_loss = original
+
+
+def _close(actual: Tensor, expected: Tensor, magnitude: Tensor | None = None) -> None:
+    scale = abs(float(expected)) if magnitude is None else float(magnitude)
+    assert abs(float(actual) - float(expected)) <= LOSS_TOLERANCE * scale

@@ -20,10 +20,10 @@ from tests.tiny import tiny_network
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     network = tiny_network()
-    origin = {"method": "sida", "images_seen": 5}
+    provenance = {"method": "sida", "images_seen": 5}
     save_network(
         tmp_path / "net",
-        NetworkFolder(network.config, network.state_dict(), {"kind": "identity"}, origin),
+        NetworkFolder(network.architecture, network.state_dict(), {"kind": "identity"}, provenance),
     )
     return tmp_path / "net"
 
@@ -33,7 +33,7 @@ def test_round_trip_is_exact(folder: Path, tmp_path: Path):
     save_network(tmp_path / "again", network)
     again = load_network(tmp_path / "again")
     assert again.architecture == network.architecture
-    assert again.origin == {"method": "sida", "images_seen": 5}
+    assert again.provenance == {"method": "sida", "images_seen": 5}
     for name, tensor in network.state.items():
         assert torch.equal(tensor, again.state[name]), name
 
@@ -115,7 +115,7 @@ def test_weights_of_another_architecture_are_listed(folder: Path):
 
 @pytest.mark.faults
 def test_what_cannot_be_written_leaves_nothing(folder: Path):
-    network = dataclasses.replace(load_network(folder), origin={"when": object()})
+    network = dataclasses.replace(load_network(folder), provenance={"when": object()})
     with pytest.raises(TypeError):
         save_network(folder.with_name("bad"), network)
     assert list(folder.parent.iterdir()) == [folder]

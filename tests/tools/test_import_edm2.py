@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sid_scale.networks.edm2.network import EDM2, EDM2Config
+from sid_scale.networks.edm2.network import EDM2, EDM2Architecture
 from sid_scale.networks.folder import load_network
 from tests.conftest import ROOT
 from tests.networks.edm2.published import published, settings_of, snapshot, tiny, write
@@ -64,8 +64,8 @@ def test_a_generator_with_all_that_can_be_said_of_it(tool: Tool, teacher: Path, 
     settings = ("--init-sigma", "1.5", "--steps", "2", "--method", "sid2a")
     process = tool("teacher.pkl", "generator", "--kind", "generator", *settings)
     assert process.returncode == 0, process.stderr
-    origin = load_network(tmp_path / "generator").origin
-    said = {key: origin[key] for key in ("kind", "init_sigma", "steps", "method", "source")}
+    provenance = load_network(tmp_path / "generator").provenance
+    said = {key: provenance[key] for key in ("kind", "init_sigma", "steps", "method", "source")}
     assert said == {
         "kind": "generator",
         "init_sigma": 1.5,
@@ -76,7 +76,7 @@ def test_a_generator_with_all_that_can_be_said_of_it(tool: Tool, teacher: Path, 
 
 
 def test_the_vae_is_found_again_from_anywhere(tool: Tool, tmp_path: Path):
-    architecture = EDM2Config(8, 4, 4, 16, (1, 2), 1, (4,), 16, 16)
+    architecture = EDM2Architecture(8, 4, 4, 16, (1, 2), 1, (4,), 16, 16)
     made = published(architecture, EDM2(architecture).state_dict(), **settings_of(architecture))
     write(tmp_path / "latent.pkl", snapshot(made))
     assert tool("latent.pkl", "latent", "--vae", "models/vae").returncode == 0
@@ -172,7 +172,7 @@ MEGA = 10**6
 )
 def test_memory_stays_within_2_2_times_the_weights(tmp_path: Path, dtype, protocol):
     channels = 80 if dtype == torch.float32 else 112  # either is some 200 MB
-    architecture = EDM2Config(64, 4, 1000, channels)
+    architecture = EDM2Architecture(64, 4, 1000, channels)
     state = {name: tensor.to(dtype) for name, tensor in EDM2(architecture).state_dict().items()}
     size = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     assert 180 * MEGA < size < 220 * MEGA

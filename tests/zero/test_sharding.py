@@ -10,11 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sid_scale.networks.edm2.layers import normalise_weights_, normalised_parameters
+from sid_scale.networks.edm2.layers import normalise_weights_
 from sid_scale.networks.edm2.network import EDM2
 from sid_scale.zero.ema import ShardedEMA
-from sid_scale.zero.engines import AdamConfig, ShardedNetwork, read_deepspeed_json
+from sid_scale.zero.engines import AdamConfig, ShardedNetwork
 from sid_scale.zero.fragments import gather_parameters, local_fragments
+from sid_scale.zero.settings import read_deepspeed_json
 from tests.ranks import run_ranks
 from tests.tiny import tiny_network, write_deepspeed_json
 
@@ -29,18 +30,23 @@ UPDATES = 3
 def data(update: int, rank: int, count: int = 4) -> tuple[Tensor, Tensor, Tensor]:
     g = torch.Generator().manual_seed(100 * update + rank)
     x = torch.randn(count, 3, 8, 8, generator=g)
-    return x, torch.rand(count, generator=g) + 0.5, torch.eye(4)[torch.arange(count) % 4]
+    return x, torch.rand(count, generator=g) + 0.5, torch.arange(count) % 4
 
 
 def loss_of(network, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    denoised, logits, logvar = network(*batch)
-    return denoised.square().mean() + logits.mean() + logvar.mean()
+    denoised, logvar, (deepest,) = network(*batch, features=(-1,))
+    return denoised.square().mean() + deepest.mean() + logvar.mean()
+
+
+def names(network) -> list[str]:
+    return [name for name, _ in network.normalised_parameters()]
 
 
 def build(stage: int, folder: Path, accumulation: int = 1, **settings) -> ShardedNetwork:
     own = folder / str(dist.get_rank())
     ds = read_deepspeed_json(write_deepspeed_json(own, stage, **settings), 4, accumulation)
-    return ShardedNetwork(tiny_network(), ds, ADAM, forced_norm=True)
+    network = tiny_network()
+    return ShardedNetwork(network, ds, ADAM, normalised=names(network))
 
 
 def masters(network: ShardedNetwork) -> dict[str, Tensor]:
@@ -88,7 +94,7 @@ def _training(rank: int, folder: Path) -> None:
     dense = Dense()
     for number in range(UPDATES):
         dense.update(number)
-    averaged = EDM2(dense.network.config)
+    averaged = EDM2(dense.network.architecture)
     averaged.load_state_dict({**dense.network.state_dict(), **dense.average})
     for stage in STAGES:
         network = build(stage, folder)
@@ -104,7 +110,7 @@ def _training(rank: int, folder: Path) -> None:
 
 
 def _rows_are_normalised(network: ShardedNetwork, state: dict[str, Tensor]) -> None:
-    for name, _ in normalised_parameters(network.module):
+    for name, _ in network.module.normalised_parameters():
         rms = state[name].flatten(1).square().mean(dim=1).sqrt()
         torch.testing.assert_close(rms, torch.ones_like(rms), rtol=3e-4, atol=0)
 

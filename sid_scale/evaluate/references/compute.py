@@ -124,7 +124,7 @@ def _codec(
         codec = codec_of(read_description(options.network), options.network, options.vae)
         codec.check()
     if isinstance(codec, VAECodec):
-        codec.precision = DTYPES[options.vae_precision]
+        codec.precision = DTYPES[options.vae_dtype]
         codec.decodes_at_once = options.vae_batch
     return codec
 

@@ -13,7 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from sid_scale.atomic import atomic_write
-from sid_scale.networks.folder import CheckpointError, NetworkFolder, to_edm2_shapes
+from sid_scale.networks.edm2.network import EDM2Architecture
+from sid_scale.networks.folder import CheckpointError, NetworkFolder
 
 
 def export_network(network: NetworkFolder, path: Path, *, replace: bool = False) -> None:
@@ -29,7 +30,7 @@ def export_network(network: NetworkFolder, path: Path, *, replace: bool = False)
     """
     if path.exists() and not replace:
         raise CheckpointError(f"{path} is there already: --force replaces it")
-    tensors = {k: v.contiguous() for k, v in to_edm2_shapes(network.state).items()}
+    tensors = {k: v.contiguous() for k, v in network.architecture.to_file(network.state).items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as partial:
@@ -47,12 +48,13 @@ def with_silent_logvar(network: NetworkFolder, channels: int = 128) -> NetworkFo
     Args:
         channels: `logvar_channels` of the network that is to load it; EDM2's are 128.
     """
-    if network.architecture.logvar_channels:
+    architecture = network.architecture
+    if not isinstance(architecture, EDM2Architecture) or architecture.logvar_channels:
         return network
     head = {
         "logvar_fourier.freqs": torch.zeros(channels),
         "logvar_fourier.phases": torch.zeros(channels),
         "logvar_linear.weight": torch.zeros(1, channels),
     }
-    architecture = dataclasses.replace(network.architecture, logvar_channels=channels)
+    architecture = dataclasses.replace(architecture, logvar_channels=channels)
     return dataclasses.replace(network, architecture=architecture, state={**network.state, **head})

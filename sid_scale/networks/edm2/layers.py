@@ -90,16 +90,6 @@ def normalised_parameters(network: nn.Module) -> Iterator[tuple[str, nn.Paramete
 
 
 @torch.no_grad()
-def store_weights_in(dtype: torch.dtype, network: nn.Module) -> None:
-    """Stores every `MPConv` weight in `dtype`, for a network that is not trained.
-
-    Gains stay as they are: rounding a weight is noise, rounding a gain scales the output.
-    """
-    for _, weight in normalised_parameters(network):
-        weight.data = weight.to(dtype)
-
-
-@torch.no_grad()
 def normalise_weights_(network: nn.Module) -> None:
     """Forced weight normalisation of a dense network, in place (Sec. 2.3, Eq. 66)."""
     for _, weight in normalised_parameters(network):

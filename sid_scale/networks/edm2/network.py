@@ -10,20 +10,24 @@ U-Net runs in `compute_dtype`, preconditioning and the uncertainty head in float
 """
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from sid_scale.networks import Architecture
+from sid_scale.networks.denoiser import Denoiser, Prediction
 from sid_scale.networks.edm2.layers import (
     MPConv,
     MPFourier,
     mp_cat,
     mp_silu,
     mp_sum,
+    normalised_parameters,
     unit_magnitude,
 )
 
@@ -33,8 +37,10 @@ CLIP_ACTIVATION = 256.0
 
 
 @dataclass(frozen=True)
-class EDM2Config:
+class EDM2Architecture(Architecture):
     """Architecture of one network; the keyword arguments of EDM2 under their own names."""
+
+    family: ClassVar[str] = "edm2"
 
     img_resolution: int
     img_channels: int
@@ -48,13 +54,59 @@ class EDM2Config:
     sigma_data: float = 0.5
     dropout: float = 0.0
 
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        return self.img_channels, self.img_resolution, self.img_resolution
 
-class Prediction(NamedTuple):
-    """What one forward of `EDM2` yields."""
+    def build(self, dtype: torch.dtype | None = None) -> "EDM2":
+        return EDM2(self, dtype or torch.float32)
 
-    denoised: Tensor | None  # (N, C, H, W) float32; None if only the encoder ran
-    encoder_logits: Tensor  # (N, 1, h, w) float32, SiDA's discriminator
-    logvar: Tensor | None  # (N, 1, 1, 1) float32; None without an uncertainty head
+    def headless(self) -> "EDM2Architecture":
+        return replace(self, logvar_channels=0)
+
+    def check(self) -> None:
+        for name, (least, most) in _RANGES.items():
+            value = getattr(self, name)
+            values = value if isinstance(value, tuple) else (value,)
+            if len(values) > 16 or not all(type(v) is int and least <= v <= most for v in values):
+                raise ValueError(f"{name} is {value!r:.64}, not from {least} to {most}")
+        for name, below in (("sigma_data", math.inf), ("dropout", 1)):
+            number = getattr(self, name)
+            if type(number) not in (int, float) or not 0 <= number < below:
+                raise ValueError(f"{name} is {number!r:.64}, not from 0 to {below}")
+        if not self.channel_mult:
+            raise ValueError("channel_mult is empty")
+
+    def to_file(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Gains of shape [1] become []."""
+        return to_edm2_shapes(state)
+
+    def from_file(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Gains of shape [] become [1]."""
+        return from_edm2_shapes(state)
+
+
+_RANGES = {
+    "img_resolution": (1, 1 << 14),
+    "img_channels": (1, 1 << 10),
+    "label_dim": (0, 1 << 24),
+    "model_channels": (1, 1 << 14),
+    "num_blocks": (0, 64),
+    "channels_per_head": (1, 1 << 14),
+    "logvar_channels": (0, 1 << 14),
+    "channel_mult": (1, 64),
+    "attn_resolutions": (1, 1 << 14),
+}
+
+
+def to_edm2_shapes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Memory -> disk: gains of shape [1] become []."""
+    return {k: v.reshape(()) if k.endswith("_gain") else v for k, v in state.items()}
+
+
+def from_edm2_shapes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Disk -> memory: gains of shape [] become [1]."""
+    return {k: v.reshape(1) if k.endswith("_gain") and not v.ndim else v for k, v in state.items()}
 
 
 # --- blocks -------------------------------------------------------------------------------
@@ -81,7 +133,7 @@ class Block(nn.Module):
         in_channels: int,
         out_channels: int,
         embedding: int,
-        config: EDM2Config,
+        config: EDM2Architecture,
         *,
         encoder: bool,
         attention: bool = False,
@@ -142,7 +194,7 @@ class Block(nn.Module):
 class UNet(nn.Module):
     """EDM2's U-Net (Table 1, configuration G); names of blocks carry their resolution."""
 
-    def __init__(self, config: EDM2Config):
+    def __init__(self, config: EDM2Architecture):
         super().__init__()
         self.label_dim = config.label_dim
         levels = [config.model_channels * m for m in config.channel_mult]
@@ -189,20 +241,22 @@ class UNet(nn.Module):
         self.out_conv = MPConv(c, config.img_channels, (3, 3))
 
     def forward(
-        self, x: Tensor, c_noise: Tensor, class_labels: Tensor | None, encoder_only: bool
-    ) -> tuple[Tensor | None, Tensor]:
-        """-> the raw output (N, C, H, W), or None, and the deepest encoder activation."""
-        emb = self.embed(c_noise, class_labels)
+        self, x: Tensor, c_noise: Tensor, condition: Tensor | None, decode: bool
+    ) -> tuple[Tensor | None, list[Tensor]]:
+        """-> the raw output (N, C, H, W), or None, and the outputs of all encoder blocks."""
+        emb = self.embed(c_noise, condition)
         skips = self.encode(x, emb)
-        return None if encoder_only else self.decode(skips, emb), skips[-1]
+        return self.decode(skips, emb) if decode else None, skips
 
-    def embed(self, c_noise: Tensor, class_labels: Tensor | None) -> Tensor:
-        """Noise level (N,) and one-hot labels (N, label_dim) -> embedding (N, E), float32."""
+    def embed(self, c_noise: Tensor, condition: Tensor | None) -> Tensor:
+        """Noise level (N,) and classes (N,) -> embedding (N, E), float32; no class: all zeros."""
         emb = self.emb_noise(self.emb_fourier(c_noise))
         if self.emb_label is not None:
-            if class_labels is None:
-                class_labels = emb.new_zeros(len(emb), self.label_dim)
-            labels = self.emb_label(class_labels.float() * math.sqrt(self.label_dim))
+            if condition is None:
+                one_hot = emb.new_zeros(len(emb), self.label_dim)
+            else:
+                one_hot = F.one_hot(condition, self.label_dim).float()
+            labels = self.emb_label(one_hot * math.sqrt(self.label_dim))
             emb = mp_sum(emb, labels, LABEL_BALANCE)
         return mp_silu(emb)
 
@@ -225,52 +279,66 @@ class UNet(nn.Module):
         return self.out_conv(x, gain=self.out_gain.float())
 
 
-class EDM2(nn.Module):
-    """The preconditioned denoiser D(x; sigma, label) (Eqs. 2 to 6, 21 and 22)."""
+class EDM2(Denoiser):
+    """The preconditioned denoiser D(x; sigma, class) (Eqs. 2 to 6, 21 and 22)."""
 
-    def __init__(self, config: EDM2Config, compute_dtype: torch.dtype = torch.float32):
-        super().__init__()
-        self.config = config
-        self.compute_dtype = compute_dtype
-        self.unet = UNet(config)
-        if config.logvar_channels:
-            self.logvar_fourier = MPFourier(config.logvar_channels)
-            self.logvar_linear = MPConv(config.logvar_channels, 1, ())
+    architecture: EDM2Architecture
+
+    def __init__(self, architecture: EDM2Architecture, compute_dtype: torch.dtype = torch.float32):
+        super().__init__(architecture, compute_dtype)
+        self.unet = UNet(architecture)
+        if architecture.logvar_channels:
+            self.logvar_fourier = MPFourier(architecture.logvar_channels)
+            self.logvar_linear = MPConv(architecture.logvar_channels, 1, ())
 
     def forward(
         self,
         x: Tensor,
         sigma: Tensor,
-        class_labels: Tensor | None = None,
+        condition: Tensor | None = None,
         *,
-        encoder_only: bool = False,
+        features: tuple[int, ...] = (),
+        decode: bool = True,
     ) -> Prediction:
-        """Denoises `x`.
-
-        Args:
-            x: noisy images or latents, (N, C, H, W).
-            sigma: noise levels, any shape of N (or one) elements.
-            class_labels: one-hot (N, label_dim); None is the unconditional all-zero row.
-            encoder_only: stop after the encoder; `denoised` is then None.
-        """
+        """Denoises `x`; see `Denoiser`."""
         x = x.float()
         sigma = sigma.float().reshape(-1).expand(len(x))  # (N,)
         c_noise = sigma.log() / 4
         s = sigma[:, None, None, None]
-        sigma_data = self.config.sigma_data
+        sigma_data = self.architecture.sigma_data
         c_in = 1 / (s**2 + sigma_data**2).sqrt()
 
         scaled = (c_in * x).to(self.compute_dtype)
-        raw, deepest = self.unet(scaled, c_noise, class_labels, encoder_only)
-        logits = deepest.float().mean(dim=1, keepdim=True)
+        raw, encoded = self.unet(scaled, c_noise, condition, decode)
         denoised = None
         if raw is not None:
             c_skip = sigma_data**2 / (s**2 + sigma_data**2)
             c_out = s * sigma_data * c_in
             denoised = c_skip * x + c_out * raw.float()
-        return Prediction(denoised, logits, self._logvar(c_noise))
+        wanted = tuple(encoded[i] for i in features)
+        return Prediction(denoised, self._logvar(c_noise), wanted)
+
+    def normalised_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Every `MPConv` weight."""
+        return normalised_parameters(self)
+
+    def checkpointable(self) -> Iterator[tuple[nn.Module, str]]:
+        """Every residual block."""
+        for part in (self.unet.enc, self.unet.dec):
+            for name, block in part.items():
+                if isinstance(block, Block):
+                    yield part, name
+
+    @torch.no_grad()
+    def store_weights_in(self, dtype: torch.dtype) -> None:
+        """Stores every `MPConv` weight in `dtype`.
+
+        Gains stay as they are: rounding a weight is noise, rounding a gain scales the output.
+        """
+        for _, weight in self.normalised_parameters():
+            weight.data = weight.to(dtype)
 
     def _logvar(self, c_noise: Tensor) -> Tensor | None:
-        if not self.config.logvar_channels:
+        if not self.architecture.logvar_channels:
             return None
         return self.logvar_linear(self.logvar_fourier(c_noise))[:, :, None, None]

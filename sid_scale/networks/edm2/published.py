@@ -16,12 +16,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sid_scale.networks.edm2.network import EDM2Config
+from sid_scale.networks.edm2.network import EDM2Architecture, from_edm2_shapes
 from sid_scale.networks.edm2.published_settings import read_architecture, read_codec
 from sid_scale.networks.folder import (
     NetworkFolder,
     check_state,
-    from_edm2_shapes,
     save_network,
     sha256,
 )
@@ -42,7 +41,7 @@ class PublishedNetwork:
     """What a published file says of its network."""
 
     class_name: str
-    architecture: EDM2Config
+    architecture: EDM2Architecture
     state: dict[str, Tensor]  # names and shapes of the modules in memory, dtypes of the file
     codec: dict[str, Any]  # description, see codecs.py
     alone: bool  # the file holds nothing else
@@ -135,17 +134,17 @@ def import_edm2(
             "head, not alone in its file), for which init_sigma, steps and method have no "
             "meaning; if it is a generator, say so (--kind generator)"
         )
-    origin: dict[str, Any] = {"kind": kind}
+    provenance: dict[str, Any] = {"kind": kind}
     if kind == "generator":
-        origin |= dataclasses.asdict(generator or GeneratorSettings())
-    origin |= {"source": Path(source).name, "source_sha256": sha256(source)}
-    network = NetworkFolder(published.architecture, published.state, published.codec, origin)
+        provenance |= dataclasses.asdict(generator or GeneratorSettings())
+    provenance |= {"source": Path(source).name, "source_sha256": sha256(source)}
+    network = NetworkFolder(published.architecture, published.state, published.codec, provenance)
     save_network(folder, network)
     return network
 
 
 def _check_shapes(
-    architecture: EDM2Config, tensors: dict[str, PickledTensor], file_size: int, where: str
+    architecture: EDM2Architecture, tensors: dict[str, PickledTensor], file_size: int, where: str
 ) -> None:
     """Compares names and shapes before any weight is loaded."""
     # At two bytes an element; and loading a tensor takes the whole of its storage.

@@ -19,7 +19,7 @@ from sid_scale.networks.edm2.network import (
     CLIP_ACTIVATION,
     LABEL_BALANCE,
     RESIDUAL_BALANCE,
-    EDM2Config,
+    EDM2Architecture,
 )
 from sid_scale.pickles.modules import PickledObject, read_object
 from sid_scale.pickles.opcodes import PickleError
@@ -56,7 +56,7 @@ _CONSTANTS = {
 }
 
 
-def read_architecture(network: PickledObject, where: str) -> EDM2Config:
+def read_architecture(network: PickledObject, where: str) -> EDM2Architecture:
     """The architecture that the network's own arguments describe; `where` is for errors.
 
     Raises:
@@ -76,14 +76,14 @@ def read_architecture(network: PickledObject, where: str) -> EDM2Config:
             fields[name] = tuple(_integer(n, _LISTS[name], what) for n in numbers(value, what))
         elif name in ("sigma_data", "dropout"):
             fields[name] = float(number(value, what))
-    architecture = EDM2Config(**fields)
+    architecture = EDM2Architecture(**fields)
     _check_ranges(architecture, where)
     _check_constants(settings, architecture, where)
     return architecture
 
 
 def read_codec(
-    encoder: Any, architecture: EDM2Config, vae: str | None, where: str
+    encoder: Any, architecture: EDM2Architecture, vae: str | None, where: str
 ) -> dict[str, Any]:
     """Description of the codec that a file's encoder (its record, or None) stands for.
 
@@ -136,7 +136,7 @@ def _integer(value: int | float, most: int, what: str) -> int:
     return value
 
 
-def _check_ranges(architecture: EDM2Config, where: str) -> None:
+def _check_ranges(architecture: EDM2Architecture, where: str) -> None:
     ranges = {
         "channel_mult": 0 < len(architecture.channel_mult) <= _LONGEST_LIST,
         "attn_resolutions": len(architecture.attn_resolutions) <= _LONGEST_LIST,
@@ -149,15 +149,15 @@ def _check_ranges(architecture: EDM2Config, where: str) -> None:
             raise PickleError(f"{where}: {name} is out of range")
 
 
-def _check_constants(settings: dict[str, Any], architecture: EDM2Config, where: str) -> None:
-    """Refuses, by name, settings that would make another network than EDM2Config's."""
+def _check_constants(settings: dict[str, Any], architecture: EDM2Architecture, where: str) -> None:
+    """Refuses, by name, settings that would make another network than EDM2Architecture's."""
     expected: dict[str, Any] = {
         **_CONSTANTS,
         "channel_mult_noise": architecture.channel_mult[0],
         "channel_mult_emb": max(architecture.channel_mult),
         "resample_filter": [1, 1],
     }
-    ours = {field.name for field in dataclasses.fields(EDM2Config)}
+    ours = {field.name for field in dataclasses.fields(EDM2Architecture)}
     for name, value in settings.items():
         if name in ours or name == "use_fp16":  # in which dtype it computes is a choice here
             continue

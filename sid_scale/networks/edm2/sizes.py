@@ -1,6 +1,6 @@
 """The six published EDM2 sizes for ImageNet-512 latents (arXiv 2312.02696, Table 5)."""
 
-from sid_scale.networks.edm2.network import EDM2Config
+from sid_scale.networks.edm2.network import EDM2Architecture
 
 # Size -> (base channels, parameters in millions, dropout of the distillation runs).
 SIZES = {
@@ -13,7 +13,7 @@ SIZES = {
 }
 
 
-def imagenet512(size: str) -> EDM2Config:
+def imagenet512(size: str) -> EDM2Architecture:
     """Architecture of EDM2-`size` for 64x64x4 latents and 1000 classes.
 
     Raises:
@@ -21,6 +21,6 @@ def imagenet512(size: str) -> EDM2Config:
     """
     if size not in SIZES:
         raise ValueError(f"unknown EDM2 size {size!r}; the sizes are {', '.join(SIZES)}")
-    return EDM2Config(
+    return EDM2Architecture(
         img_resolution=64, img_channels=4, label_dim=1000, model_channels=SIZES[size][0]
     )

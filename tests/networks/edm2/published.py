@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sid_scale.networks.edm2.network import EDM2, EDM2Config
+from sid_scale.networks.edm2.network import EDM2, EDM2Architecture
 from sid_scale.networks.edm2.published import PublishedNetwork, read_edm2
 from sid_scale.networks.folder import CheckpointError
 from sid_scale.pickles.opcodes import PickleError
@@ -89,7 +89,7 @@ def persistent(class_name: str, *arguments: Any, base: type = object, **settings
 
 
 def published(
-    architecture: EDM2Config,
+    architecture: EDM2Architecture,
     state: Mapping[str, Tensor],
     class_name: str = "Precond",
     *arguments: Any,
@@ -111,7 +111,7 @@ def published(
     return made.eval().requires_grad_(False)
 
 
-def settings_of(architecture: EDM2Config) -> dict[str, Any]:
+def settings_of(architecture: EDM2Architecture) -> dict[str, Any]:
     """The keyword arguments with which EDM2 would make it."""
     return {
         name: list(value) if isinstance(value, tuple) else value

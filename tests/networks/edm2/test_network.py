@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sid_scale.networks.denoiser import Prediction
 from sid_scale.networks.edm2.layers import (
     mp_cat,
     mp_silu,
@@ -25,15 +26,21 @@ def vectors(reference_dir: Path) -> Vectors:
 
 @pytest.fixture
 def inputs(vectors: Vectors) -> tuple[torch.Tensor, ...]:
-    return vectors["x"], vectors["sigma"], vectors["class_labels"]
+    return vectors["x"], vectors["sigma"], vectors.classes("class_labels")
+
+
+def encoder_mean(prediction: Prediction) -> torch.Tensor:
+    """The published map of the deepest encoder activation: its mean over channels."""
+    (deepest,) = prediction.features
+    return deepest.mean(dim=1, keepdim=True)
 
 
 @pytest.mark.reference
 def test_forward_is_the_published_one(vectors, inputs):
     network = vectors.network("param.")
-    prediction = network(*inputs)
+    prediction = network(*inputs, features=(-1,))
     assert relative_error(prediction.denoised, vectors["denoised"]) < 1e-5
-    assert relative_error(prediction.encoder_logits, vectors["encoder_mean"]) < 1e-5
+    assert relative_error(encoder_mean(prediction), vectors["encoder_mean"]) < 1e-5
     assert relative_error(prediction.logvar.flatten(), vectors["logvar"]) < 1e-5
     unlabelled = network(*inputs[:2]).denoised
     assert relative_error(unlabelled, vectors["denoised_no_label"]) < 1e-5
@@ -45,10 +52,10 @@ def test_encoder_alone_gives_the_same_map_and_runs_no_decoder(vectors, inputs):
     decoder_runs = []
     for block in network.unet.dec.values():
         block.register_forward_hook(lambda *_: decoder_runs.append(1))
-    prediction = network(*inputs, encoder_only=True)
+    prediction = network(*inputs, features=(-1,), decode=False)
     assert prediction.denoised is None
     assert not decoder_runs
-    assert relative_error(prediction.encoder_logits, vectors["encoder_mean"]) < 1e-5
+    assert relative_error(encoder_mean(prediction), vectors["encoder_mean"]) < 1e-5
     assert prediction.logvar is not None
 
 

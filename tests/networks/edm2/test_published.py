@@ -10,16 +10,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from sid_scale.networks.edm2.network import from_edm2_shapes, to_edm2_shapes
 from sid_scale.networks.edm2.published import (
     GeneratorSettings,
     import_edm2,
     read_edm2,
 )
-from sid_scale.networks.folder import (
-    from_edm2_shapes,
-    load_network,
-    to_edm2_shapes,
-)
+from sid_scale.networks.folder import load_network
 from sid_scale.pickles.opcodes import PickleError
 from tests.networks.edm2.published import (
     STATE,
@@ -59,10 +56,13 @@ def test_an_imported_teacher_computes_the_published_numbers(reference_dir, tmp_p
     import_edm2(source, tmp_path / "teacher")
 
     teacher = load_network(tmp_path / "teacher").build().requires_grad_(False)
-    inputs = vectors["x"], vectors["sigma"], vectors["class_labels"]
-    prediction = teacher(*inputs)
+    inputs = vectors["x"], vectors["sigma"], vectors.classes("class_labels")
+    prediction = teacher(*inputs, features=(-1,))
     assert relative_error(prediction.denoised, vectors["denoised"]) < 1e-5
-    assert relative_error(prediction.encoder_logits, vectors["encoder_mean"]) < 1e-5
+    assert (
+        relative_error(prediction.features[0].mean(dim=1, keepdim=True), vectors["encoder_mean"])
+        < 1e-5
+    )
     assert relative_error(prediction.logvar.flatten(), vectors["logvar"]) < 1e-5
     unlabelled = teacher(*inputs[:2]).denoised
     assert relative_error(unlabelled, vectors["denoised_no_label"]) < 1e-5
@@ -80,7 +80,7 @@ def test_an_imported_generator_computes_the_published_numbers(
     import_edm2(write(tmp_path / "g.pkl", {"ema": network}, protocol), tmp_path / "generator")
 
     generator = load_network(tmp_path / "generator").build().requires_grad_(False)
-    prediction = generator(vectors["x"], vectors["sigma"], vectors["class_labels"])
+    prediction = generator(vectors["x"], vectors["sigma"], vectors.classes("class_labels"))
     assert relative_error(prediction.denoised, vectors["denoised"]) < 1e-5
     assert prediction.logvar is None
 
@@ -92,7 +92,7 @@ def test_float16_weights_of_the_vectors_stay_near_the_published_numbers(referenc
     network = published(vectors.config, halves, **vectors.settings)
     import_edm2(write(tmp_path / "teacher.pkl", snapshot(network)), tmp_path / "teacher")
     teacher = load_network(tmp_path / "teacher").build().requires_grad_(False)
-    denoised = teacher(vectors["x"], vectors["sigma"], vectors["class_labels"]).denoised
+    denoised = teacher(vectors["x"], vectors["sigma"], vectors.classes("class_labels")).denoised
     assert relative_error(denoised, vectors["denoised"]) < 5e-3
 
 
@@ -262,13 +262,13 @@ def test_files_of_something_else(tmp_path, contents, complaint):
 # --- folders ------------------------------------------------------------------------------
 
 
-def origin(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "config.json").read_text())["origin"]
+def provenance(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text())["provenance"]
 
 
 def test_a_teacher_says_where_it_comes_from(tmp_path):
     import_edm2(write(tmp_path / "net.pkl", snapshot(tiny())), tmp_path / "net")
-    said = origin(tmp_path / "net")
+    said = provenance(tmp_path / "net")
     assert len(said.pop("source_sha256")) == 64
     assert said == {"kind": "teacher", "source": "net.pkl"}
 
@@ -276,10 +276,10 @@ def test_a_teacher_says_where_it_comes_from(tmp_path):
 def test_a_generator_says_how_it_generates(tmp_path):
     source = write(tmp_path / "net.pkl", {"ema": tiny("EDM_2_Precond_Generator")})
     import_edm2(source, tmp_path / "as-published")
-    said = origin(tmp_path / "as-published")
+    said = provenance(tmp_path / "as-published")
     assert (said["kind"], said["init_sigma"], said["steps"]) == ("generator", 2.5, 1)
     import_edm2(source, tmp_path / "other", generator=GeneratorSettings(1.5, 4, "sida"))
-    said = origin(tmp_path / "other")
+    said = provenance(tmp_path / "other")
     assert (said["method"], said["init_sigma"], said["steps"]) == ("sida", 1.5, 4)
 
 
@@ -289,7 +289,7 @@ def test_the_kind_can_be_said(tmp_path):
     with pytest.raises(PickleError, match="seems to be a teacher"):
         import_edm2(source, tmp_path / "net", generator=settings)
     import_edm2(source, tmp_path / "net", generator=settings, kind="generator")
-    assert origin(tmp_path / "net")["method"] == "sid"
+    assert provenance(tmp_path / "net")["method"] == "sid"
 
 
 @pytest.mark.faults

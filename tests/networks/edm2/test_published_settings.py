@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sid_scale.codecs import stability_vae
-from sid_scale.networks.edm2.network import EDM2, EDM2Config
+from sid_scale.networks.edm2.network import EDM2, EDM2Architecture
 from sid_scale.networks.edm2.published import read_edm2
 from sid_scale.pickles.opcodes import PickleError
 from tests.networks.edm2.published import (
@@ -40,7 +40,9 @@ def test_the_architecture_is_that_of_the_arguments(tmp_path, protocol):
 
 
 def test_arguments_that_were_not_given_are_edm2s_defaults(tmp_path):
-    architecture = EDM2Config(img_resolution=16, img_channels=3, label_dim=0, model_channels=16)
+    architecture = EDM2Architecture(
+        img_resolution=16, img_channels=3, label_dim=0, model_channels=16
+    )
     given = {"img_resolution": 16, "img_channels": 3, "label_dim": 0, "model_channels": 16}
     network = published(architecture, EDM2(architecture).state_dict(), **given)
     assert read(tmp_path, network).architecture == architecture

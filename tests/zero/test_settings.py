@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sid_scale.zero.engines import DeepSpeedConfigError, read_deepspeed_json
+from sid_scale.zero.settings import DeepSpeedConfigError, read_deepspeed_json
 from tests.conftest import ROOT
 
 SHIPPED = {

@@ -1,0 +1,42 @@
+"""Types of settings: a number, a share, a path ..., each with its limits.
+
+YAML and command lines give numbers as text, too: YAML reads `5e-5` so, and people write
+`2_000_000`. `true` is no number and 1 no truth value; infinity and NaN are refused.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import AllowInfNan, BeforeValidator, ConfigDict, Field, Strict
+
+# Of every group of settings. A field's description is the text below it.
+SETTINGS = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("expected a number")
+    if isinstance(value, str):
+        for kind in (int, float):
+            try:
+                return kind(value.replace("_", ""))
+            except ValueError:
+                continue
+    return value
+
+
+def _parts(value: Any) -> Any:
+    """`a,b`, as a list is typed on a command line."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+Integer = Annotated[int, BeforeValidator(_number)]
+Number = Annotated[float, BeforeValidator(_number), AllowInfNan(False)]
+Flag = Annotated[bool, Strict()]
+Texts = Annotated[tuple[str, ...], BeforeValidator(_parts)]
+Pair = Annotated[tuple[Number, Number], BeforeValidator(_parts)]
+
+Natural = Annotated[Integer, Field(ge=0)]  # 0, 1, 2, ...
+Positive = Annotated[Integer, Field(ge=1)]
+PositiveNumber = Annotated[Number, Field(gt=0)]
+NotNegative = Annotated[Number, Field(ge=0)]
+Share = Annotated[Number, Field(ge=0, le=1)]

@@ -1,0 +1,260 @@
+"""SiD, SiDA and SiD2A: score identity distillation, with an adversarial branch on real data.
+
+SiD is arXiv 2404.04057, SiDA and SiD2A (SiDA from a generator that SiD made) arXiv 2410.14919.
+Two networks learn in turns. The fake score learns to denoise what the generator makes at the
+moment, and in SiDA to tell it from real images. The generator learns from where teacher and fake
+score, given the same noised image, disagree.
+
+The two losses are functions of networks, images and explicit random draws, so recorded draws can
+be put through them.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from sid_scale.config.run import RunConfig
+from sid_scale.diffusion.few_step import denoised
+from sid_scale.diffusion.sigma import generator_sigma, lognormal_sigma
+from sid_scale.errors import SidScaleError
+from sid_scale.methods import (
+    GENERATOR,
+    TEACHER,
+    Loss,
+    MicroBatch,
+    Networks,
+    Pass,
+    Role,
+    Update,
+)
+from sid_scale.methods.losses import (
+    channel_mean,
+    denoising_loss,
+    denoising_weight,
+    discriminator_loss,
+    generator_adversarial_loss,
+    sid_loss,
+    sid_normalizer,
+)
+from sid_scale.methods.settings import SiDObjective
+from sid_scale.networks import Architecture
+from sid_scale.networks.denoiser import Denoise, Prediction
+
+FAKE_SCORE = "fake_score"
+DEEPEST = (-1,)  # the encoder feature whose channel mean is SiDA's map of logits
+
+
+class MethodError(SidScaleError):
+    """A method that cannot work with a teacher; the message says why and what to set."""
+
+
+class SiD:
+    """Score identity distillation: the teacher and labels alone, no real data."""
+
+    adversarial = False
+
+    def __init__(self, config: RunConfig, teacher: Architecture):
+        self.objective: SiDObjective = config.objective
+        self._config, self._sigma_data = config, teacher.sigma_data
+        if self.objective.logvar_weighting and teacher == teacher.headless():
+            raise MethodError(
+                f"teacher {config.teacher} has no uncertainty head: set "
+                "objective.logvar_weighting to false"
+            )
+
+    def roles(self) -> Sequence[Role]:
+        fake_score = self.objective.fake_score
+        return (
+            Role(
+                GENERATOR,
+                self._config.learning_rate.generator,
+                forced_norm=self._config.forced_weight_norm,
+                has_logvar=False,
+            ),
+            Role(
+                FAKE_SCORE,
+                fake_score.learning_rate,
+                forced_norm=fake_score.forced_weight_norm,
+                reads_real=self.adversarial,
+            ),
+        )
+
+    def updates(self, images_seen: int) -> Iterator[Update]:
+        yield Update(FAKE_SCORE, self._fake_score_loss)
+        if self._moves_generator(images_seen):
+            weighs_gan = self._weighs_gan(images_seen)
+            loss = partial(self._generator_loss, weighs_gan=weighs_gan)
+            yield Update(GENERATOR, loss)
+
+    def passes(self) -> Sequence[Pass]:
+        before = self._config.steps - 1  # steps of the generator without a gradient
+        passes = [
+            Pass(FAKE_SCORE, GENERATOR, "none", times=before + 1),
+            Pass(FAKE_SCORE, FAKE_SCORE, "weights"),
+            Pass(GENERATOR, GENERATOR, "none", times=before),
+            Pass(GENERATOR, GENERATOR, "weights"),
+            Pass(GENERATOR, TEACHER, "input"),
+            Pass(GENERATOR, FAKE_SCORE, "input"),
+        ]
+        if self.adversarial:
+            passes.append(Pass(FAKE_SCORE, FAKE_SCORE, "weights", decode=False))
+        return passes
+
+    def _moves_generator(self, images_seen: int) -> bool:
+        return True
+
+    def _weighs_gan(self, images_seen: int) -> bool:
+        return False
+
+    def _fake_score_loss(self, networks: Networks, batch: MicroBatch) -> Loss:
+        z, step_noise = _generator_inputs(batch)
+        sigma_draw = batch.noise.of("sigma").normal(1, 1, 1)
+        noise = batch.noise.of("noise").normal(*batch.shape)
+        real = batch.real() if self.adversarial else None
+        with torch.no_grad():
+            images = batch.generate(networks[GENERATOR], z, step_noise)
+        return fake_score_loss(
+            networks[FAKE_SCORE],
+            images,
+            real,
+            batch.condition,
+            lognormal_sigma(
+                sigma_draw, self.objective.fake_score.p_mean, self.objective.fake_score.p_std
+            ),
+            noise,
+            self.objective,
+            self._sigma_data,
+        )
+
+    def _generator_loss(self, networks: Networks, batch: MicroBatch, *, weighs_gan: bool) -> Loss:
+        z, step_noise = _generator_inputs(batch)
+        sigma_draw = batch.noise.of("sigma").uniform(1, 1, 1)
+        noise = batch.noise.of("noise").normal(*batch.shape)
+        return generator_loss(
+            networks[TEACHER],
+            networks[FAKE_SCORE],
+            batch.generate(networks[GENERATOR], z, step_noise),
+            batch.condition,
+            generator_sigma(sigma_draw, self.objective.tmax),
+            noise,
+            self.objective,
+            adversarial=weighs_gan,
+        )
+
+
+class SiDA(SiD):
+    """SiD with an adversarial branch: the fake score's encoder doubles as a discriminator."""
+
+    adversarial = True
+
+    def _moves_generator(self, images_seen: int) -> bool:
+        return images_seen >= self.objective.warm_up.generator_images
+
+    def _weighs_gan(self, images_seen: int) -> bool:
+        return images_seen >= self.objective.warm_up.adversarial_images
+
+
+def _generator_inputs(batch: MicroBatch) -> tuple[Tensor, Tensor]:
+    """z (N, C, H, W) and the noise between the generator's steps (K-1, N, C, H, W)."""
+    z = batch.noise.of("z").normal(*batch.shape)
+    step_noise = batch.noise.of("step_noise").normal(batch.steps - 1, *batch.shape)
+    return z, step_noise.transpose(0, 1)
+
+
+# --- the losses ----------------------------------------------------------------------------
+
+
+def fake_score_loss(
+    fake_score: Denoise,
+    images: Tensor,
+    real: Tensor | None,
+    condition: Tensor | None,
+    sigma: Tensor,
+    noise: Tensor,
+    objective: SiDObjective,
+    sigma_data: float,
+) -> Loss:
+    """Denoising loss on generated images; with real images also the discriminator's.
+
+    Real and generated images meet the discriminator at the same sigma, noise and condition.
+
+    Args:
+        fake_score: the network in training.
+        images: generated, (N, C, H, W), without gradient.
+        real: (N, C, H, W), or None for no discriminator.
+        condition: (N,) class indices, or None.
+        sigma: (N, 1, 1, 1).
+        noise: unit normal, (N, C, H, W).
+    """
+    # Denoising score matching on what the generator makes (EDM2, Eq. 21).
+    weight = denoising_weight(sigma, sigma_data)
+    wanted = () if real is None else DEEPEST
+    prediction = fake_score(images + sigma * noise, sigma, condition, features=wanted)
+    logvar = _logvar(prediction, sigma, objective)
+    denoising = denoising_loss(denoised(prediction), images, weight, logvar)  # (N, C, H, W)
+    total = denoising.sum() / len(images)
+    terms = {"loss/fake_score": total.detach()}
+    if real is None:
+        return Loss(total, terms)
+
+    # SiDA's discriminator: the encoder's map of logits, towards real or generated.
+    on_real = fake_score(real + sigma * noise, sigma, condition, features=DEEPEST, decode=False)
+    logits_generated = channel_mean(prediction.features[0])
+    logits_real = channel_mean(on_real.features[0])
+    discriminator = discriminator_loss(logits_generated, logits_real, weight, logvar).mean()
+    discriminator = objective.loss_scale_discriminator * discriminator
+    terms["loss/discriminator"] = discriminator.detach()
+    terms["logits/generated"] = logits_generated.detach().mean()
+    terms["logits/real"] = logits_real.detach().mean()
+    return Loss(total + discriminator, terms)
+
+
+def generator_loss(
+    teacher: Denoise,
+    fake_score: Denoise,
+    images: Tensor,
+    condition: Tensor | None,
+    sigma: Tensor,
+    noise: Tensor,
+    objective: SiDObjective,
+    *,
+    adversarial: bool,
+) -> Loss:
+    """SiD's loss on generated images; when `adversarial`, mixed with SiDA's.
+
+    Args:
+        teacher: frozen; gradients flow through it into the images, as through `fake_score`.
+        images: generated, (N, C, H, W), with gradient.
+        condition: (N,) class indices, or None.
+        sigma: (N, 1, 1, 1).
+        noise: unit normal, (N, C, H, W).
+    """
+    # Score identity loss (SiD, Eqs. 23 and 24).
+    noisy = images + sigma * noise
+    y_real = denoised(teacher(noisy, sigma, condition))
+    wanted = DEEPEST if adversarial else ()
+    prediction = fake_score(noisy, sigma, condition, features=wanted)
+    logvar = _logvar(prediction, sigma, objective)
+    w = sid_normalizer(images, y_real)
+    elements = sid_loss(images, y_real, denoised(prediction), w, logvar, objective.alpha)
+    score = objective.loss_scale_generator * elements.sum() / len(images)
+    by_sigma = {"sid_loss": (sigma, elements.detach().mean(dim=(1, 2, 3)))}
+    if not adversarial:
+        return Loss(score, {"loss/generator_sid": score.detach()}, by_sigma)
+
+    # SiDA's adversarial term: the generated should look real, at the same w.
+    logits = channel_mean(prediction.features[0])
+    gan = generator_adversarial_loss(logits, w, logvar)
+    gan = objective.loss_scale_generator_gan * images[0].numel() * gan.mean()
+    total = objective.sid_share * score + (1 - objective.sid_share) * gan
+    terms = {"loss/generator_sid": score.detach(), "loss/generator_gan": gan.detach()}
+    return Loss(total, terms, by_sigma)
+
+
+def _logvar(prediction: Prediction, sigma: Tensor, objective: SiDObjective) -> Tensor:
+    """The fake score's logvar (N, 1, 1, 1), or zeros with logvar weighting switched off."""
+    if prediction.logvar is None or not objective.logvar_weighting:
+        return torch.zeros_like(sigma)
+    return prediction.logvar
