@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sid_scale.config.parse import nearest
-from sid_scale.errors import SidScaleError
+from sid_scale.errors import UsageError
 
 CLASS_NAMES = "classes.txt"  # in a network folder: one name a line, the first line is class 0
 MOST = 10_000_000  # numbers in a list, or images; more is a slip of the finger
@@ -15,7 +15,7 @@ LONGEST_HINT = 200  # characters: of a thousand classes nobody wants to read all
 _NUMBERS = re.compile(r"(\d{1,18})(?:-(\d{1,18}))?")
 
 
-class ListError(SidScaleError):
+class ListError(UsageError):
     """A list of numbers or names that cannot be understood; says which part and why."""
 
 

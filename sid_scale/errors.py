@@ -1,8 +1,34 @@
-"""The one kind of error that is the user's to mend."""
+"""The one kind of error that is the user's to mend, and how programs print it."""
+
+import os
+import sys
+import time
 
 
 class SidScaleError(ValueError):
     """Something given to the program cannot be used, or a run cannot go on.
 
-    The message says what, where and what to do; programs print it without a traceback.
+    The message says what, where and what to do; programs print it without a traceback and end
+    with `exit_status`: 2 for settings and arguments at fault, 1 for all else.
     """
+
+    exit_status = 1
+
+
+class UsageError(SidScaleError):
+    """An argument of a command that cannot be used."""
+
+    exit_status = 2
+
+
+def launched_rank() -> int:
+    """This process's rank as the launcher names it, before the ranks are joined."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def print_once(error: BaseException) -> None:
+    """Prints an error that all ranks have met before they are joined, once."""
+    if launched_rank() == 0:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(3)  # the launcher ends all ranks when one ends: rank 0 must print first

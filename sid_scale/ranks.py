@@ -21,7 +21,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
-from sid_scale.errors import SidScaleError
+from sid_scale.errors import SidScaleError, launched_rank
 
 T = TypeVar("T")
 
@@ -42,19 +42,6 @@ class Ranks:
     @property
     def is_first(self) -> bool:
         return self.rank == 0
-
-
-def launched_rank() -> int:
-    """Our rank, as the launcher says, before anything is joined."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def tell_once(error: SidScaleError) -> None:
-    """Prints an error that all ranks have run into before they joined, once."""
-    if launched_rank() == 0:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-    else:
-        time.sleep(3)  # the launcher ends all when the first one ends: let rank 0 speak
 
 
 @contextmanager

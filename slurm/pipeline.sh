@@ -91,11 +91,11 @@ if [ -z "$dry" ]; then
     [ -e "$teacher" ] || fail "teacher: there is no $teacher"
     DS_ACCELERATOR=cpu "${inside[@]}" python -c 'import argparse, sys, torch
 from sid_scale.errors import SidScaleError
-from sid_scale.evaluate.arguments import add_detector_arguments
+from sid_scale.commands.evaluate import add_detectors
 from sid_scale.evaluate.detectors import DetectorFiles, open_detectors
 from sid_scale.evaluate.features import check_metrics
 parser = argparse.ArgumentParser(allow_abbrev=False)
-add_detector_arguments(parser)
+add_detectors(parser)
 given, _ = parser.parse_known_args(sys.argv[2:])
 try:
     files = DetectorFiles(given.inception, given.dinov2)
@@ -105,7 +105,7 @@ except SidScaleError as error:
 fi
 
 # Whether it fits, before it waits in a queue for days.
-plan=$(DS_ACCELERATOR=cpu "${inside[@]}" python -m sid_scale.estimate.memory --nodes "$nodes" \
+plan=$(DS_ACCELERATOR=cpu "${inside[@]}" python -m sid_scale memory --nodes "$nodes" \
     --gpus-per-node "$gpus" --gpu-memory "$memory" --config "$@") || {
     echo "$plan"
     [ -n "$plan" ] || exit 1

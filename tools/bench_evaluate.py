@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from sid_scale.demo.prepare import TEACHER
+from sid_scale.dtypes import COMPUTE, torch_dtype
 from sid_scale.evaluate.blocks import Block, BlockStore, blocks_of
 from sid_scale.evaluate.detectors import DetectorFiles, Detectors, open_detectors
 from sid_scale.evaluate.engine import STAGES, make_blocks
@@ -29,7 +30,7 @@ from sid_scale.evaluate.metrics.from_features import figures_of, sum_statistics
 from sid_scale.evaluate.references.files import Reference
 from sid_scale.evaluate.samplers import GeneratorSampler, classes_of
 from sid_scale.generators.folder import codec_of
-from sid_scale.generators.generator import DTYPES, OneStepGenerator
+from sid_scale.generators.generator import OneStepGenerator
 from sid_scale.networks.folder import load_network
 from sid_scale.ranks import Ranks, joined_ranks, on_first_rank
 
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=512, metavar="N", help="in each round")
     parser.add_argument("--alone", type=int, default=48, metavar="N", help="one at a time, a rank")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--dtype", choices=COMPUTE, default="float32")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--inception", type=Path)
     parser.add_argument("--dinov2", type=Path)
@@ -72,10 +73,10 @@ def open_generator(options: argparse.Namespace) -> OneStepGenerator:
     """The generator to measure."""
     if options.generator is not None:
         return OneStepGenerator.from_pretrained(
-            options.generator, dtype=DTYPES[options.dtype], batch_size=options.batch_size
+            options.generator, dtype=torch_dtype(options.dtype), batch_size=options.batch_size
         )
     saved = load_network(TEACHER)
-    network = saved.build(DTYPES[options.dtype]).requires_grad_(False)
+    network = saved.build(torch_dtype(options.dtype)).requires_grad_(False)
     codec = codec_of(saved, TEACHER)
     return OneStepGenerator(network, codec, INIT_SIGMA, batch_size=options.batch_size)
 

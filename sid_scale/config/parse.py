@@ -23,6 +23,8 @@ T = TypeVar("T")
 class ConfigError(SidScaleError):
     """A setting that cannot be used; the message says which, why and what would do."""
 
+    exit_status = 2
+
 
 def dump_yaml(config: Any) -> str:
     """A dataclass as YAML that `read_yaml` and `build` read back."""

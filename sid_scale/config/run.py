@@ -43,7 +43,9 @@ from sid_scale.config.parse import (
 )
 from sid_scale.methods.settings import OBJECTIVES
 
-PRESETS = Path(__file__).parents[1] / "presets"
+PACKAGE = Path(__file__).parents[1]
+PRESETS = PACKAGE / "presets"
+IN_PACKAGE = "package:"  # begins a path to a file that comes with the package
 
 
 @dataclass(frozen=True, config=SETTINGS)
@@ -152,6 +154,7 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         hint = nearest(str(method), choices)
         raise ConfigError(f"method: {method!r} is none of {', '.join(choices)}{hint}")
     objective: Any = build(OBJECTIVES[method], settings.get("objective", {}), "objective.")
+    settings = {key: _path_in_package(value) for key, value in settings.items()}
     config = build(RunConfig, {**settings, "objective": objective})
     config.accumulation(world_size=1)
     if hasattr(objective, "check"):
@@ -167,6 +170,13 @@ def to_yaml(config: RunConfig) -> str:
 def preset_names() -> list[str]:
     """Names that `load_config` takes in place of a path."""
     return sorted(path.stem for path in PRESETS.glob("[!_]*.yaml"))
+
+
+def _path_in_package(value: Any) -> Any:
+    """`package:demo/assets/teacher` as a path; anything else as it is."""
+    if isinstance(value, str) and value.startswith(IN_PACKAGE):
+        return str(PACKAGE / value.removeprefix(IN_PACKAGE))
+    return value
 
 
 def _find(source: str | Path) -> Path:

@@ -157,7 +157,7 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     # Networks: every role's, and the frozen teacher.
     roles = {role.name: role for role in method.roles()}
     copies = {name: role for name, role in roles.items() if role.build is None}
-    architectures = {name: _architecture(role, source) for name, role in copies.items()}
+    architectures = {name: r.architecture(source.architecture) for name, r in copies.items()}
     networks = {}
     for name, role in roles.items():
         folder = start if name == GENERATOR else source
@@ -190,16 +190,11 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     )
 
 
-def _architecture(role: Role, teacher: NetworkFolder) -> Architecture:
-    architecture = teacher.architecture
-    return architecture if role.has_logvar else architecture.headless()
-
-
 def _build(
     role: Role, folder: NetworkFolder, config: RunConfig, settings: DeepSpeedSettings
 ) -> nn.Module:
     """The network that a role begins with, on the CPU, in float32."""
-    trained = replace(_architecture(role, folder), dropout=config.dropout)
+    trained = replace(role.architecture(folder.architecture), dropout=config.dropout)
     if role.build is not None:
         return role.build(trained)
     return folder.with_architecture(trained).build(settings.compute_dtype)

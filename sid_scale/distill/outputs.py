@@ -151,7 +151,7 @@ def write_final_generator(run: Run, telemetry: Telemetry) -> None:
         try:
             add()
         except Exception as error:  # a full disk or memory must not undo days of training
-            telemetry.say(f"{folder}: no {what} ({error}); tools/make_card.py completes it")
+            telemetry.say(f"{folder}: no {what} ({error}); `sid-scale card` completes it")
 
 
 def descriptions(run: Run) -> dict[str, dict[str, Any]]:

@@ -5,12 +5,11 @@ Counted are multiplications and additions of matrices and convolutions, as
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from sid_scale.methods import Pass
+from sid_scale.methods import TEACHER, Method
 from sid_scale.networks import Architecture
 
 # Forward and backward of a pass, in forward passes: a backward pass to the input alone costs one,
@@ -20,16 +19,13 @@ COST = {"none": 1, "input": 2, "weights": 3}
 ASSUMED_TFLOPS = 0.35 * 989
 
 
-def flop_per_image(architectures: Mapping[str, Architecture], passes: Sequence[Pass]) -> float:
-    """FLOP of one iteration for each image of its batch.
-
-    Args:
-        architectures: of the networks that the passes name.
-        passes: what a method runs in one iteration (`Method.passes`).
-    """
+def flop_per_image(method: Method, teacher: Architecture) -> float:
+    """FLOP of one iteration for each image of its batch; `teacher` is its architecture."""
+    architectures = {role.name: role.architecture(teacher) for role in method.roles()}
+    architectures[TEACHER] = teacher
     return sum(
         p.times * COST[p.gradient] * forward_flop(architectures[p.network], decode=p.decode)
-        for p in passes
+        for p in method.passes()
     )
 
 

@@ -1,6 +1,4 @@
-"""What a run will need of each GPU's memory, told before it is submitted.
-
-    python -m sid_scale.estimate.memory --config RUN.yaml --nodes 4 --gpus-per-node 8
+"""What a run will need of each GPU's memory.
 
 State is counted: float32 masters, Adam, average, weights and gradients, shared out as the ZeRO
 stage does it, and a whole teacher. Activations are what autograd keeps for the backward pass,
@@ -8,18 +6,14 @@ found by a forward pass without numbers ("meta" tensors); these, DeepSpeed's buf
 are estimates. Nothing is trained, and no GPU is needed.
 """
 
-import argparse
 import dataclasses
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from sid_scale.config.run import RunConfig, load_config
-from sid_scale.errors import SidScaleError
+from sid_scale.config.run import RunConfig
 from sid_scale.estimate.flops import ASSUMED_TFLOPS, flop_per_image, gpu_hours
 from sid_scale.methods import GENERATOR, TEACHER, Method, Pass, Role, build_method
 from sid_scale.networks import Architecture
@@ -113,9 +107,8 @@ def activations(
     for p in method.passes():
         if p.gradient != "none" and p.times:
             of_teacher = p.network == TEACHER
-            whole = of_teacher or roles[p.network].has_logvar
             nbytes = _kept(
-                architecture if whole else architecture.headless(),
+                architecture if of_teacher else roles[p.network].architecture(architecture),
                 p,
                 config,
                 settings.compute_dtype,
@@ -166,7 +159,7 @@ def _keep_in(kept: list[Tensor]):
 
 def _parameters(role: Role, teacher: Architecture) -> int:
     with torch.device("meta"):
-        architecture = teacher if role.has_logvar else teacher.headless()
+        architecture = role.architecture(teacher)
         network = architecture.build() if role.build is None else role.build(architecture)
         return sum(p.numel() for p in network.parameters())
 
@@ -192,61 +185,33 @@ def teacher_architecture(teacher: str) -> Architecture:
     return read_description(teacher).architecture
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs; returns the exit status: 0 it fits, 1 it does not or an error."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sid_scale.estimate.memory",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config", required=True, help="a YAML file, or the name of a preset")
-    parser.add_argument("--nodes", type=_positive, default=1)
-    parser.add_argument("--gpus-per-node", type=_positive, default=8)
-    parser.add_argument("--gpu-memory", type=float, default=80.0, help="GB (default: 80)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    options = parser.parse_args(arguments)
-    try:
-        told, fits = _tell(options)
-    except SidScaleError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(told)
-    return 0 if fits else 1
+def estimate(
+    config: RunConfig, nodes: int, gpus_per_node: int, gpu_memory: float
+) -> tuple[str, bool]:
+    """What a run needs, in lines to read, and whether it fits GPUs of `gpu_memory` gigabytes.
 
-
-def _positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise ValueError
-    return number
-
-
-_positive.__name__ = "positive number"  # as argparse calls it in errors
-
-
-def _tell(options: argparse.Namespace) -> tuple[str, bool]:
-    config = load_config(options.config, options.overrides)
-    world_size = options.nodes * options.gpus_per_node
+    Raises:
+        SidScaleError: the batch does not divide, the DeepSpeed JSON or the teacher is unusable.
+    """
+    world_size = nodes * gpus_per_node
     accumulation = config.accumulation(world_size)
     settings = read_deepspeed_json(config.deepspeed, config.micro_batch, accumulation)
     architecture = teacher_architecture(config.teacher)
     method = build_method(config, architecture)
     memory = expected_memory(method, architecture, config, settings, world_size)
-    fits = memory.total <= options.gpu_memory
+    fits = memory.total <= gpu_memory
     verdict = "fits" if fits else f"DOES NOT FIT: {REMEDIES}"
     dtype = str(settings.compute_dtype).removeprefix("torch.")
     lines = [
-        f"{options.nodes} nodes x {options.gpus_per_node} GPUs, ZeRO {settings.stage}, {dtype}",
+        f"{nodes} nodes x {gpus_per_node} GPUs, ZeRO {settings.stage}, {dtype}",
         f"batch {config.batch_size} = micro-batch {config.micro_batch} x accumulation "
         f"{accumulation} x {world_size} GPUs",
         "expected memory on each GPU:",
     ]
     for name, gigabytes in dataclasses.asdict(memory).items():
         lines.append(f"  {name:<12}{gigabytes:8.2f} GB{_mark(name)}")
-    lines.append(f"  {'total':<12}{memory.total:8.2f} GB of {options.gpu_memory:g}: {verdict}")
-    architectures = {TEACHER: architecture}
-    for role in method.roles():
-        architectures[role.name] = architecture if role.has_logvar else architecture.headless()
-    flop = flop_per_image(architectures, method.passes())
+    lines.append(f"  {'total':<12}{memory.total:8.2f} GB of {gpu_memory:g}: {verdict}")
+    flop = flop_per_image(method, architecture)
     lines.append(
         f"work: {flop / 1e12:.3g} TFLOP an image; {config.total_images:,} images are "
         f"{gpu_hours(flop * config.total_images):,.0f} GPU hours at {ASSUMED_TFLOPS:.0f} TFLOP/s "
@@ -257,7 +222,3 @@ def _tell(options: argparse.Namespace) -> tuple[str, bool]:
 
 def _mark(name: str) -> str:
     return "  (estimate)" if name in ESTIMATES else ""
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,8 +1,6 @@
-"""Evaluating a network folder: what `run` and `teacher` do, once their options are parsed."""
+"""Evaluating a network folder: `sid-scale evaluate run` and `teacher`, on ranks."""
 
 import argparse
-import logging
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +8,8 @@ from typing import Any
 from sid_scale.class_lists import parse_numbers
 from sid_scale.codecs import Codec, VAECodec
 from sid_scale.diffusion.heun import steps_for
-from sid_scale.errors import SidScaleError
-from sid_scale.evaluate.arguments import counts_too_small
+from sid_scale.dtypes import torch_dtype
+from sid_scale.errors import SidScaleError, UsageError
 from sid_scale.evaluate.features import MetricError, check_metrics
 from sid_scale.evaluate.job import Job, run_evaluation
 from sid_scale.evaluate.samplers import (
@@ -22,9 +20,9 @@ from sid_scale.evaluate.samplers import (
     describe_network,
     open_teacher,
 )
-from sid_scale.generators.generator import DTYPES, OneStepGenerator
+from sid_scale.generators.generator import OneStepGenerator
 from sid_scale.networks.folder import read_description
-from sid_scale.ranks import Ranks, joined_ranks, tell_once
+from sid_scale.ranks import Ranks, joined_ranks
 
 
 def on_ranks(
@@ -35,14 +33,8 @@ def on_ranks(
         options.metrics = check_metrics(
             [m.strip() for m in options.metrics.split(",") if m.strip()]
         )
-        complaint = counts_too_small(options)
-        if complaint:
-            raise MetricError(complaint)
-    except SidScaleError as error:
-        tell_once(error)
-        return 2
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    except MetricError as error:
+        raise UsageError(f"{error}") from error
     with joined_ranks() as ranks:
         try:
             evaluate(options, ranks)
@@ -59,7 +51,7 @@ def evaluate_generator(options: argparse.Namespace, ranks: Ranks) -> None:
     """
     folder = options.generator
     generator = OneStepGenerator.from_pretrained(
-        folder, vae=options.vae, dtype=DTYPES[options.dtype], batch_size=options.batch_size
+        folder, vae=options.vae, dtype=torch_dtype(options.dtype), batch_size=options.batch_size
     ).to(ranks.device)
     set_precision(generator.codec, options)
     sampler = GeneratorSampler(generator, options.steps)
@@ -88,7 +80,7 @@ def evaluate_teacher(options: argparse.Namespace, ranks: Ranks) -> None:
     Raises:
         SidScaleError: something given cannot be used.
     """
-    dtype, folder = DTYPES[options.dtype], options.teacher
+    dtype, folder = torch_dtype(options.dtype), options.teacher
     if (options.guide is None) != (options.guidance == 1):
         raise MetricError("--guide DIR and --guidance W (not 1) go together: give both or neither")
     every_steps = _steps_asked_for(options)
@@ -158,5 +150,5 @@ def _steps_asked_for(options: argparse.Namespace) -> list[int]:
 def set_precision(codec: Codec, options: argparse.Namespace) -> None:
     """Lets a VAE compute as the command line says."""
     if isinstance(codec, VAECodec):
-        codec.precision = DTYPES[options.vae_dtype]
+        codec.precision = torch_dtype(options.vae_dtype)
         codec.decodes_at_once = options.vae_batch

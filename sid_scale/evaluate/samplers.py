@@ -112,7 +112,7 @@ def open_teacher(
     saved = load_network(folder)
     if "init_sigma" in saved.provenance:
         raise GeneratorError(
-            f"{folder} holds a generator, not a teacher: `python -m sid_scale.evaluate run "
+            f"{folder} holds a generator, not a teacher: `sid-scale evaluate run "
             f"--generator {folder}` evaluates it"
         )
     network = saved.build(dtype).requires_grad_(False)

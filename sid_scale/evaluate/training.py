@@ -25,6 +25,7 @@ from sid_scale.distill.build import Run
 from sid_scale.distill.evaluation import Evaluation, NoEvaluation
 from sid_scale.distill.outputs import write_generator, write_text
 from sid_scale.distill.telemetry import Telemetry
+from sid_scale.dtypes import torch_dtype
 from sid_scale.evaluate.blocks import BLOCK, BlockStore, blocks_of
 from sid_scale.evaluate.detectors import DetectorFiles, open_detectors
 from sid_scale.evaluate.engine import make_blocks
@@ -34,7 +35,7 @@ from sid_scale.evaluate.references.files import find_references
 from sid_scale.evaluate.samplers import check_seeds
 from sid_scale.evaluate.trial import smoke_test
 from sid_scale.generators.folder import adopt_class_names, adopt_vae
-from sid_scale.generators.generator import DTYPES, condition_of
+from sid_scale.generators.generator import condition_of
 from sid_scale.methods import GENERATOR
 from sid_scale.ranks import on_first_rank
 from sid_scale.zero import retention
@@ -99,7 +100,7 @@ class TrainingEvaluation:
         self._metrics = metrics
         self._sampler = AverageSampler(run)
         if isinstance(run.codec, VAECodec):
-            run.codec.precision = DTYPES[settings.vae_dtype]
+            run.codec.precision = torch_dtype(settings.vae_dtype)
         files = DetectorFiles(_path(settings.inception), _path(settings.dinov2))
         self._detectors = open_detectors(metrics, files, run.ranks.device)
         if need_images(self._detectors.extract):

@@ -218,7 +218,7 @@ def _usage(folder_name: str, needs_vae: bool) -> str:
         "images = generator.generate(class_labels=[0, 0, 1], seeds=[0, 1, 0])  # uint8, NCHW",
         "```",
         "",
-        f"or `python -m sid_scale.generators.generate --generator {_line(folder_name)} "
+        f"or `sid-scale generate --generator {_line(folder_name)} "
         "--classes 0,1 --seeds 0-63 --out images --grid`.",
     ]
     if needs_vae:

@@ -80,7 +80,7 @@ def trained_for(saved: NetworkFolder, folder: str | os.PathLike[str]) -> tuple[f
         raise GeneratorError(
             f"{where}: no generator: provenance names no init_sigma, the noise level that it "
             "starts from. (A teacher needs a sampler: distil it, or measure it with "
-            "`python -m sid_scale.evaluate teacher`.)"
+            "`sid-scale evaluate teacher`.)"
         )
     init_sigma, steps = saved.provenance["init_sigma"], saved.provenance.get("steps", 1)
     if not _is_number(init_sigma) or not 0 < init_sigma < float("inf"):

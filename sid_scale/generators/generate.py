@@ -1,15 +1,10 @@
-"""Entry point: `python -m sid_scale.generators.generate --generator G --classes 88,0-9 --out O`.
+"""Images of every class with every seed, `classCCCC-seedSSSSSS.png`, on any number of ranks.
 
-Makes every class with every seed, `classCCCC-seedSSSSSS.png`. Under `deepspeed` or `torchrun` each
-rank does its share. Interrupted and started again, it makes only what is missing. The same seed
-gives the same image in any company; see `generator.py`.
+Interrupted and started again, only what is missing is made. The same seed gives the same image in
+any company; see `generator.py`.
 """
 
 import argparse
-import logging
-import sys
-import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +13,9 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from sid_scale.class_lists import MOST, ListError, parse_classes, parse_numbers, read_class_names
+from sid_scale.dtypes import torch_dtype
 from sid_scale.errors import SidScaleError
-from sid_scale.generators.generator import BATCH, DTYPES, OneStepGenerator
+from sid_scale.generators.generator import OneStepGenerator
 from sid_scale.generators.image_folder import (
     Item,
     check_grid,
@@ -32,7 +28,7 @@ from sid_scale.generators.image_folder import (
     write_npz,
 )
 from sid_scale.networks.folder import read_description
-from sid_scale.ranks import Ranks, joined_ranks, tell_once
+from sid_scale.ranks import Ranks, joined_ranks
 
 
 @dataclass(frozen=True)
@@ -49,61 +45,6 @@ class Plan:
     batch_size: int
     grid: bool
     npz: bool
-
-
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sid_scale.generators.generate",
-        description="Makes images with a distilled generator: every class with every seed.",
-        epilog="On several devices: deepspeed --module sid_scale.generators.generate ..., or "
-        "torchrun --nproc_per_node N -m sid_scale.generators.generate ...",
-    )
-    parser.add_argument(
-        "--generator", type=Path, required=True, metavar="DIR", help="the generator's folder"
-    )
-    parser.add_argument(
-        "--classes",
-        required=True,
-        metavar="LIST",
-        help="numbers, ranges (0-9) and, where the generator's folder has a classes.txt, names; "
-        "separated by commas",
-    )
-    parser.add_argument(
-        "--seeds", required=True, metavar="LIST", help="numbers and ranges, such as 0-63"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="folder for the images; of one generator, number of steps and dtype",
-    )
-    parser.add_argument(
-        "--steps", type=int, metavar="K", help="network evaluations an image (default: its own)"
-    )
-    parser.add_argument(
-        "--dtype", choices=DTYPES, default="float32", help="what the network computes in"
-    )
-    parser.add_argument(
-        "--vae", type=Path, metavar="DIR", help="the VAE's folder, if config.json names another"
-    )
-    parser.add_argument(
-        "--batch-size", type=int, default=BATCH, metavar="N", help="images at once on a GPU"
-    )
-    parser.add_argument(
-        "--grid", action="store_true", help="write grid.png: a row a class, a column a seed"
-    )
-    parser.add_argument(
-        "--npz", action="store_true", help="write images.npz: images (N,H,W,3), classes, seeds"
-    )
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # from the launcher
-    options = parser.parse_args(arguments)
-    for name in ("steps", "batch_size"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} {value} is below 1")
-    return options
 
 
 def plan(options: argparse.Namespace) -> Plan:
@@ -129,7 +70,7 @@ def plan(options: argparse.Namespace) -> Plan:
         seeds,
         options.out,
         options.steps,
-        DTYPES[options.dtype],
+        torch_dtype(options.dtype),
         options.vae,
         options.batch_size,
         options.grid,
@@ -186,29 +127,13 @@ def _make_share(generator: OneStepGenerator, share: list[Item], plan: Plan, rank
             bar.update(len(part))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Makes images; returns the exit status."""
-    options = parse(sys.argv[1:] if arguments is None else arguments)
-    try:
-        planned = plan(options)
-    except SidScaleError as error:
-        tell_once(error)
-        return 2 if isinstance(error, ListError) else 1
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+def generate(plan: Plan) -> int:
+    """Makes a plan's images on the ranks that the launcher started; returns the exit status."""
     with joined_ranks() as ranks:
         try:
-            make_images(planned, ranks)
+            make_images(plan, ranks)
         except KeyboardInterrupt as error:
             raise SidScaleError("interrupted; the same command makes what is missing") from error
     if ranks.is_first:  # an hour's work for large sets: the other ranks need not wait for it
-        try:
-            put_together(planned)
-        except SidScaleError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+        put_together(plan)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -19,13 +19,13 @@ from torch import Tensor
 from sid_scale.codecs import Codec, CodecError, IdentityCodec
 from sid_scale.diffusion.few_step import generate
 from sid_scale.diffusion.noise import SeededNoise
+from sid_scale.dtypes import COMPUTE
 from sid_scale.generators.folder import GeneratorError, codec_of, trained_for
 from sid_scale.networks import Architecture
 from sid_scale.networks.denoiser import Denoiser
 from sid_scale.networks.folder import CONFIG, load_network
 from sid_scale.thread_map import one_thread_each
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 RGB = 3
 BATCH = 32  # samples that a GPU computes at once
 MAX_SEED = 2**32 - 1  # larger ones would draw the noise of smaller ones
@@ -91,8 +91,8 @@ class OneStepGenerator:
             CodecError: the codec's description is unusable.
             GeneratorError: the network is no generator, or `dtype` is none of the three.
         """
-        if dtype not in DTYPES.values():
-            raise GeneratorError(f"dtype {dtype} is none of {', '.join(DTYPES)}")
+        if str(dtype).removeprefix("torch.") not in COMPUTE:
+            raise GeneratorError(f"dtype {dtype} is none of {', '.join(COMPUTE)}")
         saved = load_network(folder)
         init_sigma, steps = trained_for(saved, folder)
         network = saved.build(dtype).requires_grad_(False)

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from sid_scale.errors import SidScaleError
+from sid_scale.errors import SidScaleError, launched_rank
 from sid_scale.jobs.attempts import (
     FAILED,
     OUTCOME,
@@ -22,7 +22,7 @@ from sid_scale.jobs.attempts import (
 from sid_scale.jobs.lock import LockedError
 from sid_scale.jobs.slurm import Job, current_job
 from sid_scale.jobs.stop import SIGNALS
-from sid_scale.ranks import Ranks, launched_rank, on_first_rank
+from sid_scale.ranks import Ranks, on_first_rank
 
 
 class JournalError(SidScaleError):

@@ -1,14 +1,7 @@
-"""How runs stand: `python -m sid_scale.jobs.status RUN_DIR [RUN_DIR ...]`.
+"""How runs are, from what their folders hold."""
 
-Exit status 0: every run is finished, running or waits to go on; 1: one has failed, was left, or
-its folder holds no run.
-"""
-
-import argparse
 import json
-import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,18 +142,3 @@ def _moment(seconds: float) -> str:
 def _span(seconds: float) -> str:
     hours, minutes = divmod(int(seconds) // 60, 60)
     return f"{hours} h {minutes:02d} min"
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m sid_scale.jobs.status", description=__doc__)
-    parser.add_argument("run_dir", type=Path, nargs="+")
-    options = parser.parse_args(arguments)
-    found = [status_of(run_dir) for run_dir in options.run_dir]
-    for status in found:
-        print(status.page() if len(found) == 1 else status.line())
-    return 0 if all(status.state in WELL for status in found) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -63,6 +63,10 @@ class Role:
     reads_real: bool = False  # whether its updates read real images; else conditions alone
     build: Callable[[Architecture], nn.Module] | None = None  # None: a copy of the teacher
 
+    def architecture(self, teacher: Architecture) -> Architecture:
+        """Of the network, given the teacher's."""
+        return teacher if self.has_logvar else teacher.headless()
+
 
 @dataclass(frozen=True)
 class Update:

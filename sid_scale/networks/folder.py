@@ -208,7 +208,7 @@ def read_description(folder: str | os.PathLike[str]) -> NetworkFolder:
         if not (folder / name).is_file():
             raise CheckpointError(
                 f"{folder}: no {name} there. A network folder holds {CONFIG} and {WEIGHTS}; "
-                "tools/import_edm2.py makes one of a published pickle."
+                "`sid-scale import` makes one of a published pickle."
             )
     try:
         description = json.loads((folder / CONFIG).read_text())

@@ -1,4 +1,4 @@
-"""Runs as YAML, by name: `--config edm2-img512-xl-sida`. `python -m sid_scale.presets` lists them.
+"""Runs as YAML, by name: `--config edm2-img512-xl-sida`. `sid-scale presets` lists them.
 
 `config/run.py` reads the files; here is what the papers say of the runs that they describe.
 """
@@ -59,7 +59,7 @@ def _preset(name: str) -> Preset:
 def _parameters(teacher: str) -> float | None:
     """Millions of parameters of a teacher that comes with the package."""
     try:
-        architecture = read_description(Path(__file__).parents[2] / teacher).architecture
+        architecture = read_description(teacher).architecture
     except CheckpointError:
         return None
     return parameter_count(architecture) / 1e6

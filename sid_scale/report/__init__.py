@@ -1,4 +1,4 @@
-"""Runs as a page to read: `python -m sid_scale.evaluate report RUN_DIR...`.
+"""Runs as a page to read: `sid-scale report RUN_DIR...`.
 
     read.py           a run folder as it lies on the disk, whole or not
     measurements.py   what evaluations have measured, of generators and teachers

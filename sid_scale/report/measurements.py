@@ -1,6 +1,6 @@
 """What evaluations have measured: `metrics.json`, one network each, and the demo's summary.
 
-A file of `python -m sid_scale.evaluate` holds its metrics by name at the top, and beside them how
+A file of `sid-scale evaluate` holds its metrics by name at the top, and beside them how
 they were made. Networks are generators or teachers; a teacher's figures are a yardstick.
 """
 

@@ -11,7 +11,10 @@ from typing import Any
 
 import torch
 
+from sid_scale.config.parse import nearest
 from sid_scale.errors import SidScaleError
+
+SHIPPED = Path(__file__).parents[1] / "ds_configs"
 
 # Keys of the JSON that the run's config decides; both saying something is a contradiction.
 BATCH_KEYS = (
@@ -23,6 +26,8 @@ BATCH_KEYS = (
 
 class DeepSpeedConfigError(SidScaleError):
     """A DeepSpeed JSON that this project cannot run; the message says what to change."""
+
+    exit_status = 2
 
 
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
@@ -42,14 +47,30 @@ class DeepSpeedSettings:
         return offload.get("device", "none") != "none"
 
 
+def find_deepspeed_json(source: str | Path) -> Path:
+    """The file of that path, or the one of that name (`zero2`) which comes with the package.
+
+    Raises:
+        DeepSpeedConfigError: neither; names the nearest.
+    """
+    for path in (Path(source), SHIPPED / f"{source}.json"):
+        if path.is_file():
+            return path
+    hint = nearest(str(source), sorted(path.stem for path in SHIPPED.glob("*.json")))
+    raise DeepSpeedConfigError(
+        f"deepspeed: {source} is neither a file nor a name of one that comes with the package{hint}"
+    )
+
+
 def read_deepspeed_json(path: str | Path, micro_batch: int, accumulation: int) -> DeepSpeedSettings:
     """The DeepSpeed settings of a run: the user's JSON and the run's batch sizes.
 
     Raises:
         DeepSpeedConfigError: no such file, not JSON, or settings that cannot work here.
     """
+    path = find_deepspeed_json(path)
     try:
-        config = json.loads(Path(path).read_text())
+        config = json.loads(path.read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DeepSpeedConfigError(f"deepspeed: cannot read {path}: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("zero_optimization", {}), dict):

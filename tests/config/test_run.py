@@ -1,12 +1,19 @@
 """One YAML file makes a run; every mistake is one clear error before anything is built."""
 
+import subprocess
+import sys
+from dataclasses import is_dataclass
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import yaml
+from pydantic.dataclasses import dataclass
 
+from sid_scale.config.fields import SETTINGS, Positive
 from sid_scale.config.parse import ConfigError
-from sid_scale.config.run import load_config, preset_names, to_yaml
+from sid_scale.config.run import RunConfig, load_config, preset_names, to_yaml
+from sid_scale.methods.settings import OBJECTIVES, register_objective
 
 REQUIRED = {"run_dir": "r", "teacher": "t", "data": "d", "deepspeed": "ds.json", "total_images": 10}
 
@@ -25,17 +32,15 @@ def test_defaults_are_the_published_ones(write):
     config = load_config(write())
     assert config.method == "sida"
     assert config.batch_size == 2048
-    assert config.learning_rate.generator == config.learning_rate.fake_score == 5e-5
+    assert config.learning_rate.generator == config.objective.fake_score.learning_rate == 5e-5
     assert config.adam.betas == (0.0, 0.999)
     assert (config.objective.alpha, config.objective.tmax) == (1.0, 800)
-    assert config.objective.init_sigma == 2.5
+    assert config.init_sigma == 2.5
     assert config.objective.loss_scale_generator_gan == 0.01
-    assert (config.warm_up.generator_images, config.warm_up.adversarial_images) == (
-        100_000,
-        200_000,
-    )
-    assert config.forced_weight_norm.generator
-    assert not config.forced_weight_norm.fake_score
+    warm_up = config.objective.warm_up
+    assert (warm_up.generator_images, warm_up.adversarial_images) == (100_000, 200_000)
+    assert config.forced_weight_norm
+    assert not config.objective.fake_score.forced_weight_norm
     assert (config.ema.half_life, config.ema.ramp_up) == (2_000_000, 0.05)
 
 
@@ -44,7 +49,7 @@ def test_overrides_reach_into_groups(write):
         write(), ["learning_rate.generator=1e-4", "seed=7", "steps=4", "checkpoint.every_images=5"]
     )
     assert config.learning_rate.generator == 1e-4
-    assert config.learning_rate.fake_score == 5e-5
+    assert config.objective.fake_score.learning_rate == 5e-5
     assert (config.seed, config.steps, config.checkpoint.every_images) == (7, 4, 5)
 
 
@@ -74,19 +79,28 @@ def test_presets_load(name: str):
         ({"learning_rate": {"generatr": 1}}, r"learning_rate\.generatr; did you mean 'generator'"),
         ({"method": "sidaa"}, "method: 'sidaa' is none of sid, sida, sid2a; did you mean 'sida'"),
         ({"steps": 3}, "steps: 3 is none of 1, 2, 4"),
-        ({"batch_size": "many"}, "batch_size: expected int, got 'many'"),
-        ({"batch_size": True}, "batch_size: expected int, got True"),
-        ({"batch_size": 2.5}, "batch_size: expected int, got 2.5"),
+        ({"batch_size": "many"}, "batch_size: expected a whole number, got 'many'"),
+        ({"batch_size": True}, "batch_size: expected a number, got True"),
+        ({"batch_size": 2.5}, "batch_size: expected a whole number, got 2.5"),
         ({"batch_size": 0}, "batch_size: 0 is below 1"),
         ({"objective": 3}, "objective: expected a group of settings, got 3"),
-        ({"objective": {"tmax": 1200}}, "tmax: 1200.0 is not in"),
-        ({"learning_rate": {"generator": 0}}, "generator: 0.0 is not above 0"),
-        ({"learning_rate": {"generator": float("nan")}}, "generator: nan is not above 0"),
+        ({"objective": {"tmax": 1200}}, r"objective\.tmax: 1200 is above 1000"),
+        ({"learning_rate": {"generator": 0}}, r"learning_rate\.generator: 0 is not above 0"),
+        (
+            {"learning_rate": {"generator": float("nan")}},
+            "expected a finite number, got nan",
+        ),
         ({"batch_size": 100, "micro_batch": 32}, "nearest that are: 96, 128"),
         ({"data": None}, "method sida learns from real data: set data"),
         ({"method": "sid2a"}, "sid2a starts from a given generator: set generator_init"),
-        ({"ema": {"relative_width": 0.5}}, "relative_width: 0.5 is not in"),
-        ({"adam": {"betas": [0.0]}}, "adam.betas: expected tuple"),
+        ({"ema": {"relative_width": 0.5}}, r"relative_width: 0.5 is not below 0\.289"),
+        ({"adam": {"betas": [0.0]}}, "adam.betas: expected a longer list"),
+        ({"objective": {"alhpa": 1}}, r"objective\.alhpa; did you mean 'alpha'"),
+        ({"objective": {"fake_score": {"p_sdt": 1}}}, r"fake_score\.p_sdt; did you mean 'p_std'"),
+        ({"checkpoint": {"async_save": 1}}, "async_save: expected true or false, got 1"),
+        ({"seed": float("inf")}, "seed: expected a finite number, got inf"),
+        ({"run_dir": 3}, "run_dir: expected a text, got 3"),
+        ({"dropout": 1}, "dropout: 1 is not below 1"),
     ],
 )
 def test_mistakes_are_named(write, settings, message):
@@ -124,3 +138,41 @@ def test_a_batch_that_the_devices_cannot_share(write):
     assert config.accumulation(2) == 1
     with pytest.raises(ConfigError, match="32 x 3 devices = 96; the nearest that are: 96"):
         config.accumulation(3)
+
+
+def test_numbers_are_read_as_people_write_them(write):
+    given = ["total_images=2_000_000", "learning_rate.generator=5e-5", "adam.betas=0.0,0.99"]
+    config = load_config(write(), [*given, "evaluation.metrics=fid,is"])
+    assert (config.total_images, config.learning_rate.generator) == (2_000_000, 5e-5)
+    assert (config.adam.betas, config.evaluation.metrics) == ((0.0, 0.99), ("fid", "is"))
+
+
+def test_each_method_has_settings_of_its_own(write):
+    @dataclass(frozen=True, config=SETTINGS)
+    class ToyObjective:
+        width: Positive = 3
+
+    register_objective("toy", ToyObjective)
+    assert load_config(write(method="toy", objective={"width": 4})).objective == ToyObjective(4)
+    with pytest.raises(ConfigError, match=r"unknown key objective\.alpha"):
+        load_config(write(method="toy", objective={"alpha": 1}))
+
+
+def test_a_config_is_checked_before_torch_is_imported():
+    lines = (
+        "import sys",
+        "from sid_scale.config.run import load_config",
+        "load_config('digits')",
+        "assert not {'torch', 'deepspeed', 'numpy'} & sys.modules.keys()",
+    )
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], check=True)
+
+
+def test_every_number_and_switch_refuses_what_pydantic_would_convert():
+    """Types of `config/fields.py` alone: bare `int` takes true, bare `bool` takes 1."""
+    groups, bare = [RunConfig, *OBJECTIVES.values()], []
+    for group in groups:
+        for name, hint in get_type_hints(group, include_extras=True).items():
+            groups += [hint] if is_dataclass(hint) and hint not in groups else []
+            bare += [f"{group.__name__}.{name}"] if hint in (int, float, bool) else []
+    assert not bare

@@ -1,11 +1,10 @@
 """What a run computes is counted without computing it."""
 
-import dataclasses
-
 import pytest
 
 from sid_scale.config.run import load_config
 from sid_scale.estimate.flops import flop_per_image, forward_flop, gpu_hours
+from sid_scale.methods import build_method
 from sid_scale.networks.edm2.sizes import imagenet512
 
 # Gflops of a forward pass in EDM2's paper (arXiv 2312.02696, Table 2), which counts a
@@ -21,13 +20,16 @@ def test_a_forward_pass_is_what_the_paper_says(size: str):
 def test_an_iteration_is_eleven_forward_passes_and_three_of_the_encoder():
     architecture = imagenet512("xs")
     whole = forward_flop(architecture)
-    encoder = forward_flop(architecture, encoder_only=True)
-    sida = load_config("edm2-img512-xs-sida")
-    assert flop_per_image(architecture, sida) == pytest.approx(11 * whole + 3 * encoder, rel=1e-3)
-    sid = load_config("edm2-img512-xs-sid")
-    assert flop_per_image(architecture, sid) == pytest.approx(11 * whole, rel=1e-3)
-    few = dataclasses.replace(sida, steps=4)
-    assert flop_per_image(architecture, few) == pytest.approx(17 * whole + 3 * encoder, rel=1e-3)
+    encoder = forward_flop(architecture, decode=False)
+
+    def flop(preset: str, *overrides: str) -> float:
+        method = build_method(load_config(preset, overrides), architecture)
+        return flop_per_image(method, architecture)
+
+    sida, sid = "edm2-img512-xs-sida", "edm2-img512-xs-sid"
+    assert flop(sida) == pytest.approx(11 * whole + 3 * encoder, rel=1e-3)
+    assert flop(sid) == pytest.approx(11 * whole, rel=1e-3)
+    assert flop(sida, "steps=4") == pytest.approx(17 * whole + 3 * encoder, rel=1e-3)
 
 
 def test_hours_are_those_of_the_assumed_rate():

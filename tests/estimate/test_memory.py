@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from sid_scale.config.run import RunConfig
-from sid_scale.estimate.memory import expected_memory, main, teacher_architecture
+from sid_scale.cli import main
+from sid_scale.config.run import load_config
+from sid_scale.estimate.memory import expected_memory, teacher_architecture
+from sid_scale.methods import build_method
 from sid_scale.networks.edm2.sizes import imagenet512
 from sid_scale.networks.folder import CheckpointError
-from sid_scale.zero.engines import read_deepspeed_json
+from sid_scale.zero.settings import read_deepspeed_json
 from tests.tiny import ARCHITECTURE, write_deepspeed_json
 
 BF16 = {"bf16": {"enabled": True}}
@@ -18,8 +20,10 @@ BF16 = {"bf16": {"enabled": True}}
 def memory(tmp_path: Path, stage: int, ranks: int = 1, architecture=ARCHITECTURE, **more):
     ds = {key: more.pop(key) for key in ("bf16", "data_types") if key in more}
     path = write_deepspeed_json(tmp_path, stage, **ds)
-    config = RunConfig("run", "teacher", str(path), 64, batch_size=64, **{"micro_batch": 2, **more})
-    return expected_memory(architecture, config, read_deepspeed_json(path, 2, 1), ranks)
+    given = {"micro_batch": 2, **more}
+    config = load_config("edm2-img512-xs-sida", [f"{key}={value}" for key, value in given.items()])
+    method, settings = build_method(config, architecture), read_deepspeed_json(path, 2, 1)
+    return expected_memory(method, architecture, config, settings, ranks)
 
 
 def test_replicated_xxl_is_what_the_published_code_needs(tmp_path: Path):
@@ -56,22 +60,22 @@ def test_the_plan_says_whether_it_fits(tmp_path: Path, capsys: pytest.CaptureFix
     place = ["--config", "edm2-img512-xxl-sida", "--nodes", "4"]
     ds = tmp_path / "ds.json"
     ds.write_text(json.dumps({"zero_optimization": {"stage": 3}, **BF16}))
-    assert main([*place, f"deepspeed={ds}"]) == 0
+    assert main(["memory", *place, f"deepspeed={ds}"]) == 0
     told = capsys.readouterr().out
     assert "4 nodes x 8 GPUs, ZeRO 3, bfloat16" in told
     assert "batch 2048 = micro-batch 2 x accumulation 32 x 32 GPUs" in told
     assert told.count("(estimate)") == 3
     assert "GB of 80: fits" in told
-    assert main([*place, f"deepspeed={ds}", "--gpu-memory", "16"]) == 1
+    assert main(["memory", *place, f"deepspeed={ds}", "--gpu-memory", "16"]) == 1
     assert "DOES NOT FIT" in capsys.readouterr().out
-    assert main([*place, f"deepspeed={ds}", "--gpus-per-node", "7"]) == 1
+    assert main(["memory", *place, f"deepspeed={ds}", "--gpus-per-node", "7"]) == 2
     assert "no multiple of" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "two"])
 def test_a_number_of_nodes_that_cannot_be_is_told(number: str, capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit) as ended:
-        main(["--config", "edm2-img512-xs-sida", f"--nodes={number}"])
+        main(["memory", "--config", "edm2-img512-xs-sida", f"--nodes={number}"])
     assert ended.value.code == 2
     assert f"invalid positive number value: '{number}'" in capsys.readouterr().err
 

@@ -2,13 +2,13 @@
 
 import argparse
 import json
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from sid_scale.commands.evaluate import add_arguments
 from sid_scale.evaluate.offline import evaluate_generator, evaluate_teacher
 from sid_scale.evaluate.references.compute import make_reference
 from sid_scale.ranks import Ranks
@@ -18,7 +18,7 @@ WORK = {"run": evaluate_generator, "teacher": evaluate_teacher, "reference": mak
 
 
 def evaluate(command: str, *words: object, ranks: int = 1) -> None:
-    """`python -m sid_scale.evaluate COMMAND WORDS...` on some ranks."""
+    """`sid-scale evaluate COMMAND WORDS...` on some ranks."""
     run_ranks(ranks, work, command, [str(word) for word in words])
 
 
@@ -30,8 +30,8 @@ def work(rank: int, command: str, words: list[str]) -> None:
 
 def options(command: str, words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    import_module(f"sid_scale.evaluate.{command}").add_arguments(parser)
-    parsed = parser.parse_args(words)
+    add_arguments(parser)
+    parsed = parser.parse_args([command, *words])
     parsed.metrics = parsed.metrics.split(",")
     return parsed
 

@@ -12,13 +12,13 @@ import pytest
 from scipy import linalg
 from scipy.spatial.distance import cdist
 
-from sid_scale.evaluate.arguments import counts_too_small
+from sid_scale.cli import main
 from sid_scale.evaluate.blocks import BlockError
 from sid_scale.evaluate.features import METRICS, MetricError, check_metrics
 from sid_scale.evaluate.references.files import ReferenceFileError
 from tests.conftest import ROOT
 from tests.evaluate.detectors import write_inception
-from tests.evaluate.evaluations import evaluate, options, read, work
+from tests.evaluate.evaluations import evaluate, read, work
 from tests.generators.tiny import demo_generator, tiny_generator
 from tests.ranks import run_ranks
 from tests.tiny import write_data
@@ -177,7 +177,7 @@ def _repeats(rank: int, place: Path, folder: Path) -> None:
 def test_a_killed_evaluation_goes_on_from_the_blocks_that_are_there(place: Path, tmp_path: Path):
     out, whole = tmp_path / "killed", tmp_path / "whole"
     words = [*common(place), "--metrics", "fd_latents,fd_pixels", "--num", 1300]
-    command = [sys.executable, "-m", "sid_scale.evaluate", "run", *map(str, words)]
+    command = [sys.executable, "-m", "sid_scale", "evaluate", "run", *map(str, words)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [*command, "--out", str(out)], env=environment, stderr=subprocess.DEVNULL
@@ -235,7 +235,7 @@ def _one_evaluation_only(rank: int, place: Path, folder: Path) -> None:
 
 @pytest.mark.faults
 def test_a_missing_detector_is_told_once_before_anything_is_made(place: Path, tmp_path: Path):
-    command = [sys.executable, "-m", "sid_scale.evaluate", "run", *map(str, common(place))]
+    command = [sys.executable, "-m", "sid_scale", "evaluate", "run", *map(str, common(place))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [*command, "--metrics", "fid", "--num", "50", "--out", str(tmp_path / "out")],
@@ -279,14 +279,19 @@ def _other_references(rank: int, place: Path, folder: Path) -> None:
             "--inception", folder / "other.pt")  # fmt: skip
 
 
-def test_counts_that_give_no_figure_are_refused_at_once(tmp_path: Path):
-    def told(*words: object) -> str | None:
-        given = ["--generator", "g", "--out", tmp_path, *words]
-        return counts_too_small(options("run", [str(word) for word in given]))
-
-    assert told("--num", 2) is None
-    assert told("--images", 1) == "--num 1 is below 2: one image has no spread"
-    assert told("--repeats", 0) == "--repeats 0 is below 1"
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--images", "1"], "error: --num 1 is below 2: one image has no spread\n"),
+        (["--repeats", "0"], "error: --repeats 0 is below 1\n"),
+    ],
+)
+def test_counts_that_give_no_figure_are_refused_at_once(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    given = ["--generator", "g", "--out", str(tmp_path), *words]
+    assert main(["evaluate", "run", *given]) == 2
+    assert capsys.readouterr().err == message
 
 
 def test_unknown_metrics_are_named_with_the_nearest():

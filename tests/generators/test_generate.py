@@ -1,5 +1,6 @@
-"""`sid_scale.generators.generate`, as users start it: alone, on ranks, interrupted, again."""
+"""`sid-scale generate`, as users start it: alone, on ranks, interrupted, again."""
 
+import argparse
 import json
 import os
 import signal
@@ -15,8 +16,10 @@ import torch
 import torch.distributed as dist
 
 from sid_scale.class_lists import ListError
+from sid_scale.cli import main
 from sid_scale.codecs import CodecError
-from sid_scale.generators.generate import make_images, parse, plan, put_together
+from sid_scale.commands.generate import add_arguments
+from sid_scale.generators.generate import make_images, plan, put_together
 from sid_scale.generators.generator import OneStepGenerator
 from sid_scale.generators.image_folder import ImageFolderError, check_grid
 from sid_scale.image_grid import read_png, write_png
@@ -25,7 +28,7 @@ from sid_scale.ranks import Ranks
 from tests.generators.tiny import demo_generator, edit_description, tiny_generator
 from tests.ranks import free_port, run_ranks
 
-ALONE = [sys.executable, "-m", "sid_scale.generators.generate"]
+ALONE = [sys.executable, "-m", "sid_scale", "generate"]
 
 
 @pytest.fixture
@@ -57,6 +60,12 @@ def finish(process: subprocess.Popen) -> str:
     return output
 
 
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
 def generate(*arguments: object) -> None:
     """The command, in this process: one of one rank."""
     here = Ranks(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
@@ -79,7 +88,7 @@ def test_one_process_and_two_make_the_same_images(tmp_path: Path, start):
     assert alone.returncode == 0, output
     assert "15 images, 0 of them there already" in output
     launcher = [Path(sys.executable).with_name("torchrun"), "--nproc_per_node", 2]
-    launcher += ["--master_port", free_port(), "-m", "sid_scale.generators.generate"]
+    launcher += ["--master_port", free_port(), "-m", "sid_scale", "generate"]
     together = start(*launcher, *what, tmp_path / "two")
     output = finish(together)
     assert together.returncode == 0, output
@@ -227,14 +236,12 @@ def test_what_is_wrong_with_the_command_is_told_once(tmp_path: Path, start):
 def test_what_cannot_be_planned_is_refused_before_anything_is_made(tmp_path: Path):
     folder = tiny_generator(tmp_path / "g")
     what = ["--generator", str(folder), "--out", "o", "--classes", "0-3"]
-    with pytest.raises(SystemExit):
-        parse([*what, "--seeds", "0", "--steps", "0"])
+    assert main(["generate", *what, "--seeds", "0", "--steps", "0"]) == 2
     with pytest.raises(ImageFolderError, match="4 classes x 200 seeds is too large: 400 images"):
         plan(parse([*what, "--seeds", "0-199", "--grid"]))
     check_grid(range(4), range(100))
     with pytest.raises(ListError, match="4 classes x 5000000 seeds are more than 10,000,000"):
         plan(parse([*what, "--seeds", "1-5000000"]))
-    assert plan(parse([*what, "--seeds", "0-2", "--local_rank=1"])).seeds == [0, 1, 2]
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"no model\.safetensors there"):
         plan(parse([*what, "--seeds", "0"]))

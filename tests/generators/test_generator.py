@@ -91,12 +91,12 @@ def test_samples_are_the_networks_own(demo):
     hook = demo.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
     demo.sample_latents([3], [8])
     hook.remove()
-    [(x, sigma, labels)] = seen
+    [(x, sigma, condition)] = seen
     assert sigma.tolist() == [1.0]
-    assert labels.argmax(dim=1).tolist() == [3]
+    assert condition.tolist() == [3]
     assert x.std() == pytest.approx(1.0, abs=0.2)
-    x, labels = x.expand(5, -1, -1, -1), labels.expand(5, -1)
-    batch = network(x.contiguous(), sigma, labels.contiguous()).denoised
+    x, condition = x.expand(5, -1, -1, -1), condition.expand(5)
+    batch = network(x.contiguous(), sigma, condition).denoised
     torch.testing.assert_close(batch[:1], latents[:1], rtol=1e-4, atol=1e-4)
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from sid_scale.cli import main
 from sid_scale.jobs.attempts import FAILED, FINISHED, REFUSED, STOPPED, Outcome, write_outcome
 from sid_scale.jobs.lock import LOCK, Holder, locked
-from sid_scale.jobs.status import main, status_of
+from sid_scale.jobs.status import status_of
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def live(run: Path, name: str, outcome: Outcome | None = None, age: float = 0) -
 def test_a_running_run_tells_all(run: Path, capsys: pytest.CaptureFixture):
     with locked(run):
         status = status_of(run)
-        assert main([str(run)]) == 0
+        assert main(["status", str(run)]) == 0
     assert status.state == "running"
     assert (status.images_seen, status.total_images, status.checkpoint) == (64, 256, 32)
     assert status.images_per_second in (2.0, 4.0)
@@ -65,7 +66,7 @@ def test_a_running_run_tells_all(run: Path, capsys: pytest.CaptureFixture):
 )
 def test_an_ended_run_says_how(run: Path, capsys, outcome, state: str, status: int):
     live(run, "20260101-000000", outcome)
-    assert main([str(run)]) == status
+    assert main(["status", str(run)]) == status
     assert f"state         {state}" in capsys.readouterr().out
     assert status_of(run).seconds_left is None
 
@@ -98,7 +99,7 @@ def test_a_queued_run_waits(run: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_several_runs_take_a_line_each(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     live(run, "20260101-000000", Outcome(FINISHED))
-    assert main([str(run), str(tmp_path / "nowhere")]) == 1
+    assert main(["status", str(run), str(tmp_path / "nowhere")]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"{run}: finished, 64 of 256, ")
     assert lines[1] == f"{tmp_path / 'nowhere'}: nothing, ? of ?"

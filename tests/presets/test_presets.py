@@ -1,12 +1,16 @@
 """The presets carry the published settings, size by size."""
 
+from collections.abc import Iterator
+
 import pytest
 
+from sid_scale.cli import main
 from sid_scale.config.groups import LearningRates
 from sid_scale.config.run import load_config, preset_names
+from sid_scale.methods import Method, Update, build_method
+from sid_scale.networks.edm2.sizes import imagenet512
 from sid_scale.presets import presets
-from sid_scale.presets.__main__ import main
-from tests.conftest import ROOT
+from sid_scale.zero.settings import find_deepspeed_json
 
 SIZES = ("xs", "s", "m", "l", "xl", "xxl")
 METHODS = ("sid", "sida", "sid2a")
@@ -31,6 +35,14 @@ TEACHERS = dict(
 )
 
 
+def method_of(preset: str, *overrides: str) -> Method:
+    return build_method(load_config(preset, overrides), imagenet512("xs"))
+
+
+def roles_of(updates: Iterator[Update]) -> list[str]:
+    return [update.role for update in updates]
+
+
 def test_there_is_one_for_every_size_and_method():
     expected = {f"edm2-img512-{size}-{method}" for size in SIZES for method in METHODS}
     assert set(preset_names()) == expected | {"digits"}
@@ -50,8 +62,8 @@ def test_settings_are_the_published_ones(size: str, method: str):
     assert (config.generator_init is not None) == (method == "sid2a")
     plain = size == "s" and method != "sid"
     assert config.objective.logvar_weighting != plain
-    assert config.forced_weight_norm.generator != plain
-    assert not config.forced_weight_norm.fake_score
+    assert config.forced_weight_norm != plain
+    assert not config.objective.fake_score.forced_weight_norm
     halved = size == "m" and method == "sid2a"
     assert config.objective.loss_scale_generator == (50 if halved else 100)
 
@@ -61,17 +73,16 @@ def test_settings_are_the_published_ones(size: str, method: str):
 def test_what_all_published_runs_share(size: str, method: str):
     config = load_config(f"edm2-img512-{size}-{method}")
     objective = config.objective
-    assert config.learning_rate == LearningRates(5e-5, 5e-5, ramp_down_images=0)
+    assert config.learning_rate == LearningRates(5e-5, ramp_down_images=0)
+    assert objective.fake_score.learning_rate == 5e-5
     assert (config.adam.betas, config.adam.eps) == ((0.0, 0.999), None)
-    assert (objective.alpha, objective.tmax, objective.init_sigma) == (1.0, 800, 2.5)
-    assert (objective.p_mean, objective.p_std) == (-0.4, 1.0)
+    assert (objective.alpha, objective.tmax, config.init_sigma) == (1.0, 800, 2.5)
+    assert (objective.fake_score.p_mean, objective.fake_score.p_std) == (-0.4, 1.0)
     assert objective.loss_scale_generator_gan == 0.01
     assert objective.loss_scale_discriminator == 100
     assert objective.sid_share == 0.5
-    assert (config.warm_up.generator_images, config.warm_up.adversarial_images) == (
-        10**5,
-        2 * 10**5,
-    )
+    warm_up = objective.warm_up
+    assert (warm_up.generator_images, warm_up.adversarial_images) == (10**5, 2 * 10**5)
     assert (config.ema.half_life, config.ema.ramp_up) == (2_000_000, 0.05)
     assert config.ema.relative_width is None
     assert config.steps == 1
@@ -84,7 +95,7 @@ def test_what_a_preset_names_is_there_or_made_by_another(size: str):
     assert sid2a.generator_init == f"{sid.run_dir}/generator"
     assert sid.teacher == sida.teacher == sid2a.teacher
     for config in (sid, sida, sid2a):
-        assert (ROOT / config.deepspeed).is_file()
+        assert find_deepspeed_json(config.deepspeed).is_file()
         assert config.batch_size % config.micro_batch == 0
 
 
@@ -111,7 +122,7 @@ def test_the_list_tells_what_is_known_of_each():
 
 
 def test_the_command_prints_the_list_with_dashes_for_what_is_not_known(capsys):
-    assert main([]) == 0
+    assert main(["presets"]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
     fid = {
         cells[0]: cells for cells in map(str.split, lines) if cells and cells[0] in preset_names()
@@ -123,9 +134,9 @@ def test_the_command_prints_the_list_with_dashes_for_what_is_not_known(capsys):
 
 
 def test_sid_has_no_gates_and_one_switch_makes_a_sida_preset_sid():
-    config = load_config("edm2-img512-xs-sida", ["method=sid"])
-    assert config.moves_generator(0)
-    assert not config.is_adversarial(10**9)
-    sida = load_config("edm2-img512-xs-sida")
-    assert [sida.moves_generator(n) for n in (99_999, 100_000)] == [False, True]
-    assert [sida.is_adversarial(n) for n in (199_999, 200_000)] == [False, True]
+    sid = method_of("edm2-img512-xs-sida", "method=sid")
+    assert roles_of(sid.updates(0)) == ["fake_score", "generator"]
+    assert not any(role.reads_real for role in sid.roles())
+    sida = method_of("edm2-img512-xs-sida")
+    assert roles_of(sida.updates(99_999)) == ["fake_score"]
+    assert roles_of(sida.updates(100_000)) == ["fake_score", "generator"]

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from sid_scale.commands.report import add_arguments
 from sid_scale.image_grid import write_png
-from sid_scale.report.command import add_arguments
 from sid_scale.report.page import Look, render
 from sid_scale.report.read import read_runs
 
@@ -20,7 +20,8 @@ teacher: /models/digits
 data: /data/digits
 total_images: 4000
 evaluation: {{num: 50000}}
-learning_rate: {{generator: 0.001, fake_score: 0.003}}
+learning_rate: {{generator: 0.001}}
+objective: {{fake_score: {{learning_rate: 0.003}}}}
 """
 ENVIRONMENT = {"ranks": 2, "device": "cpu", "zero_stage": 2, "compute_dtype": "float32"}
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from sid_scale.report.command import main
+from sid_scale.cli import main
 from tests.generators.tiny import tiny_generator
-from tests.report.folders import options, write_evaluation, write_run
+from tests.report.folders import write_evaluation, write_run
 from tests.tiny import write_data
 
 
 def report(*arguments: object) -> int:
-    return main(options(*arguments))
+    return main(["report", *map(str, arguments)])
 
 
 @pytest.fixture

@@ -129,7 +129,7 @@ def test_several_runs_stand_side_by_side(tmp_path: Path):
     a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
     (b / "config.yaml").write_text((b / "config.yaml").read_text().replace("0.003", "0.005"))
     page = page_of(a, b)
-    assert cells(page, "learning_rate.fake_score") == ["0.003", "0.005"]
+    assert cells(page, "objective.fake_score.learning_rate") == ["0.003", "0.005"]
     assert cells(page, "a")[-1] == "0.6250 (0.6250)"
     assert "run_dir</th>" not in page
     assert 'href="#run1"' in page

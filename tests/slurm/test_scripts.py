@@ -79,10 +79,20 @@ def test_an_evaluation_hands_its_options_on(tmp_path: Path):
     lines = [line for line in told.splitlines() if line.startswith("python ")]
     first, second = (get_args_parser().parse_args(line.split()[3:]) for line in lines)
     assert first.nproc_per_node == "8"
-    assert first.training_script == second.training_script == "sid_scale.evaluate"
+    assert first.training_script == second.training_script == "sid_scale"
     reference = ["--reference", f"{tmp_path}/new/r.npz"]
-    assert second.training_script_args == ["run", *reference, *options]
-    made = ["reference", "--data", "data", "--metrics", "fid", "--inception=i.pt", "--vae", "v"]
+    assert second.training_script_args == ["evaluate", "run", *reference, *options]
+    made = [
+        "evaluate",
+        "reference",
+        "--data",
+        "data",
+        "--metrics",
+        "fid",
+        "--inception=i.pt",
+        "--vae",
+        "v",
+    ]
     assert [a for a in first.training_script_args if a not in ("--out", reference[1])] == made
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from sid_scale.cli import main
+from sid_scale.commands.encode import share_of_rank
 from sid_scale.data.prepare.build import Part
 from sid_scale.data.shards import read_index, read_shard
 from sid_scale.demo.prepare import ASSETS, TEACHER
@@ -13,12 +15,11 @@ from tests.conftest import ROOT
 from tests.launches import Start, contents, wait_for
 from tests.ranks import free_port
 from tests.sources import digits, write_folder
-from tools import check_shards, encode_latents
 
 
 def arguments(source: Path, out: Path, *more: str) -> list[str]:
     data = ["--source", str(source), "--out", str(out), "--codec", str(TEACHER)]
-    return [*data, "--resolution", "32", "--shard-size", "40kB", *more]
+    return ["encode", *data, "--resolution", "32", "--shard-size", "40kB", *more]
 
 
 @pytest.mark.faults
@@ -28,7 +29,7 @@ def test_from_a_folder_of_images_to_a_distilled_generator(
 ) -> None:
     files = digits(each=8, classes=10)
     images = write_folder(tmp_path / "images", files)
-    assert encode_latents.main(arguments(images, tmp_path / "straight")) == 0
+    assert main(arguments(images, tmp_path / "straight")) == 0
     index = read_index(tmp_path / "straight")
     assert (index.samples, len(index.shards)) == (80, 8)
 
@@ -37,9 +38,9 @@ def test_from_a_folder_of_images_to_a_distilled_generator(
     (images / stuck).unlink()
     os.mkfifo(images / stuck)
     out = tmp_path / "out"
-    tool = ROOT / "tools" / "encode_latents.py"
     first, second = (
-        start(tool, *arguments(images, out, "--part", f"{number}/2")) for number in (0, 1)
+        start("-m", "sid_scale", *arguments(images, out, "--part", f"{number}/2"))
+        for number in (0, 1)
     )
     told = first.communicate(timeout=120)[0]
     assert first.returncode == 0, told
@@ -51,11 +52,11 @@ def test_from_a_folder_of_images_to_a_distilled_generator(
 
     (images / stuck).unlink()
     write_folder(images, {stuck: files[stuck]})
-    assert encode_latents.main(arguments(images, out, "--part", "1/2")) == 0
+    assert main(arguments(images, out, "--part", "1/2")) == 0
     assert "80 samples in 8 shards" in capsys.readouterr().out
     assert contents(out) == contents(tmp_path / "straight")
 
-    check_shards.main([str(out), "--workers", "1"])
+    main(["check", str(out), "--workers", "1"])
     assert "samples          80 of 80" in capsys.readouterr().out
 
     run = tmp_path / "run"
@@ -73,10 +74,10 @@ def test_from_a_folder_of_images_to_a_distilled_generator(
 
 
 def test_ranks_of_a_launcher_share_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert encode_latents.my_part(Part(1, 3)) == Part(1, 3)
+    assert share_of_rank(1, 3) == Part(1, 3)
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "2")
-    assert encode_latents.my_part(Part(1, 3)) == Part(6, 12)
+    assert share_of_rank(1, 3) == Part(6, 12)
 
 
 @pytest.mark.faults
@@ -93,7 +94,7 @@ def test_a_slip_of_the_finger_is_told_before_anything_is_loaded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], complaint: str
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        encode_latents.main(arguments(tmp_path, tmp_path / "out", *more))
+        main(arguments(tmp_path, tmp_path / "out", *more))
     assert caught.value.code == 2
     assert complaint in capsys.readouterr().err
 
@@ -110,10 +111,9 @@ def test_what_cannot_be_used_is_one_error(
         (["--codec", str(ASSETS / "vae")], "unknown codec None"),
         (["--codec", str(TEACHER), "--source", str(tmp_path / "x")], "no such folder or archive"),
     ):
-        assert encode_latents.main([*plain, *more]) == 1
+        assert main(["encode", *plain, *more]) == 1
         told = capsys.readouterr().err
         assert told.startswith("error: ")
         assert complaint in told
-    with pytest.raises(SystemExit):
-        encode_latents.main(plain)
+    assert main(["encode", *plain]) == 2
     assert "give --vae FOLDER, or --codec" in capsys.readouterr().err

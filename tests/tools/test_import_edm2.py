@@ -1,4 +1,4 @@
-"""`python tools/import_edm2.py SOURCE.pkl OUT_DIR`, started as users start it."""
+"""`sid-scale import SOURCE.pkl OUT_DIR`, started as users start it."""
 
 import json
 import os
@@ -147,20 +147,20 @@ sys.exit(runpy.run_path({str(ROOT / "tools" / "import_edm2.py")!r})["main"]())
 def test_wrong_use_exits_with_2(tool: Tool, teacher: Path, tmp_path: Path, arguments):
     process = tool(*arguments)
     assert process.returncode == 2
-    assert "usage: import_edm2.py" in process.stderr
+    assert "usage: sid-scale import" in process.stderr
     assert list(tmp_path.iterdir()) == [teacher]
 
 
 # --- memory -------------------------------------------------------------------------------
 
 MEASURED = """
-import json, runpy, sys
+import json, sys
+from sid_scale.cli import main
 import sid_scale.networks.edm2.published
 from tests.pickles.hostile_judge import peak_memory
 
-tool = runpy.run_path("tools/import_edm2.py")
 before = peak_memory()
-status = tool["main"](sys.argv[1:])
+status = main(["import", *sys.argv[1:]])
 print(json.dumps([status, peak_memory() - before]))
 """
 MEGA = 10**6

@@ -1,4 +1,4 @@
-"""`tools/make_shards.py` and `tools/check_shards.py`, started as users start them, and killed."""
+"""`sid-scale shards` and `sid-scale check`, started as users start them, and killed."""
 
 import os
 import signal
@@ -9,18 +9,18 @@ from pathlib import Path
 import psutil
 import pytest
 
+from sid_scale.cli import main
 from sid_scale.data.shards import read_index
 from tests.conftest import ROOT, flip_last_bit
 from tests.launches import Start, contents, wait_for
 from tests.sources import digits, latents, write_folder, write_zip
-from tools import check_shards, make_shards
 
 STUCK = "00001/img-latents-00000017.npy"
 
 
 def make(source: Path, out: Path, *more: str) -> int:
     arguments = ["--source", str(source), "--out", str(out), "--shard-size", "20kB", *more]
-    return make_shards.main(arguments)
+    return main(["shards", *arguments])
 
 
 def test_edm2s_archive_becomes_shards_that_are_found_good(
@@ -34,7 +34,7 @@ def test_edm2s_archive_becomes_shards_that_are_found_good(
     assert make(source, tmp_path / "out", "--workers", "1", "--codec", str(codec)) == 0
     assert "40 samples of 5 classes in 14 shards" in capsys.readouterr().out
     # Unit normal means and deviations: draws of variance 2 and more.
-    assert check_shards.main([str(tmp_path / "out"), "--workers", "1"]) == 1
+    assert main(["check", str(tmp_path / "out"), "--workers", "1"]) == 1
     told = capsys.readouterr().out
     assert "samples          40 of 40" in told
     assert "FAULT  channel 0" in told
@@ -45,10 +45,10 @@ def test_pixels_are_good_until_a_bit_flips(
 ) -> None:
     source = write_folder(tmp_path / "set", digits())
     assert make(source, tmp_path / "out", "--workers", "1", "--resolution", "16") == 0
-    assert check_shards.main([str(tmp_path / "out"), "--workers", "1"]) == 0
+    assert main(["check", str(tmp_path / "out"), "--workers", "1"]) == 0
     assert capsys.readouterr().out.endswith("\ngood\n")
     flip_last_bit(tmp_path / "out" / "shard-000000.tar")
-    assert check_shards.main([str(tmp_path / "out"), "--workers", "1"]) == 1
+    assert main(["check", str(tmp_path / "out"), "--workers", "1"]) == 1
     assert "FAULT  " in capsys.readouterr().out
 
 

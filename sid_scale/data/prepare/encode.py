@@ -22,11 +22,11 @@ from sid_scale.data.prepare.images import centre_crop
 from sid_scale.data.prepare.plan import Plan, describe_source, shard_count, shuffled
 from sid_scale.data.prepare.shard_writer import Sample, SampleFormat
 from sid_scale.data.prepare.sources import Raw, Source, SourceError
+from sid_scale.dtypes import torch_dtype
 from sid_scale.errors import SidScaleError
 from sid_scale.networks.folder import sha256
 from sid_scale.thread_map import one_thread_each
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FLIPPED = "_flipped"  # what the key of an image's mirror image ends with
 
 
@@ -66,7 +66,7 @@ class Encoder:
 
     def __init__(self, codec: VAECodec, encoding: Encoding, device: torch.device):
         self.codec, self.device, self.batch_size = codec, device, encoding.batch_size
-        self.precision = PRECISIONS[encoding.precision]
+        self.precision = torch_dtype(encoding.precision)
         codec.load(device)
 
     def __call__(self, images: Tensor) -> np.ndarray:
@@ -99,7 +99,7 @@ def plan_encoding(source: Source, codec: VAECodec, encoding: Encoding, encoder: 
         EncodingError: the VAE's latents do not have the channels that the codec describes.
     """
     if source.kind != "images":
-        raise SourceError("the source holds latents: tools/make_shards.py makes shards of them")
+        raise SourceError("the source holds latents: `sid-scale shards` makes shards of them")
     size = encoding.resolution
     shape = encoder(torch.zeros(1, 3, size, size, dtype=torch.uint8)).shape[1:]
     if 2 * len(codec.scale) != shape[0] or 2 * len(codec.bias) != shape[0]:

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import re
 import tarfile
 from dataclasses import dataclass
 from typing import Any
@@ -77,21 +76,3 @@ def shuffled(source: Source, seed: int, copies: int = 1) -> np.ndarray:
     """Numbers 0 to copies * len(source) - 1 in the order in which shards hold them."""
     size = copies * len(source)
     return np.arange(size) if source.shuffled else permutation(size, seed)
-
-
-def parse_bytes(text: str) -> int:
-    """`"512MB"` -> 512,000,000: a number of B, kB, MB, GB, or of 1024-fold KiB, MiB, GiB.
-
-    Raises:
-        ValueError: it is no such text.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:(|[kKMG])B?|([KMG])iB)", text)
-    if match is None or (size := int(float(match[1]) * _unit(match[2], match[3]))) < 1:
-        raise ValueError(f"{text!r} is no size such as 512MB")
-    return size
-
-
-def _unit(decimal: str | None, binary: str | None) -> int:
-    if binary:
-        return 1024 ** (1 + "KMG".index(binary))
-    return 1000 ** (" KMG".index(decimal.upper()) if decimal else 0)

@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sid_scale.codecs import Codec, CodecError, VAECodec, open_codec
+from sid_scale.dtypes import torch_dtype
 from sid_scale.evaluate.detectors import DetectorFiles, open_detectors
 from sid_scale.evaluate.engine import decode, extract_features
 from sid_scale.evaluate.features import (
@@ -33,7 +34,6 @@ from sid_scale.evaluate.references.real_images import (
     spread,
 )
 from sid_scale.generators.folder import codec_of
-from sid_scale.generators.generator import DTYPES
 from sid_scale.networks.folder import read_description
 from sid_scale.ranks import Ranks
 
@@ -124,7 +124,7 @@ def _codec(
         codec = codec_of(read_description(options.network), options.network, options.vae)
         codec.check()
     if isinstance(codec, VAECodec):
-        codec.precision = DTYPES[options.vae_dtype]
+        codec.precision = torch_dtype(options.vae_dtype)
         codec.decodes_at_once = options.vae_batch
     return codec
 

@@ -4,7 +4,7 @@ Three kinds of files are read, none of which can run code:
 
 - EDM2's `img512.pkl`: {"fid": {"mu", "sigma"}, "fd_dinov2": {"mu", "sigma"}}.
 - EDM's `.npz`: arrays `mu` and `sigma`, of FID.
-- Ours, `python -m sid_scale.evaluate reference`: arrays `METRIC.mu`, `METRIC.sigma`; for precision
+- Ours, `sid-scale evaluate reference`: arrays `METRIC.mu`, `METRIC.sigma`; for precision
   and recall `precision.features` (N, D), of the real images themselves; and `about`, JSON text:
   how many images of which size, and the detectors that saw them.
 """
@@ -29,7 +29,7 @@ from sid_scale.pickles.values import NUMPY, array, mapping
 
 FORMAT_VERSION = 1
 MANIFOLD = "precision"  # whose features precision and recall share
-MAKE_ONE = "`python -m sid_scale.evaluate reference` makes one of shards or of a folder of images"
+MAKE_ONE = "`sid-scale evaluate reference` makes one of shards or of a folder of images"
 
 
 class ReferenceFileError(SidScaleError):

@@ -189,5 +189,5 @@ def test_what_cannot_be_encoded_so_is_told_before_it_begins(images: Path, tmp_pa
     encoder = Encoder(other, encoding, torch.device("cpu"))
     with pytest.raises(EncodingError, match="latents of 1 channels, and the codec describes 4"):
         plan_encoding(open_source(images), other, encoding, encoder)
-    with pytest.raises(SourceError, match=r"make_shards\.py makes shards of them"):
+    with pytest.raises(SourceError, match="`sid-scale shards` makes shards of them"):
         make(write_zip(tmp_path / "set.zip", latents()), tmp_path / "out")

@@ -12,7 +12,7 @@ import pytest
 from sid_scale.codecs import IdentityCodec, stability_vae
 from sid_scale.data.prepare.build import Part, ShardBuild
 from sid_scale.data.prepare.pack import Packing, pack, plan_packing
-from sid_scale.data.prepare.plan import Plan, parse_bytes, shuffled
+from sid_scale.data.prepare.plan import Plan, shuffled
 from sid_scale.data.prepare.shard_writer import SampleFormat
 from sid_scale.data.prepare.sources import Source, open_source
 from sid_scale.data.shards import ShardError, ShardIndex
@@ -327,26 +327,3 @@ def test_an_archive_that_shrinks_meanwhile_is_told(source: Source, tmp_path: Pat
     os.truncate(tmp_path / "set.zip", 2_000)
     with pytest.raises(ShardError, match=r"img-latents.*damaged"):
         make(source, tmp_path / "set", shard_bytes=10**6)
-
-
-# Sizes
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("512MB", 512_000_000),
-        ("1 GiB", 2**30),
-        ("1.5kB", 1500),
-        ("70000", 70_000),
-        ("2M", 2 * 10**6),
-    ],
-)
-def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
-    assert parse_bytes(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "MB", "-1MB", "0", "5 parsecs", "1TBB"])
-def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="no size"):
-        parse_bytes(text)

@@ -1,21 +1,16 @@
-"""`python -m sid_scale.evaluate report RUN_DIR...`: runs as one page that needs nothing else.
+"""Runs as one page that needs nothing else: `sid-scale report RUN_DIR...`.
 
 The page is one HTML file with all pictures and plots inside; it opens from a disk or an e-mail,
 without a network. Of a run that is still going on it shows what is there.
 """
 
 import argparse
-import sys
 from pathlib import Path
-
-from sid_scale.errors import SidScaleError
 
 SAMPLES, SEARCH = 10, 50_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command line."""
-    parser.description = __doc__
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="a run's folder")
     parser.add_argument(
         "--out", type=Path, default=Path("report.html"), metavar="FILE", help="default report.html"
@@ -51,15 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", metavar="DIR", help="shards, instead of those of the run's data")
 
 
-def main(options: argparse.Namespace) -> int:
-    """Writes the report; returns the exit status. The message of an error goes to stderr."""
-    # After the command line: these take seconds to import.
+def run(options: argparse.Namespace) -> int:
     from sid_scale.report.making import write_report
 
-    try:
-        write_report(options)
-    except SidScaleError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    write_report(options)
     print(options.out)
     return 0

@@ -1,0 +1,85 @@
+"""`sid-scale COMMAND ...`: every entry point, and the manners that all share.
+
+A command is a module with `add_arguments(parser)` and `run(options) -> int`. It is imported when
+it is asked for, and imports torch and DeepSpeed in `run` alone: help and typos are answered at
+once.
+"""
+
+import argparse
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+
+from sid_scale.errors import SidScaleError, print_once
+
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+
+# Name -> (module, what it does), in the order of a run's life.
+COMMANDS = {
+    "presets": ("sid_scale.commands.presets", "list the published runs"),
+    "import": ("sid_scale.commands.import_", "make a network folder of a published network"),
+    "shards": ("sid_scale.commands.shards", "pack latents or images into shards"),
+    "encode": ("sid_scale.commands.encode", "encode images with a VAE into shards of latents"),
+    "check": ("sid_scale.commands.check", "check a data set"),
+    "memory": ("sid_scale.commands.memory", "estimate a run's memory and GPU hours"),
+    "train": ("sid_scale.commands.train", "distil a teacher (on ranks)"),
+    "status": ("sid_scale.commands.status", "say how runs are"),
+    "consolidate": ("sid_scale.commands.consolidate", "make network folders of a checkpoint"),
+    "generate": ("sid_scale.commands.generate", "make images with a generator"),
+    "evaluate": ("sid_scale.commands.evaluate", "measure a generator or a teacher"),
+    "report": ("sid_scale.commands.report", "write an HTML page of runs"),
+    "card": ("sid_scale.commands.card", "complete a generator folder for publication"),
+    "export": ("sid_scale.commands.export", "write weights under their publisher's names"),
+}
+DESCRIPTION = "Distils diffusion teachers into one-step generators, from one GPU to a cluster."
+EPILOG = (
+    "`sid-scale COMMAND --help` explains a command. On several devices: "
+    "`deepspeed --module sid_scale COMMAND ...` or `torchrun --nproc_per_node N -m sid_scale "
+    "COMMAND ...`."
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status: 0 done, 1 an error, 2 arguments at fault."""
+    given = _without_local_rank(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(prog="sid-scale", description=DESCRIPTION, epilog=EPILOG)
+    parsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    asked = next((word for word in given if not word.startswith("-")), None)
+    for name, (module, does) in COMMANDS.items():
+        command = parsers.add_parser(
+            name, help=does, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        if name == asked:
+            loaded = import_module(module)
+            command.description = loaded.__doc__
+            loaded.add_arguments(command)
+    options = parser.parse_args(given)
+    return _run(options)
+
+
+def _run(options: argparse.Namespace) -> int:
+    """The command's exit status; errors that are the user's to mend become one line."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    try:
+        return int(import_module(COMMANDS[options.command][0]).run(options))
+    except SidScaleError as error:
+        print_once(error)
+        return error.exit_status
+    except OSError as error:
+        print_once(error)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _without_local_rank(given: Sequence[str]) -> list[str]:
+    """The arguments without the one that DeepSpeed's launcher adds; LOCAL_RANK says the same."""
+    return [word for word in given if not word.startswith(("--local_rank=", "--local-rank="))]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""Arguments that several commands share."""
+
+import argparse
+import re
+
+from sid_scale.errors import UsageError
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on."""
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
+
+
+positive.__name__ = "positive number"  # as argparse calls it in errors
+
+
+def check_least(options: argparse.Namespace, **least: int) -> None:
+    """Makes sure that numbers are not too small; those that are not given (None) are fine.
+
+    Raises:
+        UsageError: names the first that is.
+    """
+    for name, smallest in least.items():
+        value = getattr(options, name, None)
+        if value is not None and value < smallest:
+            raise UsageError(f"--{name.replace('_', '-')} {value} is below {smallest}")
+
+
+def byte_count(text: str) -> int:
+    """`"512MB"` -> 512,000,000: a number of B, kB, MB, GB, or of 1024-fold KiB, MiB, GiB.
+
+    Raises:
+        ValueError: it is no such text.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:(|[kKMG])B?|([KMG])iB)", text)
+    if match is None or (size := int(float(match[1]) * _unit(match[2], match[3]))) < 1:
+        raise ValueError(f"{text!r} is no size such as 512MB")
+    return size
+
+
+def _unit(decimal: str | None, binary: str | None) -> int:
+    if binary:
+        return 1024 ** (1 + "KMG".index(binary))
+    return 1000 ** (" KMG".index(decimal.upper()) if decimal else 0)

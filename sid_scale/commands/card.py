@@ -1,0 +1,94 @@
+"""Completes a generator folder for publication: model card, sample grid if it lacks one, VAE.
+
+    sid-scale card runs/xs/generator --metrics metrics.json
+
+The card (`README.md`) says what `config.json` says and, of measurements, what the metrics file
+holds: a JSON object of names and values, groups may be nested. Nothing is made up. An existing card
+is replaced. The grid shows seeds 0, 1, ... with the classes in turn.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from sid_scale.commands.arguments import check_least
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("generator", type=Path, metavar="GENERATOR_DIR", help="its folder")
+    parser.add_argument("--metrics", type=Path, metavar="FILE", help="JSON of what was measured")
+    parser.add_argument("--base-model", metavar="ID", help="the teacher's id on the hub")
+    parser.add_argument("--vae", type=Path, metavar="DIR", help="a VAE to copy there as vae/")
+    parser.add_argument(
+        "--samples", type=int, default=36, metavar="N", help="images in the grid (default 36)"
+    )
+    parser.add_argument("--redraw", action="store_true", help="draw the grid even if there is one")
+
+
+def run(options: argparse.Namespace) -> int:
+    check_least(options, samples=1)
+    from sid_scale.generators.card import write_card
+    from sid_scale.generators.folder import SAMPLES
+
+    metrics = _metrics(options.metrics)
+    if options.vae is not None:
+        _copy_vae(options.generator, options.vae)
+    if options.redraw or not (options.generator / SAMPLES).is_file():
+        _draw_samples(options.generator, options.samples)
+    print(write_card(options.generator, metrics, options.base_model))
+    return 0
+
+
+def _metrics(path: Path | None) -> dict[str, Any]:
+    """What a JSON file holds.
+
+    Raises:
+        CardError: it cannot be read, or holds no JSON object.
+    """
+    from sid_scale.generators.card import CardError
+
+    if path is None:
+        return {}
+    try:
+        metrics = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CardError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(metrics, dict):
+        raise CardError(f"{path} holds no JSON object of names and values")
+    return metrics
+
+
+def _copy_vae(folder: Path, vae: Path) -> None:
+    """Makes a folder's VAE a part of it.
+
+    Raises:
+        SidScaleError: there is no VAE, or it cannot be copied.
+    """
+    from sid_scale.generators.card import CardError
+    from sid_scale.generators.folder import adopt_vae, codec_of
+    from sid_scale.networks.folder import read_description
+
+    codec = codec_of(read_description(folder), folder, vae)
+    try:
+        adopt_vae(folder, codec)
+    except OSError as error:
+        raise CardError(f"{folder}: the VAE cannot be copied there: {error}") from error
+
+
+def _draw_samples(folder: Path, count: int) -> None:
+    """Writes the grid.
+
+    Raises:
+        SidScaleError: the generator cannot be used, or the grid not be written.
+    """
+    from sid_scale.generators.card import CardError
+    from sid_scale.generators.folder import SAMPLES, classes_in_turn, write_samples
+    from sid_scale.generators.generator import OneStepGenerator
+
+    generator = OneStepGenerator.from_pretrained(folder)
+    classes = classes_in_turn(count, generator.network.architecture.label_dim)
+    try:
+        print(write_samples(folder, generator.generate(classes, range(count))))
+    except OSError as error:
+        raise CardError(f"{folder / SAMPLES} cannot be written: {error}") from error

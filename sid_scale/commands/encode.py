@@ -1,0 +1,159 @@
+"""Encodes images with a VAE into shards of latents.
+
+    torchrun --nproc_per_node 8 -m sid_scale encode --source ILSVRC2012/train \\
+        --vae sd-vae-ft-mse --out /data/imagenet512 --vae-dtype bfloat16
+
+SOURCE is a folder of class folders, as ImageNet's; a zip archive or folder with a dataset.json as
+EDM2 writes it; or pixel shards. Images are cropped and resized as ADM does it.
+
+Each process makes shards of its own in a folder that all share: ranks of `torchrun` or `deepspeed`,
+parts of a SLURM array (`--part $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT`, from 0 on), or both.
+They need not run at the same time. The last one writes the index. Interrupted and
+started again, on any number of processes, it goes on; finished shards are compared with their
+checksums and kept.
+"""
+
+import argparse
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sid_scale.commands.arguments import byte_count, check_least
+from sid_scale.dtypes import COMPUTE, STORED
+from sid_scale.errors import UsageError, launched_rank
+
+if TYPE_CHECKING:
+    from sid_scale.codecs import VAECodec
+    from sid_scale.data.prepare.build import Part
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--source", type=Path, required=True, metavar="IMAGES", help="see above")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill")
+    parser.add_argument(
+        "--vae",
+        metavar="FOLDER",
+        help="diffusers folder of the VAE; without --codec it is taken for the Stability VAE, "
+        "whose normalisation EDM2's ImageNet-512 models have",
+    )
+    parser.add_argument(
+        "--codec",
+        metavar="FOLDER|FILE",
+        help="VAE and normalisation: a network folder, such as the teacher's, or a JSON file "
+        'such as {"kind": "vae", "vae": FOLDER, "scale": [...], "bias": [...]}',
+    )
+    parser.add_argument(
+        "--resolution", type=int, default=512, metavar="R", help="pixels a side (default 512)"
+    )
+    parser.add_argument("--flip", action="store_true", help="add each image's mirror image")
+    parser.add_argument(
+        "--vae-dtype",
+        choices=COMPUTE,
+        default="float32",
+        help="what the VAE computes in (default float32)",
+    )
+    parser.add_argument("--dtype", choices=STORED, default="float32", help="of what is stored")
+    parser.add_argument(
+        "--shard-size",
+        type=byte_count,
+        default="512MB",
+        metavar="SIZE",
+        help="of a shard, at most (default 512MB)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the shuffle (default 0)")
+    parser.add_argument(
+        "--batch-size", type=int, default=32, metavar="N", help="images at once on a GPU"
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="that read and crop images, a process (default: its share of the cores)",
+    )
+    parser.add_argument(
+        "--part", type=_part, default=(0, 1), metavar="i/n", help="make part i of n, from 0 on"
+    )
+    parser.add_argument(
+        "--num-classes", type=int, metavar="N", help="default: the class folders, or largest label"
+    )
+    parser.add_argument("--unlabelled", action="store_true", help="make every sample class 0")
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, of = (int(word) for word in text.split("/"))
+    if not 0 <= number < of:
+        raise argparse.ArgumentTypeError(f"{text}: i/n with i from 0 to n - 1 is wanted")
+    return number, of
+
+
+def run(options: argparse.Namespace) -> int:
+    if not options.vae and not options.codec:
+        raise UsageError("give --vae FOLDER, or --codec")
+    check_least(options, resolution=1, seed=0, batch_size=1, threads=1, num_classes=1)
+    import torch
+    from tqdm import tqdm
+
+    from sid_scale.data.prepare.build import ShardBuild
+    from sid_scale.data.prepare.encode import Encoder, Encoding, encode, plan_encoding
+    from sid_scale.data.prepare.sources import open_source
+
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else "cpu"
+    encoding = Encoding(
+        options.resolution,
+        options.flip,
+        options.vae_dtype,
+        options.dtype,
+        options.shard_size,
+        options.seed,
+        options.batch_size,
+        options.threads or _threads(),
+    )
+    codec = _codec(options)
+    source = open_source(options.source, options.num_classes, options.unlabelled)
+    encoder = Encoder(codec, encoding, torch.device(device))
+    plan = plan_encoding(source, codec, encoding, encoder)
+    build = ShardBuild(options.out, plan, share_of_rank(*options.part))
+    with build.claimed():
+        if not build.is_finished:
+            mine = sum(plan.count(number) for number in build.mine)
+            with tqdm(total=mine, unit=" images", disable=launched_rank() > 0) as bar:
+                encode(source, build, encoding, encoder, bar.update)
+        index = build.finish()
+    if index is None:
+        part = f"part {build.part.number}/{build.part.of}"
+        print(f"{options.out}: {part} is done, others are not", flush=True)
+    else:
+        print(f"{options.out}: {index.samples:,} samples in {len(index.shards):,} shards")
+    return 0
+
+
+def share_of_rank(number: int, of: int) -> "Part":
+    """This rank's share of part `number` of `of`."""
+    from sid_scale.data.prepare.build import Part
+
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    return Part(number * ranks + launched_rank(), of * ranks)
+
+
+def _threads() -> int:
+    """This rank's share of the node's cores."""
+    from sid_scale.process_pool import usable_cores
+
+    ranks = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1"
+    return max(1, usable_cores() // int(ranks))
+
+
+def _codec(options: argparse.Namespace) -> "VAECodec":
+    """The VAE to encode with, and its normalisation.
+
+    Raises:
+        CodecError: nothing describes them.
+    """
+    from sid_scale.codecs import CodecError, VAECodec, read_codec, stability_vae
+
+    codec = read_codec(options.codec, options.vae) if options.codec else stability_vae(options.vae)
+    if not isinstance(codec, VAECodec):
+        raise CodecError(f"{options.codec} describes no VAE: `sid-scale shards` stores pixels")
+    codec.folder = codec.folder.resolve()
+    return codec

@@ -1,0 +1,39 @@
+"""Writes a network folder's weights as their publisher names and shapes them.
+
+    sid-scale export runs/demo/generator generator.safetensors
+
+EDM2's and SiD's networks then load them: `net.load_state_dict(safetensors.torch.load_file(OUT))`.
+The weights go bit for bit, in the dtype that they have. EDM2's own `Precond` always has an
+uncertainty head, which a generator has not: `--logvar 128` adds one that says 0 everywhere.
+"""
+
+import argparse
+from pathlib import Path
+
+from sid_scale.commands.arguments import check_least
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("generator", type=Path, metavar="GENERATOR_DIR", help="a network folder")
+    parser.add_argument("out", type=Path, metavar="OUT.safetensors", help="the file to write")
+    parser.add_argument("--force", action="store_true", help="replace the file if it is there")
+    parser.add_argument(
+        "--logvar",
+        type=int,
+        default=0,
+        metavar="CHANNELS",
+        help="add an uncertainty head of so many channels to a network without one (EDM2's: 128)",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    check_least(options, logvar=0)
+    from sid_scale.networks.edm2.export import export_network, with_silent_logvar
+    from sid_scale.networks.folder import load_stored_network
+
+    network = load_stored_network(options.generator)
+    if options.logvar:
+        network = with_silent_logvar(network, options.logvar)
+    export_network(network, options.out, replace=options.force)
+    print(f"{options.out}: {len(network.state)} tensors")
+    return 0

@@ -1,0 +1,59 @@
+"""Makes images with a distilled generator: every class with every seed, a PNG each.
+
+    sid-scale generate --generator G --classes 88,0-9 --seeds 0-63 --out images --grid
+
+Under `deepspeed --module sid_scale generate ...` or `torchrun -m sid_scale generate ...` each rank
+does its share. Interrupted and started again, it makes only what is missing. On a CPU the same
+seed gives the same image in any company.
+"""
+
+import argparse
+from pathlib import Path
+
+from sid_scale.commands.arguments import check_least
+from sid_scale.dtypes import COMPUTE
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--generator", type=Path, required=True, metavar="DIR", help="the generator's folder"
+    )
+    parser.add_argument(
+        "--classes",
+        metavar="LIST",
+        help="numbers, ranges (0-9) and, where the generator's folder has a classes.txt, names; "
+        "separated by commas; none for an unconditional generator",
+    )
+    parser.add_argument(
+        "--seeds", required=True, metavar="LIST", help="numbers and ranges, such as 0-63"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder for the images; of one generator, number of steps and dtype",
+    )
+    parser.add_argument("--steps", type=int, metavar="K", help="NFE of an image (default: its own)")
+    parser.add_argument(
+        "--dtype", choices=COMPUTE, default="float32", help="what the network computes in"
+    )
+    parser.add_argument(
+        "--vae", type=Path, metavar="DIR", help="the VAE's folder, if config.json names another"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=32, metavar="N", help="images at once on a GPU"
+    )
+    parser.add_argument(
+        "--grid", action="store_true", help="write grid.png: a row a class, a column a seed"
+    )
+    parser.add_argument(
+        "--npz", action="store_true", help="write images.npz: images (N,H,W,3), classes, seeds"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    check_least(options, steps=1, batch_size=1)
+    from sid_scale.generators.generate import generate, plan
+
+    return generate(plan(options))

@@ -1,0 +1,64 @@
+"""Makes a network folder of a published network of EDM2, SiD, SiDA or SiD2A.
+
+SOURCE.pkl is read without being run, and neither EDM2's code nor SiD's is needed. OUT_DIR gets
+model.safetensors, in the dtype of the source, and config.json; a run's `teacher` and
+`generator_init` take it. It must not exist yet.
+
+Example: sid-scale import edm2-img512-xs-2147483-0.135.pkl \\
+    teachers/edm2-img512-xs-2147483-0.135 --vae sd-vae-ft-mse
+"""
+
+import argparse
+import math
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE.pkl", help="the published file")
+    parser.add_argument("out", metavar="OUT_DIR", help="folder to make")
+    parser.add_argument(
+        "--kind",
+        choices=("teacher", "generator"),
+        help="what the network is; by default found out: a generator if of a class of SiD's "
+        "own, without an uncertainty head, or alone in SOURCE (EDM2's files hold more)",
+    )
+    parser.add_argument(
+        "--vae",
+        metavar="FOLDER",
+        help="the VAE of a network that sees latents, as a diffusers folder; by default the name "
+        "that SOURCE gives, for EDM2 stabilityai/sd-vae-ft-mse",
+    )
+    generator = parser.add_argument_group("generators, whose files do not say")
+    generator.add_argument(
+        "--init-sigma", type=_positive, help="noise level that it starts from (default 2.5)"
+    )
+    generator.add_argument(
+        "--steps", type=int, choices=(1, 2, 4), help="NFE of an image (default 1)"
+    )
+    generator.add_argument(
+        "--method", choices=("sid", "sida", "sid2a"), help="what it was distilled with"
+    )
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise ValueError
+    return value
+
+
+def run(options: argparse.Namespace) -> int:
+    from sid_scale.networks.edm2.published import GeneratorSettings, import_edm2
+
+    given = {name: getattr(options, name) for name in ("init_sigma", "steps", "method")}
+    given = {name: value for name, value in given.items() if value is not None}
+    network = import_edm2(
+        options.source,
+        options.out,
+        kind=options.kind,
+        generator=GeneratorSettings(**given) if given else None,
+        vae=str(Path(options.vae).resolve()) if options.vae else None,
+    )
+    parameters = sum(tensor.numel() for tensor in network.state.values()) / 1e6
+    print(f"{options.out}: {network.provenance['kind']} of {parameters:.1f} million parameters")
+    return 0

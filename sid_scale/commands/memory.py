@@ -1,0 +1,32 @@
+"""What a run will need of each GPU's memory, and how many GPU hours, before it is submitted.
+
+    sid-scale memory --config RUN.yaml --nodes 4 --gpus-per-node 8 --gpu-memory 80
+
+State is counted: float32 masters, Adam, average, weights and gradients, shared out as the ZeRO
+stage does it, and a whole teacher. Activations, DeepSpeed's buffers and a margin are estimates.
+Nothing is trained, and no GPU is needed. Exit status: 0 it fits, 1 it does not or an error.
+"""
+
+import argparse
+
+from sid_scale.commands.arguments import positive
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, help="a YAML file, or the name of a preset")
+    parser.add_argument("--nodes", type=positive, default=1)
+    parser.add_argument("--gpus-per-node", type=positive, default=8)
+    parser.add_argument("--gpu-memory", type=float, default=80.0, help="GB (default: 80)")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+
+
+def run(options: argparse.Namespace) -> int:
+    from sid_scale.config.run import load_config
+
+    config = load_config(options.config, options.overrides)  # a typo ends here, before torch
+    config.accumulation(options.nodes * options.gpus_per_node)
+    from sid_scale.estimate.memory import estimate
+
+    text, fits = estimate(config, options.nodes, options.gpus_per_node, options.gpu_memory)
+    print(text)
+    return 0 if fits else 1

@@ -1,0 +1,110 @@
+"""Makes shards of latents that are ready, such as EDM2's img512-sd.zip, or of images as pixels.
+
+    sid-scale shards --source img512-sd.zip --out /data/imagenet512 --workers 16
+    sid-scale shards --source ILSVRC2012/train --out /data/imagenet64 --resolution 64
+
+SOURCE is a folder or a zip archive, which is read in place, with a dataset.json as EDM2 writes it,
+{"labels": [[file, class], ...]}, and files beside it: .npy of (2C, H, W), mean and standard
+deviation of a VAE's posterior, or images. Images may lie in class folders instead, as ImageNet's.
+
+The order is a seeded shuffle of all samples: any run of shards is a fair sample of all classes.
+The bytes do not depend on the number of workers. Interrupted and started again, it goes on.
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sid_scale.commands.arguments import byte_count, check_least
+from sid_scale.dtypes import STORED
+
+if TYPE_CHECKING:
+    from sid_scale.codecs import Codec
+
+STABILITY = "stabilityai/sd-vae-ft-mse"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--source", type=Path, required=True, help="a folder or a zip archive")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill")
+    parser.add_argument(
+        "--shard-size",
+        type=byte_count,
+        default="512MB",
+        metavar="SIZE",
+        help="of a shard, at most (default 512MB)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=STORED,
+        help="of what is stored; default: float32 for latents, and float16 for pixels, of which "
+        "it holds 8 bits exactly",
+    )
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=None,
+        metavar="N",
+        help="processes (default: as many as there are cores)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the shuffle (default 0)")
+    parser.add_argument(
+        "--resolution",
+        type=int,
+        metavar="R",
+        help="crop images to R x R pixels; without it all must have one size",
+    )
+    parser.add_argument(
+        "--codec",
+        metavar="FOLDER|FILE",
+        help="what the latents were made with: a network folder that works with them, such as the "
+        "teacher's, or a JSON file that describes the codec; default: EDM2's, the Stability VAE",
+    )
+    parser.add_argument(
+        "--vae", metavar="FOLDER", help=f"where that codec's VAE lies (EDM2's: {STABILITY})"
+    )
+    parser.add_argument(
+        "--num-classes", type=int, metavar="N", help="default: up to the largest label"
+    )
+    parser.add_argument("--unlabelled", action="store_true", help="make every sample class 0")
+
+
+def run(options: argparse.Namespace) -> int:
+    check_least(options, workers=1, seed=0, resolution=1, num_classes=1)
+    from tqdm import tqdm
+
+    from sid_scale.data.prepare.build import ShardBuild
+    from sid_scale.data.prepare.pack import Packing, pack, plan_packing
+    from sid_scale.data.prepare.sources import open_source
+    from sid_scale.process_pool import usable_cores
+
+    source = open_source(options.source, options.num_classes, options.unlabelled)
+    packing = Packing(
+        options.shard_size,
+        options.dtype,
+        options.seed,
+        options.resolution,
+        _codec(options).describe(),
+    )
+    build = ShardBuild(options.out, plan_packing(source, packing))
+    with build.claimed():
+        if not build.is_finished:
+            with tqdm(total=len(source), unit=" samples") as bar:
+                for samples in pack(source, build, options.workers or usable_cores()):
+                    bar.update(samples)
+        index = build.finish()
+    assert index is not None
+    classes = sum(count > 0 for count in index.class_histogram)
+    print(
+        f"{options.out}: {index.samples:,} samples of {classes:,} classes in "
+        f"{len(index.shards):,} shards"
+    )
+    return 0
+
+
+def _codec(options: argparse.Namespace) -> "Codec":
+    """The codec of the source's latents."""
+    from sid_scale.codecs import read_codec, stability_vae
+
+    vae = str(Path(options.vae).resolve()) if options.vae else None
+    return read_codec(options.codec, vae) if options.codec else stability_vae(vae or STABILITY)

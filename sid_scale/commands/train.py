@@ -1,0 +1,35 @@
+"""Distils a teacher into a one-step generator, on the ranks that a launcher starts.
+
+    deepspeed --num_gpus 8 --module sid_scale train --config run.yaml [key=value ...]
+
+Exit status: 0 finished, 75 asked to stop (the same command goes on), 2 settings at fault.
+"""
+
+import argparse
+import os
+import shlex
+
+from sid_scale.errors import UsageError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, help="a YAML file, or the name of a preset")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings that replace the file's"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    from sid_scale.config.run import load_config
+    from sid_scale.train import train
+
+    config = load_config(options.config, options.overrides)
+    if "RANK" not in os.environ:
+        what = shlex.join(["--config", options.config, *options.overrides])
+        raise UsageError(
+            "training needs a launcher, which starts a rank for each device:\n"
+            f"    deepspeed --num_gpus 8 --module sid_scale train {what}\n"
+            f"    deepspeed --hostfile HOSTS --module sid_scale train {what}\n"
+            f"    sbatch --nodes=N slurm/distill.sbatch {what.removeprefix('--config ')}"
+        )
+    return train(config)
