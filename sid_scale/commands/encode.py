@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num-classes", type=int, metavar="N", help="default: the class folders, or largest label"
     )
-    parser.add_argument("--unlabelled", action="store_true", help="make every sample class 0")
+    parser.add_argument("--unlabelled", action="store_true", help="make a data set without classes")
 
 
 def _part(text: str) -> tuple[int, int]:

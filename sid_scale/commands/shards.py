@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num-classes", type=int, metavar="N", help="default: up to the largest label"
     )
-    parser.add_argument("--unlabelled", action="store_true", help="make every sample class 0")
+    parser.add_argument("--unlabelled", action="store_true", help="make a data set without classes")
 
 
 def run(options: argparse.Namespace) -> int:

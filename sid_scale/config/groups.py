@@ -74,7 +74,7 @@ class StreamConfig:
     cache_gb: PositiveNumber = 200.0
     """size of the cache; the least recently used shards go"""
     prefetch: Positive = 4
-    """micro-batches that wait ready, the one in the making counted"""
+    """micro-batches that wait ready"""
     workers: Positive = 4
     """threads that fetch what is not a local file"""
     retries: Natural = 5

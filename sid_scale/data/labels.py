@@ -20,10 +20,10 @@ class LabelsError(SidScaleError):
 
 @dataclass(frozen=True, eq=False)
 class LabelBatch:
-    """One micro-batch: labels int64 (n,), and index int64 (n,), the positions in the global
-    order: unique over the run, the key for per-sample noise."""
+    """One micro-batch: labels int64 (n,) or None without classes, and index int64 (n,), the
+    positions in the global order: unique over the run, the key for per-sample noise."""
 
-    labels: Tensor
+    labels: Tensor | None
     index: Tensor
 
 
@@ -33,12 +33,12 @@ class LabelStream:
     function of (seed, position), whatever the number of ranks.
 
     Args:
-        histogram: how often each class occurs (`label_histogram`).
+        histogram: how often each class occurs (`label_histogram`); empty without classes.
         seed: at least 0.
         start: images seen, a multiple of `global_batch`.
 
     Raises:
-        ValueError: the histogram is empty or negative, or the batch sizes or `start` do not
+        ValueError: the histogram is negative or all zero, or the batch sizes or `start` do not
             divide as they must.
     """
 
@@ -54,7 +54,7 @@ class LabelStream:
         start: int = 0,
     ):
         counts = np.asarray(histogram, dtype=np.int64)
-        if counts.ndim != 1 or counts.sum() < 1 or counts.min() < 0:
+        if counts.ndim != 1 or (len(counts) and (counts.sum() < 1 or counts.min() < 0)):
             raise ValueError(f"not a class histogram: {histogram}")
         self._cumulative = counts.cumsum().astype(np.uint64)
         self._key = np.random.SeedSequence(seed).generate_state(2, np.uint64)
@@ -65,17 +65,17 @@ class LabelStream:
 
     def __next__(self) -> LabelBatch:
         positions = next(self._positions)
+        index = torch.arange(positions.start, positions.stop)
+        if not len(self._cumulative):
+            return LabelBatch(None, index)
         # Philox counts: position i owns counter value i, of whose four words the first is used.
         philox = np.random.Philox(key=self._key, counter=positions.start)
         bits = philox.random_raw(4 * len(positions))[::4]
         labels = np.searchsorted(self._cumulative, bits % self._cumulative[-1], side="right")
-        return LabelBatch(
-            torch.from_numpy(labels.astype(np.int64)),
-            torch.arange(positions.start, positions.stop),
-        )
+        return LabelBatch(torch.from_numpy(labels.astype(np.int64)), index)
 
     def close(self) -> None:
-        """Nothing to close: here so that the loop can treat both streams alike."""
+        """Nothing to close: here so that both kinds of streams are treated alike."""
 
     def __enter__(self) -> "LabelStream":
         return self
@@ -85,7 +85,7 @@ class LabelStream:
 
 
 def label_histogram(labels: str, num_classes: int, index: ShardIndex | None) -> list[int]:
-    """How often each class occurs among the labels to draw, (num_classes,).
+    """How often each class occurs among the labels to draw, (num_classes,); [] without classes.
 
     Args:
         labels: "histogram", as often as in the data, or all alike if there is none; "uniform";
@@ -94,6 +94,8 @@ def label_histogram(labels: str, num_classes: int, index: ShardIndex | None) -> 
     Raises:
         LabelsError: the file is missing or empty, or holds something else.
     """
+    if num_classes == 0:
+        return []
     if labels == "uniform" or (labels == "histogram" and index is None):
         return [1] * num_classes
     if labels == "histogram" and index is not None:

@@ -28,7 +28,6 @@ from typing import NamedTuple
 import numpy as np
 
 from sid_scale.data.shards import DTYPES, ShardIndex
-from sid_scale.data.shuffle import permutation
 
 # These define the order: another value is another order, and old runs would resume elsewhere.
 BLOCK = 16
@@ -193,3 +192,10 @@ def window_samples(index: ShardIndex) -> int:
     """Samples of all lanes' windows together, at least one a lane."""
     sample_bytes = int(np.prod(index.sample_shape)) * DTYPES[index.dtype].itemsize
     return max(lane_count(index), min(SHUFFLE, WINDOW_BYTES // sample_bytes))
+
+
+def permutation(size: int, *key: int) -> np.ndarray:
+    """A permutation of range(size), int64 (size,): a pure function of size and key (>= 0 each)."""
+    # From raw bits: NumPy promises those for ever, but not what Generator.permutation does.
+    bits = np.random.Philox(np.random.SeedSequence(key)).random_raw(size)
+    return np.argsort(bits, kind="stable")

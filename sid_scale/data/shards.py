@@ -234,8 +234,9 @@ def checked_label(
         raise BadSampleError(f"{where}: shape {array.shape}; wanted (2C, H, W), here {shape}")
     if not np.isfinite(array).all():
         raise BadSampleError(f"{where}: NaN or infinity (as {array.dtype})")
-    if int(label) != label or not 0 <= label < num_classes:
-        raise BadSampleError(f"{where}: class {label} is not in 0..{num_classes - 1}")
+    last = max(0, num_classes - 1)  # a sample without a class is stored as class 0
+    if int(label) != label or not 0 <= label <= last:
+        raise BadSampleError(f"{where}: class {label} is not in 0..{last}")
     return int(label)
 
 
@@ -266,7 +267,8 @@ def _parse(fields: dict[str, Any]) -> ShardIndex:
             raise ValueError(f"shard {shard.name!r} of {shard.samples} samples")
     if index.dtype not in DTYPES or len(shape) != 3 or min(shape) < 1 or shape[0] % 2:
         raise ValueError(f"samples of {index.dtype} {shape}")
-    if len(histogram) != index.num_classes or sum(histogram) != index.samples or not shards:
+    counted = index.samples if index.num_classes else 0
+    if len(histogram) != index.num_classes or sum(histogram) != counted or not shards:
         raise ValueError("shard counts, class_histogram and num_classes contradict each other")
     return index
 

@@ -1,53 +1,43 @@
-"""The stream of latents: one global order, the same for every number of ranks, resumable anywhere.
+"""The stream of real samples: one global order, the same for every number of ranks, resumable
+anywhere.
 
-The order is arithmetic (order.py); the shards are opened by shard_readers.py. A rank opens only the
-lanes that its positions fall on (1/world_size of them when world_size micro-batches of BLOCK fit
-into one turn of the lanes). Of local and cached shards each payload is read straight into the
-batch that goes to the device, from where the layout says it lies, so nothing is held and resuming
-costs what starting costs. Other shards are read through: a rank then holds one window of each of
-its lanes, and resumes by reading one shard a lane up to the place.
+The order is arithmetic (order.py); shards are opened by shard_readers.py and read by
+batch_reader.py on a thread of its own, a few micro-batches ahead. A rank opens only the lanes that
+its positions fall on (1/world_size of them when world_size micro-batches of BLOCK fit into one turn
+of the lanes). Resuming costs what starting costs; of shards that cannot be read in place a rank
+reads one a lane up to the place.
 
 Noise for a sample is keyed to (seed, position). Within a run that is (seed, epoch, sample): the
-order puts each sample at one position of each epoch, and that position lies in no other epoch.
+order puts each sample at one position of each epoch, and that position is in no other epoch.
 """
 
 import sys
 import threading
 import weakref
-from collections import defaultdict
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from itertools import groupby, repeat
-from operator import itemgetter
 from pathlib import Path
+from queue import Empty, Full, Queue
 from typing import final
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from sid_scale.config.groups import StreamConfig
-from sid_scale.data.draft import Draft, Memory
-from sid_scale.data.handover import Handover
-from sid_scale.data.order import Order, Run, Schedule, Window
-from sid_scale.data.shard_readers import SequentialShard, ShardSource
-from sid_scale.data.shards import BadSampleError
-from sid_scale.data.tar_layout import RandomAccessShard
+from sid_scale.data.batch_reader import BatchReader
+from sid_scale.data.order import Order, Schedule
+from sid_scale.data.shard_readers import ShardSource
 
-OPEN_SHARDS = 4  # a lane's window of more of them (tiny ones) is read through, not kept open
-TOLD = 20  # bad samples that are told of one by one
+POLL_SECONDS = 0.1  # between two looks at whether the stream was closed, while the queue is full
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One micro-batch: stored float32 (n, 2C, H, W), labels int64 (n,), and its positions in
-    the global order. `skipped` of its samples are bad ones' neighbours."""
+    """One micro-batch: stored float32 (n, 2C, H, W), labels int64 (n,) or None without classes, and
+    its positions in the global order. `skipped` of its samples are neighbours of bad ones."""
 
     stored: Tensor
-    labels: Tensor
+    labels: Tensor | None
     positions: range
     skipped: int = 0
 
@@ -62,20 +52,20 @@ class LatentStream:
     """This rank's micro-batches, without end, read ahead on a background thread.
 
     Use it as a context manager, or `close` it: a program that ends without may have to wait for
-    shards that come from afar. `stored` and `labels` lie in pinned memory if CUDA is there;
-    PyTorch hands a pinned block out again only when copies from it are done.
+    shards that come from afar. `stored` and `labels` are in pinned memory if CUDA is there.
 
     Args:
         folder: what `write_shards` made: a local folder, or what WebDataset opens when `/` and
             a file's name are put behind it ("https://host/folder", "pipe:ssh host cat folder").
         seed: at least 0; another seed is another order.
-        start: images seen, a multiple of `global_batch`.
+        start: samples taken before, a multiple of `global_batch`.
         settings: how to read; no setting changes the order.
 
     Raises:
         SidScaleError: the index or, from `__next__`, a shard is missing or damaged, or stays
             away; or a sample is bad and `settings.on_bad_sample` is stop.
-        ValueError: the batch sizes or `start` do not divide as they must.
+        ValueError: the batch sizes or `start` do not divide as they must; from `__next__`, the
+            stream is closed.
     """
 
     def __init__(
@@ -93,32 +83,46 @@ class LatentStream:
         settings = settings or StreamConfig()
         schedule = Schedule(global_batch, rank, world_size, micro_batch, start)
 
-        def tell(line: str) -> None:
+        def log(line: str) -> None:
             tqdm.write(f"rank {rank}: {line}", file=sys.stderr)  # not into a progress bar's line
 
-        self._source = ShardSource(folder, settings, rank, tell)
-        self.index = self._source.index
-        self._handover: Handover[Batch] = Handover(settings.prefetch)
-        reader = _Reader(self._source, Order(self.index, seed), micro_batch, settings, tell)
-        self._thread = threading.Thread(
+        source = ShardSource(folder, settings, rank, log)
+        self.index = source.index
+        reader = BatchReader(
+            source,
+            Order(self.index, seed),
+            skips=settings.on_bad_sample == "skip",
+            workers=settings.workers,
+            log=log,
+        )
+        self._queue: Queue[Batch | BaseException] = Queue(settings.prefetch)
+        self._failure: BaseException | None = None
+        closed = threading.Event()
+        thread = threading.Thread(
             target=_read_ahead,
-            args=(reader, schedule, self._handover),
+            args=(reader, schedule, self.index.num_classes > 0, self._queue, closed),
             name="latent-stream",
             daemon=True,
         )
-        self._thread.start()
-        # Also when the stream is forgotten, or the program ends: a thread that is still in
-        # C++ code then would abort it.
-        self._end = weakref.finalize(self, _end, self._handover, self._source, self._thread)
+        thread.start()
+        # Also when the stream is garbage, or the program ends: a thread that is still in C++ code
+        # then would abort it.
+        self._end = weakref.finalize(self, _end, self._queue, closed, source, thread)
 
     def __iter__(self) -> "LatentStream":
         return self
 
     def __next__(self) -> Batch:
-        return self._handover.take()
+        if self._failure is None:
+            item = self._queue.get()
+            if isinstance(item, Batch):
+                return item
+            self._failure = item
+        raise self._failure
 
     def close(self) -> None:
-        """Stop reading and wait for the thread; a closed stream raises `ValueError`."""
+        """Stops reading and waits for the thread."""
+        self._failure = self._failure or ValueError("the stream is closed")
         self._end()
 
     def __enter__(self) -> "LatentStream":
@@ -128,127 +132,53 @@ class LatentStream:
         self.close()
 
 
-class _Reader:
-    """Makes micro-batches of positions."""
+def _read_ahead(
+    reader: BatchReader,
+    schedule: Schedule,
+    has_classes: bool,
+    queue: "Queue[Batch | BaseException]",
+    closed: threading.Event,
+) -> None:
+    """Fills the queue with micro-batches until the stream is closed; an error is the last item."""
+    try:
+        for positions in schedule:
+            buffer, skipped = reader.read(positions)
+            labels = torch.from_numpy(buffer.labels) if has_classes else None
+            if labels is not None and torch.cuda.is_available():
+                labels = labels.pin_memory()
+            if not _put(queue, Batch(buffer.stored, labels, positions, skipped), closed):
+                return
+    except BaseException as error:  # raised by `__next__`
+        _put(queue, error, closed)
+    finally:
+        reader.close()
 
-    def __init__(
-        self,
-        source: ShardSource,
-        order: Order,
-        micro_batch: int,
-        settings: StreamConfig,
-        tell: Callable[[str], None],
-    ):
-        self._source, self._order, self._tell = source, order, tell
-        self._skips = settings.on_bad_sample == "skip"
-        self._told: set[tuple[int, int]] = set()
-        self._lanes: defaultdict[int, _Lane] = defaultdict(partial(_Lane, source))
-        self._memory = Memory(source, micro_batch)
-        self._workers = settings.workers
-        self._pool = ThreadPoolExecutor(settings.workers, "latent-reader", _quiet)
 
-    def batch(self, positions: range) -> Batch:
-        """The samples at these positions, checked."""
-        stored, rows = self._memory.rows()
-        draft = Draft(self._source, rows)
-        work: defaultdict[int, list[tuple[Run, int]]] = defaultdict(list)
-        for run in self._order.runs(positions):
-            work[run.window.lane].append((run, len(draft.places)))
-            draft.places += run.places
-        # One thread to a lane: a lane is read in order.
-        several = len(work) > 1 and self._source.is_fetched and self._workers > 1
-        lanes = [self._lanes[number] for number in work]
-        for _ in (self._pool.map if several else map)(_read, lanes, work.values(), repeat(draft)):
-            pass
-        skipped = sum(self._mend(draft, row) for row in draft.unsound())
-        labels = self._memory.pinned(torch.from_numpy(draft.labels))
-        return Batch(stored, labels, positions, skipped)
-
-    def close(self) -> None:
-        """Ends reading on all threads, and only then closes what they read."""
-        self._source.close()
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        for lane in self._lanes.values():
-            lane.close()
-
-    def _mend(self, draft: Draft, row: int) -> int:
-        """Reads a sample that is not as it should be by the book. -> 1 if it was skipped.
-
-        Raises:
-            BadSampleError: it is bad, and bad samples end the run.
-        """
-        shard, number = draft.places[row]
+def _put(
+    queue: "Queue[Batch | BaseException]", item: Batch | BaseException, closed: threading.Event
+) -> bool:
+    """Waits for room in the queue; False: the stream was closed meanwhile."""
+    while not closed.is_set():
         try:
-            draft.mend(row, *self._source.sample(shard, number))
-            return 0
-        except BadSampleError as error:
-            if not self._skips:
-                raise
-            self._tell_of(error, (shard, number))
-        draft.mend(row, *self._source.neighbour(shard, number))
-        return 1
-
-    def _tell_of(self, error: BadSampleError, place: tuple[int, int]) -> None:
-        if place not in self._told and len(self._told) < TOLD:
-            self._told.add(place)
-            self._tell(f"skipped {error}")
-            if len(self._told) == TOLD:
-                self._tell("further bad samples are only counted")
+            queue.put(item, timeout=POLL_SECONDS)
+            return True
+        except Full:
+            continue
+    return False
 
 
-class _Lane:
-    """The shards that one lane's window lies in, open."""
-
-    def __init__(self, source: ShardSource):
-        self._source = source
-        self._window: Window | None = None
-        self._shards: dict[int, RandomAccessShard | SequentialShard] = {}
-
-    def shards(self, window: Window) -> dict[int, RandomAccessShard | SequentialShard]:
-        """What to read a window's samples from, by shard."""
-        if window is not self._window:
-            wanted = {span.shard for span in window.spans}
-            for shard in [*self._shards]:
-                if shard not in wanted:
-                    self._shards.pop(shard).close()
-            in_place = len(wanted) <= OPEN_SHARDS
-            for shard, first, last in window.spans:
-                if shard not in self._shards:
-                    self._shards[shard] = self._source.open(shard, in_place=in_place)
-                self._shards[shard].expect(first, last)
-            if window.next_shard is not None:
-                self._source.ahead(window.next_shard)
-            self._window = window
-        return self._shards
-
-    def close(self) -> None:
-        for shard in self._shards.values():
-            shard.close()
-
-
-def _read(lane: _Lane, runs: list[tuple[Run, int]], draft: Draft) -> None:
-    """A lane's part of a micro-batch: runs, each with the row where it begins."""
-    for (window, places), row in runs:
-        opened = lane.shards(window)
-        for shard, stretch in groupby(places, itemgetter(0)):
-            numbers = [number for _, number in stretch]
-            draft.read(opened[shard], numbers, row)
-            row += len(numbers)
-
-
-def _quiet() -> None:
-    """NumPy need not warn, on this thread, of numbers that `Draft.unsound` finds out."""
-    np.seterr(over="ignore", invalid="ignore")
-
-
-def _read_ahead(reader: _Reader, schedule: Schedule, handover: Handover[Batch]) -> None:
-    _quiet()
-    handover.fill(map(reader.batch, schedule))
-    reader.close()
-
-
-def _end(handover: Handover[Batch], source: ShardSource, thread: threading.Thread) -> None:
-    handover.end()
+def _end(
+    queue: "Queue[Batch | BaseException]",
+    closed: threading.Event,
+    source: ShardSource,
+    thread: threading.Thread,
+) -> None:
+    closed.set()
     source.close()
+    try:
+        while True:  # makes room for the thread that waits in `_put`
+            queue.get_nowait()
+    except Empty:
+        queue.put(ValueError("the stream is closed"))  # for a thread that waits in `__next__`
     if thread is not threading.current_thread():
         thread.join(timeout=5)  # a read that hangs must not keep the run from ending

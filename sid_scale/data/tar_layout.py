@@ -46,7 +46,7 @@ class Layout:
         header = {"descr": dtype.str, "fortran_order": False, "shape": index.sample_shape}
         np.lib.format.write_array_header_1_0(preamble, header)
         # The class for what a header says of its member's size and what the member holds.
-        digits = [b"%d" % label for label in range(index.num_classes)]
+        digits = [b"%d" % label for label in range(max(1, index.num_classes))]
         self._classes = {(b"%011o" % len(text), text): int(text) for text in digits}
         payload = int(np.prod(index.sample_shape)) * dtype.itemsize
         npy = len(preamble.getvalue()) + payload

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 from sid_scale.config.groups import StreamConfig
 from sid_scale.data import order as order_module
 from sid_scale.data import shard_readers
+from sid_scale.data.labels import LabelStream, label_histogram
 from sid_scale.data.order import Order, Schedule, lane_count
+from sid_scale.data.prepare.shard_writer import write_shards
 from sid_scale.data.shard_readers import ShardSource
 from sid_scale.data.shards import Shard, ShardError, read_index, read_shard
 from sid_scale.data.stream import LatentStream
@@ -216,16 +219,16 @@ def test_resuming_opens_no_more_than_a_window_needs(
     assert read == (opened if command else [])
 
 
-def test_memory_of_batches_that_are_gone_is_used_again(folder: Path) -> None:
-    with LatentStream(
-        folder, seed=0, global_batch=4, rank=0, world_size=1, micro_batch=4
-    ) as stream:
-        kept = next(stream).stored[1:]  # a part keeps the whole
-        before = kept.clone()
-        places = {batch.stored.data_ptr() for batch in islice(stream, 50)}
-        assert kept.equal(before)
-    assert kept.data_ptr() not in places
-    assert len(places) < 10
+def test_a_data_set_without_classes_has_no_labels(tmp_path: Path) -> None:
+    samples = ((f"{i}", np.full((2, 2, 2), i, np.float32), 0) for i in range(8))
+    write_shards(tmp_path, samples, codec={}, num_classes=0, shard_samples=4)
+    place = {"global_batch": 4, "rank": 0, "world_size": 1, "micro_batch": 4}
+    with LatentStream(tmp_path, seed=0, **place) as stream:
+        batch = next(stream)
+    assert batch.labels is None
+    assert stream.index.class_histogram == ()
+    labels = LabelStream(label_histogram("histogram", 0, stream.index), seed=0, **place)
+    assert next(labels).labels is None
 
 
 # What goes wrong

@@ -28,7 +28,7 @@ def labels_in_json(path: Path, files: Files, numbers: list[int]) -> list[int]:
                 f"({type(error).__name__}: {error})"
             ) from error
     if not known:
-        raise SourceError(f"{where} holds no labels; give --unlabelled to make all class 0")
+        raise SourceError(f"{where} holds no labels; --unlabelled makes a set without classes")
     names = [files.names[number] for number in numbers]
     for name in names:
         if type(known.get(name, 0)) is not int:
@@ -66,7 +66,7 @@ def labels_by_folder(
         if len(part) < depth + 2:
             raise SourceError(
                 f"{path}: {'/'.join(part)} lies in no class folder, and there is no {LABELS}. "
-                "Put each class's images in a folder, or give --unlabelled to make all class 0"
+                "Put each class's images in a folder, or --unlabelled makes a set without classes"
             )
     classes = sorted({part[depth] for part in parts})
     number_of = {name: number for number, name in enumerate(classes)}

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from sid_scale.data.order import permutation
 from sid_scale.data.prepare.shard_writer import SampleFormat
 from sid_scale.data.prepare.sources import Source
-from sid_scale.data.shuffle import permutation
 
 FORMAT_VERSION = 1
 

@@ -74,7 +74,7 @@ def open_source(
 
     Args:
         num_classes: by default as many as there are class folders, or up to the largest label.
-        unlabelled: every sample is of class 0, whatever the source says.
+        unlabelled: samples have no class, whatever the source says.
 
     Raises:
         SourceError: it cannot be read, its labels do not fit its files, a class is out of range,
@@ -126,7 +126,8 @@ class FileSource:
         order = sorted(range(len(numbers)), key=lambda i: files.names[numbers[i]])
         self._numbers = np.array(numbers)[order]
         self._labels = np.array(labels)[order]
-        self.num_classes = num_classes or max(len(self.classes), int(self._labels.max()) + 1)
+        known = 0 if unlabelled else max(len(self.classes), int(self._labels.max()) + 1)
+        self.num_classes = num_classes or known
         self.fingerprint = self._check()
 
     def __len__(self) -> int:
@@ -144,7 +145,7 @@ class FileSource:
         seen: dict[str, str] = {}
         for number, label in zip(self._numbers.tolist(), self._labels.tolist(), strict=True):
             name = self._files.names[number]
-            if not 0 <= label < self.num_classes:
+            if not 0 <= label < max(1, self.num_classes):
                 raise SourceError(
                     f"{self.path}: {name}: class {label} is not in 0..{self.num_classes - 1}"
                 )

@@ -106,12 +106,12 @@ def test_pixel_shards_give_their_images_back(tmp_path: Path) -> None:
             np.testing.assert_array_equal(pixels, images[number].transpose(1, 2, 0))
 
 
-def test_unlabelled_sources_are_one_class_if_that_is_wanted(tmp_path: Path) -> None:
+def test_unlabelled_sources_have_no_classes_if_that_is_wanted(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "set.zip", with_labels(latents(), None))
-    with pytest.raises(SourceError, match="no labels; give --unlabelled"):
+    with pytest.raises(SourceError, match="no labels; --unlabelled"):
         open_source(path)
     source = open_source(path, unlabelled=True)
-    assert (source.num_classes, {label for _, label, _ in read(source)}) == (1, {0})
+    assert (source.num_classes, {label for _, label, _ in read(source)}) == (0, {0})
 
 
 # What is refused
