@@ -21,7 +21,7 @@ from sid_scale.demo.digits import (
 )
 from sid_scale.diffusion.few_step import generate
 from sid_scale.diffusion.heun import denoiser, heun_sample, steps_for
-from sid_scale.diffusion.noise import KeyedNoise
+from sid_scale.diffusion.noise import SeededNoise, keyed_seeds
 from sid_scale.evaluate.metrics.distances import FeatureStatistics, frechet_distance
 from sid_scale.networks.folder import load_network
 from sid_scale.thread_map import one_thread_each
@@ -61,7 +61,7 @@ class Judge:
         """Distance of the real digits through the VAE and back: nobody's samples can do better
         but by chance."""
         stored = self.codec.encode(self.images)
-        noise = KeyedNoise(SEED, "codec", torch.arange(len(stored)))
+        noise = SeededNoise(keyed_seeds(SEED, "codec", torch.arange(len(stored))))
         channels, height, width = stored.shape[1:]
         latents = self.codec.sample(stored, noise.normal(channels // 2, height, width))
         return self.distance(self.codec.decode(latents))
@@ -92,7 +92,7 @@ class Judge:
 
         @torch.no_grad()
         def images(numbers: Tensor) -> Tensor:
-            noise = KeyedNoise(SEED, "evaluation", numbers)
+            noise = SeededNoise(keyed_seeds(SEED, "evaluation", numbers))
             latents = sample(noise.normal(*shape), labels[numbers])
             return self.codec.decode(latents)
 

@@ -1,7 +1,7 @@
 """Where randomness comes from.
 
-The noise of a sample is a function of (seed, purpose, sample): its position in the run's global
-order decides, not the rank that happens to hold it nor how often something was drawn before. A
+The noise of a sample is a function of (seed, purpose, name, sample): its position in the run's
+global order decides, not the rank that happens to hold it nor what else was drawn before. A
 resumed run, or one on another number of ranks, draws the same numbers. Dropout is a function of
 the micro-batch, which holds the same samples on any number of ranks.
 """
@@ -26,10 +26,6 @@ class SeededNoise:
         self._streams = [torch.Generator().manual_seed(seed) for seed in seeds]
         self._device = device
 
-    def of(self, name: str) -> "SeededNoise":
-        """Draws of one purpose. For now all continue the same streams."""
-        return self
-
     def normal(self, *shape: int) -> Tensor:
         """Unit normal numbers, (N, *shape) float32."""
         return self._stack([torch.randn(shape, generator=g) for g in self._streams])
@@ -42,16 +38,16 @@ class SeededNoise:
         return torch.stack(draws).to(self._device, non_blocking=True)
 
 
-class KeyedNoise(SeededNoise):
-    """Noise of a run's samples.
+class KeyedNoise:
+    """Noise of a run's samples, by name.
 
-    Two of some billions of samples may well share a stream, which harms no training: nobody
-    sees them side by side. Images that are to differ are made from seeds that do (generator.py).
+    Each name is a set of streams of its own, so the order in which a loss asks for its draws
+    changes none of them. Two of some billions of samples may well share a stream, which harms no
+    training. Images that are to differ are made from seeds that do (generator.py).
 
     Args:
         seed: the run's seed.
-        purpose: what the numbers are for ("generator", "fake_score", ...); another purpose is
-            another set of streams.
+        purpose: what the numbers are for ("generator", "samples", ...).
         samples: positions in the run's global order, (N,) integers.
         device: see `SeededNoise`.
     """
@@ -59,7 +55,17 @@ class KeyedNoise(SeededNoise):
     def __init__(
         self, seed: int, purpose: str, samples: Tensor, device: torch.device | str = "cpu"
     ):
-        super().__init__((keyed_seed(seed, purpose, i) for i in samples.tolist()), device)
+        self._key, self._samples, self._device = (seed, purpose), samples, device
+
+    def of(self, name: str) -> SeededNoise:
+        """The draws called `name`, from their beginning."""
+        seed, purpose = self._key
+        return SeededNoise(keyed_seeds(seed, f"{purpose} {name}", self._samples), self._device)
+
+
+def keyed_seeds(seed: int, purpose: str, samples: Tensor) -> list[int]:
+    """A seed for each of `samples`, (N,) integers; see `keyed_seed`."""
+    return [keyed_seed(seed, purpose, number) for number in samples.tolist()]
 
 
 def keyed_seed(seed: int, purpose: str, number: int) -> int:

@@ -9,19 +9,28 @@ from sid_scale.diffusion.noise import KeyedNoise, keyed_seed
 def test_a_samples_noise_does_not_depend_on_its_neighbours():
     together = KeyedNoise(1, "generator", torch.arange(8))
     apart = KeyedNoise(1, "generator", torch.tensor([5]))
-    assert torch.equal(together.normal(2, 3)[5:6], apart.normal(2, 3))
-    assert torch.equal(together.uniform()[5:6], apart.uniform())
+    assert torch.equal(together.of("z").normal(2, 3)[5:6], apart.of("z").normal(2, 3))
+    assert torch.equal(together.of("t").uniform()[5:6], apart.of("t").uniform())
+
+
+def test_the_order_of_draws_changes_none_of_them():
+    noise = KeyedNoise(1, "generator", torch.arange(8))
+    z, sigma = noise.of("z").normal(2), noise.of("sigma").normal(2)
+    again = KeyedNoise(1, "generator", torch.arange(8))
+    assert torch.equal(again.of("sigma").normal(2), sigma)
+    assert torch.equal(again.of("z").normal(2), z)
+    assert not torch.equal(z, sigma)
 
 
 @pytest.mark.parametrize(("seed", "purpose", "sample"), [(2, "a", 0), (1, "b", 0), (1, "a", 1)])
 def test_another_seed_purpose_or_sample_is_other_noise(seed, purpose, sample):
-    first = KeyedNoise(1, "a", torch.tensor([0])).normal(100)
-    other = KeyedNoise(seed, purpose, torch.tensor([sample])).normal(100)
+    first = KeyedNoise(1, "a", torch.tensor([0])).of("z").normal(100)
+    other = KeyedNoise(seed, purpose, torch.tensor([sample])).of("z").normal(100)
     assert abs(torch.corrcoef(torch.cat([first, other]))[0, 1]) < 0.35
 
 
 def test_noise_is_unit_normal_across_samples():
-    noise = KeyedNoise(0, "x", torch.arange(20_000)).normal()
+    noise = KeyedNoise(0, "x", torch.arange(20_000)).of("z").normal()
     assert noise.mean() == pytest.approx(0, abs=0.03)
     assert noise.std() == pytest.approx(1, abs=0.03)
 

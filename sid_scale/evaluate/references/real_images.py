@@ -15,7 +15,7 @@ from torch import Tensor
 from sid_scale.codecs import Codec
 from sid_scale.data.prepare.images import SUFFIXES, centre_crop, decode_image
 from sid_scale.data.shards import INDEX, decode, read_index, read_shard
-from sid_scale.diffusion.noise import KeyedNoise
+from sid_scale.diffusion.noise import SeededNoise, keyed_seeds
 from sid_scale.errors import SidScaleError
 
 BATCH = 256
@@ -142,7 +142,7 @@ def sampled(codec: Codec, batch: Batch) -> Tensor:
     """Network latents (N, C, h, w) of what shards store, with noise that is the sample's own."""
     assert batch.stored is not None
     channels, height, width = batch.stored.shape[1:]
-    noise = KeyedNoise(0, PURPOSE, batch.numbers).normal(channels // 2, height, width)
+    noise = SeededNoise(keyed_seeds(0, PURPOSE, batch.numbers)).normal(channels // 2, height, width)
     return codec.sample(batch.stored, noise)
 
 
