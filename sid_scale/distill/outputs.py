@@ -78,9 +78,8 @@ def generate_samples(run: Run, count: int, micro_batch: int) -> Tensor:
     -> (count, C, H, W), before decoding. Every rank computes the same: a network in shards needs
     all of them anyway.
     """
-    classes = None
-    if label_dim := run.teacher.architecture.label_dim:
-        classes = torch.tensor(classes_in_turn(count, label_dim), device=run.ranks.device)
+    turn = classes_in_turn(count, run.teacher.architecture.label_dim)
+    classes = None if turn is None else torch.tensor(turn, device=run.ranks.device)
     generated = []
     with run.ema.applied():
         run.generator.module.eval()

@@ -64,7 +64,8 @@ class GeneratorSampler:
         self.batch = _batch(generator.device, generator.batch_size)
 
     def latents(self, classes: Sequence[int], seeds: Sequence[int]) -> Tensor:
-        return self._generator.latents_together(classes, seeds, self.steps)
+        given = classes if self.architecture.label_dim else None
+        return self._generator.latents_together(given, seeds, self.steps)
 
 
 class TeacherSampler:
@@ -138,7 +139,8 @@ def check_guide(teacher: Architecture, guide: Architecture, folder: Path) -> Non
 
 
 def classes_of(seeds: Sequence[int], label_dim: int) -> list[int]:
-    """A class for each seed, uniform over all of them and a function of the seed alone."""
+    """A class for each seed, uniform over all of them and a function of the seed alone; all 0 if
+    the network knows no classes."""
     return [keyed_seed(0, "evaluation class", seed) % max(1, label_dim) for seed in seeds]
 
 

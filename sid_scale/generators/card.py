@@ -152,9 +152,11 @@ def card_text(
     provenance = network.provenance
     steps = provenance.get("steps", 1)
     teacher = provenance.get("teacher")
+    has_classes = network.architecture.label_dim > 0
+    of_a_class = " of a class" if has_classes else ""
     sections = [
         f"# {title(provenance)}",
-        "A generator that makes an image of a class with "
+        f"A generator that makes an image{of_a_class} with "
         + ("one network evaluation" if steps == 1 else f"{steps} network evaluations")
         + ", distilled from "
         + (f"the diffusion model `{_line(teacher)}`." if teacher else "an unknown teacher."),
@@ -162,7 +164,9 @@ def card_text(
         "## How it was made",
         _table(_facts(network)),
         "## How to use it",
-        _usage(folder_name, needs_vae=network.codec.get("kind") == "vae" and not has_vae),
+        _usage(
+            folder_name, has_classes, needs_vae=network.codec.get("kind") == "vae" and not has_vae
+        ),
         "## What was measured",
         _table(measured) if measured else "Nothing, when this card was written.",
         "## Licence",
@@ -197,7 +201,7 @@ def _facts(network: NetworkFolder) -> dict[str, Any]:
         "first noise level": provenance.get("init_sigma"),
         "parameters": _thousands(parameter_count(architecture)),
         "network's images": f"{channels} x {height} x {width}, "
-        f"{architecture.label_dim} classes, codec {network.codec.get('kind')}",
+        f"{architecture.label_dim or 'no'} classes, codec {network.codec.get('kind')}",
     }
     return {name: value for name, value in known.items() if value is not None}
 
@@ -209,17 +213,19 @@ def _start(generator: Mapping[str, Any]) -> str | None:
     return f"a generator made with {method}, after {seen} images" if generator else None
 
 
-def _usage(folder_name: str, needs_vae: bool) -> str:
+def _usage(folder_name: str, has_classes: bool, needs_vae: bool) -> str:
+    classes = "[0, 0, 1]" if has_classes else "None"
+    option = "--classes 0,1 " if has_classes else ""
     lines = [
         "```python",
         "from sid_scale import OneStepGenerator",
         "",
         f'generator = OneStepGenerator.from_pretrained("{_line(folder_name)}").to("cuda")',
-        "images = generator.generate(class_labels=[0, 0, 1], seeds=[0, 1, 0])  # uint8, NCHW",
+        f"images = generator.generate(class_labels={classes}, seeds=[0, 1, 0])  # uint8, NCHW",
         "```",
         "",
         f"or `sid-scale generate --generator {_line(folder_name)} "
-        "--classes 0,1 --seeds 0-63 --out images --grid`.",
+        f"{option}--seeds 0-63 --out images --grid`.",
     ]
     if needs_vae:
         lines += [

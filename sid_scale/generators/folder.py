@@ -114,8 +114,13 @@ def adopt_vae(folder: Path, codec: Codec) -> None:
         path.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def classes_in_turn(count: int, label_dim: int) -> list[int]:
-    """`count` classes for a grid: spread over all if there are more, again and again if fewer."""
+def classes_in_turn(count: int, label_dim: int) -> list[int] | None:
+    """`count` classes for a grid: spread over all if there are more, again and again if fewer.
+
+    None if the network knows no classes (`label_dim` 0).
+    """
+    if label_dim == 0:
+        return None
     return [i * max(1, label_dim // count) % label_dim for i in range(count)]
 
 

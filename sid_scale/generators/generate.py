@@ -36,7 +36,7 @@ class Plan:
     """What to make, of what, and where to put it."""
 
     generator: Path
-    classes: list[int]
+    classes: list[int | None]  # [None] if the generator knows no classes
     seeds: list[int]
     out: Path
     steps: int | None
@@ -56,8 +56,14 @@ def plan(options: argparse.Namespace) -> Plan:
     """
     seeds = parse_numbers(options.seeds, "seeds")
     known = read_description(options.generator).architecture.label_dim
-    names = read_class_names(options.generator, known)
-    classes = parse_classes(options.classes, names, known)
+    classes: list[int | None] = [None]
+    if known and options.classes is None:
+        raise ListError(f"--classes is missing: the generator knows {known} classes")
+    if not known and options.classes is not None:
+        raise ListError("--classes: the generator knows no classes; leave them out")
+    if known:
+        names = read_class_names(options.generator, known)
+        classes = [*parse_classes(options.classes, names, known)]
     if len(classes) * len(seeds) > MOST:
         raise ListError(
             f"{len(classes)} classes x {len(seeds)} seeds are more than {MOST:,} images"
@@ -120,9 +126,8 @@ def _make_share(generator: OneStepGenerator, share: list[Item], plan: Plan, rank
     ) as bar:
         for start in range(0, len(share), generator.at_once):
             part = share[start : start + generator.at_once]
-            images = generator.generate(
-                [item.label for item in part], [item.seed for item in part], plan.steps
-            )
+            labels = [item.label for item in part if item.label is not None]
+            images = generator.generate(labels or None, [item.seed for item in part], plan.steps)
             write_images(plan.out, part, images)
             bar.update(len(part))
 

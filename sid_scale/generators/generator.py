@@ -34,13 +34,13 @@ MAX_SEED = 2**32 - 1  # larger ones would draw the noise of smaller ones
 class Samples(NamedTuple):
     """What to make, checked."""
 
-    classes: list[int]
+    classes: list[int]  # all 0 if the generator knows no classes
     seeds: list[int]
     steps: int
 
 
 class OneStepGenerator:
-    """Makes images of classes, one network evaluation each (or a few: `steps`).
+    """Makes images of classes in one step, or a few (`steps`).
 
         generator = OneStepGenerator.from_pretrained("runs/demo/generator")
         images = generator.generate(class_labels=[3, 3, 7], seeds=[0, 1, 0])
@@ -111,14 +111,14 @@ class OneStepGenerator:
         return self
 
     def generate(
-        self, class_labels: Iterable[int], seeds: Iterable[int], steps: int | None = None
+        self, class_labels: Iterable[int] | None, seeds: Iterable[int], steps: int | None = None
     ) -> Tensor:
         """Images of the classes, one for each seed: uint8 (N, 3, H, W) on the device.
 
         Args:
-            class_labels: N classes.
+            class_labels: N classes; None for a generator that knows no classes.
             seeds: N seeds, 0 to 2**32 - 1. The same seed gives all classes the same noise.
-            steps: network evaluations an image; by default what the generator was trained for.
+            steps: NFE of an image; by default what the generator was trained for.
 
         Raises:
             GeneratorError: not as many classes as seeds, a class that the generator does not
@@ -144,7 +144,7 @@ class OneStepGenerator:
         self.codec.load(self.device)
 
     def sample_latents(
-        self, class_labels: Iterable[int], seeds: Iterable[int], steps: int | None = None
+        self, class_labels: Iterable[int] | None, seeds: Iterable[int], steps: int | None = None
     ) -> Tensor:
         """What the network makes, before it is decoded: float32 (N, C, h, w) on the device.
 
@@ -153,7 +153,7 @@ class OneStepGenerator:
         return self._each(self._check(class_labels, seeds, steps), self._latents)
 
     def latents_together(
-        self, class_labels: Iterable[int], seeds: Iterable[int], steps: int | None = None
+        self, class_labels: Iterable[int] | None, seeds: Iterable[int], steps: int | None = None
     ) -> Tensor:
         """`sample_latents` in one batch, on a CPU too: sooner there, but company shows in the
         rounding."""
@@ -175,18 +175,23 @@ class OneStepGenerator:
         return generate(self.network, z, step_noise, condition, self.init_sigma)
 
     def _check(
-        self, class_labels: Iterable[int], seeds: Iterable[int], steps: int | None
+        self, class_labels: Iterable[int] | None, seeds: Iterable[int], steps: int | None
     ) -> Samples:
-        classes, numbers = _integers(class_labels, "class_labels"), _integers(seeds, "seeds")
+        known, numbers = self.network.architecture.label_dim, _integers(seeds, "seeds")
+        if class_labels is None and known:
+            raise GeneratorError(f"class_labels are missing: the generator knows {known} classes")
+        if class_labels is not None and not known:
+            raise GeneratorError("the generator knows no classes: class_labels must be None")
+        given = [0] * len(numbers) if class_labels is None else class_labels
+        classes = _integers(given, "class_labels")
         if len(classes) != len(numbers):
             raise GeneratorError(
                 f"{len(classes)} class_labels and {len(numbers)} seeds: give one class a seed"
             )
         if not numbers:
             raise GeneratorError("class_labels and seeds are empty: there is nothing to make")
-        known = self.network.architecture.label_dim
         for label in classes:
-            if not 0 <= label < known:
+            if not 0 <= label < max(1, known):
                 raise GeneratorError(f"class {label} is not one of the generator's {known}")
         for seed in numbers:
             if not 0 <= seed <= MAX_SEED:

@@ -39,16 +39,18 @@ class ImageFolderError(SidScaleError):
 class Item(NamedTuple):
     """One image."""
 
-    label: int
+    label: int | None  # None: the generator knows no classes
     seed: int
 
     @property
     def file_name(self) -> str:
+        if self.label is None:
+            return f"seed{self.seed:06d}.png"
         return f"class{self.label:04d}-seed{self.seed:06d}.png"
 
 
-def every_class_with_every_seed(classes: Sequence[int], seeds: Sequence[int]) -> list[Item]:
-    """The product, class by class."""
+def every_class_with_every_seed(classes: Sequence[int | None], seeds: Sequence[int]) -> list[Item]:
+    """The product, class by class; `classes` is [None] if there are none."""
     return [Item(label, seed) for label in classes for seed in seeds]
 
 
@@ -84,7 +86,7 @@ def claim_folder(folder: Path, made_by: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if path.exists():
             _compare(path, json.loads(path.read_text()), made_by)
-        elif any(folder.glob("class*-seed*.png")):
+        elif any(folder.glob("*seed*.png")):
             raise ImageFolderError(
                 f"{folder} holds images, but no {RECIPE} that says what made them: choose another "
                 "folder"
@@ -165,7 +167,7 @@ def read_images(folder: Path, items: Sequence[Item]) -> Iterator[Tensor]:
         yield image
 
 
-def check_grid(classes: Sequence[int], seeds: Sequence[int]) -> None:
+def check_grid(classes: Sequence[int | None], seeds: Sequence[int]) -> None:
     """Raises ImageFolderError if the product is too much for one picture."""
     if len(classes) * len(seeds) > MOST_IN_GRID:
         raise ImageFolderError(
@@ -174,7 +176,7 @@ def check_grid(classes: Sequence[int], seeds: Sequence[int]) -> None:
         )
 
 
-def write_grid(folder: Path, classes: Sequence[int], seeds: Sequence[int]) -> Path:
+def write_grid(folder: Path, classes: Sequence[int | None], seeds: Sequence[int]) -> Path:
     """Writes `grid.png`: a row for each class, a column for each seed; of one class or one seed
     near to a square.
 
@@ -193,7 +195,8 @@ def write_grid(folder: Path, classes: Sequence[int], seeds: Sequence[int]) -> Pa
 
 
 def write_npz(folder: Path, items: Sequence[Item]) -> Path:
-    """Writes `images.npz`: images (N, H, W, 3) uint8, classes (N,), seeds (N,), in this order.
+    """Writes `images.npz`: images (N, H, W, 3) uint8, classes (N,) if there are any, seeds
+    (N,), in this order.
 
     One image at a time is in memory: 50,000 of 512x512 are 39 GB.
 
@@ -218,6 +221,11 @@ def _write_npz(path: Path, folder: Path, items: Sequence[Item]) -> None:
             np.lib.format.write_array_header_1_0(file, header)
             for image in read_images(folder, items):
                 file.write(image.permute(1, 2, 0).numpy().tobytes())
-        for name, column in (("classes", 0), ("seeds", 1)):
-            with archive.open(f"{name}.npy", "w") as file:
-                np.lib.format.write_array(file, np.array([i[column] for i in items], np.int64))
+        columns: dict[str, list[Any]] = {
+            "classes": [i.label for i in items],
+            "seeds": [i.seed for i in items],
+        }
+        for name, column in columns.items():
+            if None not in column:  # there are no classes of a generator that knows none
+                with archive.open(f"{name}.npy", "w") as file:
+                    np.lib.format.write_array(file, np.array(column, np.int64))

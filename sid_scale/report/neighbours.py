@@ -95,12 +95,13 @@ def find_neighbours(
     index = read_index(data)
     _check_fit(generator, index, str(data))
     generator.load_codec()
-    few = config.label_dim <= FEW_CLASSES
+    few = 0 < config.label_dim <= FEW_CLASSES
     count = max(shown, SAMPLES_A_CLASS * config.label_dim if few else 0)
-    classes = [i % config.label_dim for i in range(count)]
-    if not few:
-        classes = classes_in_turn(shown, config.label_dim)
-    latents = generator.sample_latents(classes, range(count)).cpu()
+    given = classes_in_turn(shown, config.label_dim)
+    if few:
+        given = [i % config.label_dim for i in range(count)]
+    latents = generator.sample_latents(given, range(count)).cpu()
+    classes = given or [0] * count
 
     wanted = min(limit, index.samples)
     batches = real_latents(generator, data, index, wanted)
@@ -241,5 +242,3 @@ def _check_fit(generator: OneStepGenerator, index: ShardIndex, data: str) -> Non
             f"{data}: samples {here[0]} of {here[1]} classes, codec {here[2]}; the generator wants "
             f"{wanted[0]}, {wanted[1]}, {wanted[2]}"
         )
-    if config.label_dim < 1:
-        raise NeighbourError("the generator knows no classes; there is no way to ask it for images")

@@ -147,6 +147,8 @@ def _class_names(look: Look, notices: list[str]) -> list[str]:
     if look.findings is None or look.generator is None:
         return []
     numbers = [str(label) for label in range(look.findings.num_classes)]
+    if not numbers:
+        return ["no class"]  # the label of all is 0
     try:
         names = read_class_names(look.generator, len(numbers))
     except ListError as error:
