@@ -25,6 +25,7 @@ from webdataset import tariterators
 from sid_scale.atomic import atomic_write
 from sid_scale.data.remote import ONCE, TIMEOUT, FetchError, RetryPolicy, local_path, open_url
 from sid_scale.errors import SidScaleError
+from sid_scale.hashing import sha256_file
 
 FORMAT_VERSION = 1
 INDEX = "index.json"
@@ -61,7 +62,7 @@ class Shard:
         """What the index says of a finished tar file that holds so many samples."""
         with open(path, "rb") as file:
             head = hashlib.sha256(file.read(HEAD_BYTES)).hexdigest()
-        return cls(path.name, samples, path.stat().st_size, _sha256(path), head)
+        return cls(path.name, samples, path.stat().st_size, sha256_file(path), head)
 
     def check_head(self, url: str, head: "builtins.bytes") -> None:
         """Compares the first HEAD_BYTES of what lies at `url` (all of it, if it has fewer).
@@ -279,11 +280,3 @@ def _members(stream: Any, url: str) -> Iterator[dict[str, Any]]:
         if not member["fname"].endswith((".npy", ".cls")):
             raise ShardError(f"{url}: refused member {member['fname']!r}: neither .npy nor .cls")
         yield {**member, "__url__": url}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

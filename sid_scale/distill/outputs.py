@@ -26,6 +26,7 @@ from sid_scale.generators.folder import (
     write_samples,
 )
 from sid_scale.image_grid import image_grid, write_png
+from sid_scale.metrics_log import METRICS, parse_record
 from sid_scale.networks.folder import describe, stream_network
 from sid_scale.ranks import on_first_rank
 
@@ -173,17 +174,15 @@ def forget_metrics_after(run: Run, images_seen: int) -> None:
     Raises:
         OutputError: the disk is full, the folder read-only ...
     """
-    metrics = run.folder / "metrics.jsonl"
+    metrics = run.folder / METRICS
     if metrics.is_file():
         lines = metrics.read_text(errors="replace").splitlines(keepends=True)
         write_text(metrics, "".join(line for line in lines if _is_record_until(line, images_seen)))
 
 
 def _is_record_until(line: str, images_seen: int) -> bool:
-    try:
-        return bool(line.endswith("\n") and json.loads(line)["images_seen"] <= images_seen)
-    except (ValueError, KeyError, TypeError):
-        return False  # what a kill or a crash has left: a log must not keep a run from going on
+    record = parse_record(line) if line.endswith("\n") else None
+    return record is not None and record["images_seen"] <= images_seen
 
 
 def _version(package: str) -> str:

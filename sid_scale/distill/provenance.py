@@ -7,9 +7,10 @@ from typing import Any
 
 from sid_scale.config.run import RunConfig
 from sid_scale.data.shards import ShardIndex
+from sid_scale.hashing import sha256_file
 from sid_scale.methods import Role
 from sid_scale.networks import Architecture
-from sid_scale.networks.folder import WEIGHTS, NetworkFolder, sha256
+from sid_scale.networks.folder import WEIGHTS, NetworkFolder
 from sid_scale.ranks import on_first_rank
 
 # What a generator folder says of its teacher and of the run that made it.
@@ -32,7 +33,7 @@ def provenance_of(
 ) -> dict[str, Any]:
     """What the run's generators say of where they come from. Collective."""
     # Gigabytes: one reader is enough.
-    digest = on_first_rank(lambda: sha256(Path(config.teacher) / WEIGHTS))
+    digest = on_first_rank(lambda: sha256_file(Path(config.teacher) / WEIGHTS))
     settings = dataclasses.asdict(config)
     beginning = {k: v for k, v in start.provenance.items() if k in START_FACTS}
     return {

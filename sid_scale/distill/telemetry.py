@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from sid_scale.config.run import RunConfig
 from sid_scale.distill.build import Progress
+from sid_scale.metrics_log import METRICS
 from sid_scale.ranks import Ranks
 
 LOSS = "loss/"  # prefix of the terms that the line beside the bar shows
@@ -28,7 +29,7 @@ class Telemetry:
         self._noted: dict[str, float] = {}
         self.start_clock(images_seen)
         if ranks.is_first:
-            self._metrics = open(self._folder / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115
+            self._metrics = open(self._folder / METRICS, "a", buffering=1)  # noqa: SIM115
             board = str(self._folder / "tensorboard")
             self._board = SummaryWriter(board, purge_step=images_seen + 1)
             self._bar = tqdm(

@@ -31,7 +31,7 @@ from sid_scale.evaluate.features import (
     latent_features,
     pixel_features,
 )
-from sid_scale.networks.folder import sha256
+from sid_scale.hashing import sha256_file
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
 DINOV2_NAME = "facebook/dinov2-large"
@@ -78,14 +78,14 @@ def open_detectors(metrics: Sequence[str], files: DetectorFiles, device: torch.d
     if {INCEPTION, PROBABILITIES} & set(kinds):
         path = _existing(files.inception, metrics, INCEPTION_HELP)
         inception = Inception(path, device)
-        digest = sha256(path)
+        digest = sha256_file(path)
         for kind, see in ((INCEPTION, inception.features), (PROBABILITIES, inception.classes)):
             if kind in kinds:
                 extract[kind], used[kind] = see, (str(path), digest)
     if DINOV2 in kinds:
         folder = _existing(files.dinov2, metrics, DINOV2_HELP)
         extract[DINOV2] = DinoV2(folder, device)
-        used[DINOV2] = (str(folder), sha256(folder / DINOV2_WEIGHTS))
+        used[DINOV2] = (str(folder), sha256_file(folder / DINOV2_WEIGHTS))
     own = {PIXELS: pixel_features, LATENTS: latent_features}
     extract |= {kind: own[kind] for kind in kinds if kind in own}
     return Detectors({kind: extract[kind] for kind in kinds}, used)

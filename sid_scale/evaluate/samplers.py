@@ -16,9 +16,10 @@ from sid_scale.diffusion.heun import Denoise, denoiser, guided, heun_sample
 from sid_scale.diffusion.noise import SeededNoise, keyed_seed
 from sid_scale.generators.folder import GeneratorError, codec_of
 from sid_scale.generators.generator import MAX_SEED, OneStepGenerator, condition_of
+from sid_scale.hashing import sha256_file
 from sid_scale.networks import Architecture, describe_architecture
 from sid_scale.networks.denoiser import Denoiser
-from sid_scale.networks.folder import WEIGHTS, load_network, sha256
+from sid_scale.networks.folder import WEIGHTS, load_network
 from sid_scale.ranks import on_first_rank
 
 CPU_BATCH = 16  # samples; fixed, so that a sample's company never depends on who computes it
@@ -155,7 +156,7 @@ def describe_codec(codec: Codec) -> dict[str, Any]:
     description = {k: v for k, v in codec.describe().items() if k != "vae"}
     if isinstance(codec, VAECodec):
         weights = codec.folder / VAE_WEIGHTS  # fd_latents alone needs none
-        description["vae_sha256"] = sha256(weights) if weights.is_file() else None
+        description["vae_sha256"] = sha256_file(weights) if weights.is_file() else None
         description["vae_dtype"] = str(codec.precision).removeprefix("torch.")
     return description
 
@@ -163,7 +164,7 @@ def describe_codec(codec: Codec) -> dict[str, Any]:
 def describe_network(folder: Path, architecture: Architecture) -> dict[str, Any]:
     """What samples depend on in a network folder. Collective: one rank reads it."""
     return {
-        "weights_sha256": on_first_rank(lambda: sha256(folder / WEIGHTS)),
+        "weights_sha256": on_first_rank(lambda: sha256_file(folder / WEIGHTS)),
         "architecture": describe_architecture(architecture),
     }
 

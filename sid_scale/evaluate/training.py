@@ -37,6 +37,7 @@ from sid_scale.evaluate.trial import smoke_test
 from sid_scale.generators.folder import adopt_class_names, adopt_vae
 from sid_scale.generators.generator import condition_of
 from sid_scale.methods import GENERATOR
+from sid_scale.metrics_log import read_metrics
 from sid_scale.ranks import on_first_rank
 from sid_scale.zero import retention
 from sid_scale.zero.saved import MANIFEST
@@ -233,10 +234,6 @@ def _read_basis(path: Path) -> dict[str, Any]:
 
 def _figures_told(run: Path, metric: str) -> dict[int, float]:
     """Images seen -> a metric, as metrics.jsonl has it."""
-    try:
-        lines = (run / "metrics.jsonl").read_text().splitlines()
-    except FileNotFoundError:
-        return {}
-    records = [json.loads(line) for line in lines]  # `resume` has dropped what is damaged
+    records = read_metrics(run)
     key = f"{PREFIX}{metric}"
     return {r["images_seen"]: r[key] for r in records if r.get(key) is not None}

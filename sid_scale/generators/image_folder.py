@@ -20,10 +20,11 @@ from sid_scale.atomic import atomic_write
 from sid_scale.codecs import VAE_WEIGHTS, VAECodec
 from sid_scale.errors import SidScaleError
 from sid_scale.generators.generator import OneStepGenerator
+from sid_scale.hashing import sha256_file
 from sid_scale.image_grid import image_grid, read_png, write_png
 from sid_scale.inputs_changed import differences
 from sid_scale.networks import describe_architecture
-from sid_scale.networks.folder import WEIGHTS, sha256
+from sid_scale.networks.folder import WEIGHTS
 
 RECIPE = "generate.json"
 GRID = "grid.png"
@@ -62,10 +63,10 @@ def recipe(folder: Path, generator: OneStepGenerator, steps: int) -> dict[str, A
     codec = generator.codec
     description = {k: v for k, v in codec.describe().items() if k != "vae"}  # wherever it lies
     if isinstance(codec, VAECodec):
-        description["vae_sha256"] = sha256(codec.folder / VAE_WEIGHTS)
+        description["vae_sha256"] = sha256_file(codec.folder / VAE_WEIGHTS)
     made_by = {
         "format_version": FORMAT_VERSION,
-        "weights_sha256": sha256(folder / WEIGHTS),
+        "weights_sha256": sha256_file(folder / WEIGHTS),
         "architecture": describe_architecture(generator.network.architecture),
         "codec": description,
         "init_sigma": generator.init_sigma,

@@ -1,6 +1,5 @@
 """How runs are, from what their folders hold."""
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from sid_scale.jobs.attempts import FINISHED, STOPPED, job_of, newest_life, read
 from sid_scale.jobs.lock import read_lock, why_stale
 from sid_scale.jobs.requeue import newest_checkpoint
 from sid_scale.jobs.slurm import is_waiting
+from sid_scale.metrics_log import read_metrics
 
 WELL = ("running", "finished", "stopped", "queued")
 RECENT = 10  # records that the rate is taken from
@@ -62,7 +62,7 @@ class Status:
 def status_of(run_dir: Path) -> Status:
     """Reads how a run stands; whatever is missing or damaged is left out."""
     state, why = _state(run_dir)
-    records = _records(run_dir / "metrics.jsonl")
+    records = _records(run_dir)
     seen = records[-1].get("images_seen") if records else None
     newest = newest_checkpoint(run_dir)
     checkpoint = newest if newest >= 0 else None
@@ -97,20 +97,11 @@ def _state(run_dir: Path) -> tuple[str, str]:
     return "left", told
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
-    records = []
+def _records(run_dir: Path) -> list[dict[str, Any]]:
     try:
-        lines = path.read_text(errors="replace").splitlines()
+        return read_metrics(run_dir)
     except OSError:
         return []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # half a line, as a crash leaves it
-        if isinstance(record, dict) and isinstance(record.get("images_seen"), int):
-            records.append(record)
-    return records
 
 
 def _rate(records: list[dict[str, Any]]) -> float | None:

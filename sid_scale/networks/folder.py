@@ -5,7 +5,6 @@ On disk, parameters have their publisher's names and shapes; `Architecture.to_fi
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
@@ -237,12 +236,3 @@ def parse_description(
             f"{where}: format version {version}; this program reads {FORMAT_VERSION}."
         )
     return architecture, codec, provenance
-
-
-def sha256(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's contents, in hex."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

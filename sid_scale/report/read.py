@@ -12,9 +12,10 @@ from typing import Any
 
 from sid_scale.config.parse import ConfigError, read_yaml
 from sid_scale.errors import SidScaleError
+from sid_scale.metrics_log import METRICS, parse_record
 from sid_scale.report.measurements import Evaluation, is_number, read_evaluations
 
-CONFIG, ENVIRONMENT, METRICS = "config.yaml", "environment.json", "metrics.jsonl"
+CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 MOST_NAMED = 5  # lines, in a notice
 
 
@@ -134,13 +135,8 @@ def read_records(path: Path, notices: list[str]) -> tuple[Mapping[str, float | N
 
 
 def _record(line: str) -> dict[str, float | None] | None:
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(fields, dict) or not is_number(fields.get("images_seen")):
-        return None
-    return {
+    fields = parse_record(line)
+    return fields and {
         name: float(value) if is_number(value) else None
         for name, value in fields.items()
         if value is None or isinstance(value, int | float)

@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sid_scale.errors import SidScaleError
-from sid_scale.networks.folder import sha256
+from sid_scale.hashing import sha256_file
 
 FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
@@ -75,7 +75,7 @@ class Manifest:
             size = path.stat().st_size
             if size != entry["bytes"]:
                 return f"{name}{_whose(name)} has {size:,} bytes instead of {entry['bytes']:,}"
-            if sha256(path) != entry["sha256"]:
+            if sha256_file(path) != entry["sha256"]:
                 return f"{name}{_whose(name)} has another checksum than when it was written"
         except FileNotFoundError:
             return f"{name}{_whose(name)} is missing"

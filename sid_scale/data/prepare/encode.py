@@ -24,7 +24,7 @@ from sid_scale.data.prepare.shard_writer import Sample, SampleFormat
 from sid_scale.data.prepare.sources import Raw, Source, SourceError
 from sid_scale.dtypes import torch_dtype
 from sid_scale.errors import SidScaleError
-from sid_scale.networks.folder import sha256
+from sid_scale.hashing import sha256_file
 from sid_scale.thread_map import one_thread_each
 
 FLIPPED = "_flipped"  # what the key of an image's mirror image ends with
@@ -115,7 +115,7 @@ def plan_encoding(source: Source, codec: VAECodec, encoding: Encoding, encoder: 
             "centre_crop": size,
             "flip": encoding.flip,
             "precision": encoding.precision,
-            "vae_sha256": sha256(codec.folder / VAE_WEIGHTS),
+            "vae_sha256": sha256_file(codec.folder / VAE_WEIGHTS),
         },
         seed=encoding.seed,
         samples=samples,

@@ -22,7 +22,7 @@ from sid_scale.atomic import atomic_write
 from sid_scale.errors import SidScaleError
 from sid_scale.evaluate.features import FEATURES, FRECHET, NEIGHBOURS
 from sid_scale.evaluate.metrics.distances import FeatureStatistics
-from sid_scale.networks.folder import sha256
+from sid_scale.hashing import sha256_file
 from sid_scale.pickles.opcodes import PickleError
 from sid_scale.pickles.reader import read_pickle
 from sid_scale.pickles.values import NUMPY, array, mapping
@@ -71,7 +71,7 @@ def find_references(metrics: Sequence[str], files: Sequence[str | Path]) -> dict
         ReferenceFileError: a file is missing, damaged or of no known kind, or none has a metric.
     """
     contents = [(Path(file), read_reference(file)) for file in files]
-    hashes = {path: sha256(path) for path, _ in contents}
+    hashes = {path: sha256_file(path) for path, _ in contents}
     found: dict[str, Reference] = {}
     for metric in metrics:
         if metric not in FRECHET + NEIGHBOURS:

@@ -16,14 +16,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sid_scale.hashing import sha256_file
 from sid_scale.networks.edm2.network import EDM2Architecture, from_edm2_shapes
 from sid_scale.networks.edm2.published_settings import read_architecture, read_codec
-from sid_scale.networks.folder import (
-    NetworkFolder,
-    check_state,
-    save_network,
-    sha256,
-)
+from sid_scale.networks.folder import NetworkFolder, check_state, save_network
 from sid_scale.pickles.modules import read_object, read_tensors
 from sid_scale.pickles.opcodes import PickleError
 from sid_scale.pickles.reader import read_pickle
@@ -137,7 +133,7 @@ def import_edm2(
     provenance: dict[str, Any] = {"kind": kind}
     if kind == "generator":
         provenance |= dataclasses.asdict(generator or GeneratorSettings())
-    provenance |= {"source": Path(source).name, "source_sha256": sha256(source)}
+    provenance |= {"source": Path(source).name, "source_sha256": sha256_file(source)}
     network = NetworkFolder(published.architecture, published.state, published.codec, provenance)
     save_network(folder, network)
     return network
