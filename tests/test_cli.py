@@ -1,0 +1,96 @@
+"""`sid-scale`: one table of commands, one set of manners."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sid_scale import cli
+from sid_scale.cli import COMMANDS, main
+from tests.generators.tiny import tiny_generator
+
+# Runs a command line, then prints which heavy packages it has imported.
+LIGHT = """
+import sys
+from sid_scale.cli import main
+try:
+    status = main(sys.argv[1:])
+except SystemExit as ended:
+    status = ended.code
+heavy = {"torch", "deepspeed", "numpy", "diffusers", "PIL"} & sys.modules.keys()
+print("\\nstatus", status, "heavy", sorted(heavy))
+"""
+
+
+def light(*arguments: str) -> str:
+    command = [sys.executable, "-c", LIGHT, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout + done.stderr
+
+
+def test_help_lists_every_command_with_a_line(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    for name, (_, does) in COMMANDS.items():
+        assert re.search(rf"^ +{name}\s+{re.escape(does)}$", text, re.MULTILINE), name
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_imports_nothing_heavy(command: str):
+    said = light(command, "--help")
+    assert "status 0 heavy []" in said
+    assert f"usage: sid-scale {command}" in said
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "invalid choice: 'trian'"),
+        (["memory", "--config", "digitz"], "did you mean 'digits'?"),
+        (["memory", "--config", "digits", "seeed=1"], "unknown key seeed; did you mean 'seed'?"),
+        (["train", "--config", "digits", "objective.alhpa=1"], "did you mean 'alpha'?"),
+        (["train", "--config", "digits"], "training needs a launcher"),
+        (["encode", "--source", "x", "--out", "o"], "give --vae FOLDER, or --codec"),
+        (["generate", "--generator", "g", "--seeds", "0", "--out", "o", "--steps", "0"], "below 1"),
+    ],
+)
+def test_a_typo_is_answered_before_anything_heavy_is_imported(arguments: list[str], message: str):
+    said = light(*arguments)
+    assert message in said
+    assert "status 2 heavy []" in said
+
+
+@pytest.mark.faults
+def test_training_without_a_launcher_says_how_to_start_it(capsys: pytest.CaptureFixture[str]):
+    assert main(["train", "--config", "digits", "seed=3"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    command = "deepspeed --num_gpus 8 --module sid_scale train --config digits seed=3"
+    assert command in message
+
+
+@pytest.mark.faults
+def test_an_error_is_one_line_and_ctrl_c_no_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    assert main(["export", str(tmp_path / "nothing"), str(tmp_path / "o")]) == 1
+    assert re.fullmatch(r"error: .*nothing: no config\.json there.*\n", capsys.readouterr().err)
+
+    def interrupted(name: str):
+        raise KeyboardInterrupt
+
+    generator = tiny_generator(tmp_path / "g")
+    monkeypatch.setattr("sid_scale.networks.folder.load_stored_network", interrupted)
+    assert main(["export", str(generator), str(tmp_path / "o")]) == cli.INTERRUPTED
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_what_deepspeeds_launcher_adds_is_ignored(tmp_path: Path):
+    generator, out = tiny_generator(tmp_path / "g"), tmp_path / "o.safetensors"
+    assert main(["--local_rank=0", "export", str(generator), str(out)]) == 0
+    assert out.is_file()
