@@ -15,15 +15,17 @@ import os
 import pickle
 import resource
 import sys
-from typing import Any, BinaryIO, NoReturn
+from io import BufferedReader
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
 from sid_scale.pickles.tree import Tree, write_storages
 from sid_scale.pickles.unpickler import REMEDY, FileError, RestrictedUnpickler
 
 MEMORY = 768 * 2**20  # bytes, beyond what the process has at its start and the file's size
-SECONDS, BYTES_A_SECOND = 3, 50 * 10**6  # CPU time: a constant, and what the file's size adds
+SECONDS, BYTES_A_SECOND = 4, 50 * 10**6  # CPU time: a constant, and what the file's size adds
 JSON_BYTES = 16 * 2**20
-# Audit events of a reading. CPython reports some failures of its own Unpickler by the hook.
+# Audit events of a reading. CPython passes some failures of its own Unpickler to the hook.
 HARMLESS = ("builtins.id", "sys.excepthook")
 
 
@@ -55,7 +57,7 @@ def main() -> NoReturn:
     _end(0, output)
 
 
-def _read(file: BinaryIO, tree: Tree) -> bytes:
+def _read(file: BufferedReader, tree: Tree) -> bytes:
     start = file.read(2)
     file.seek(0)
     if not start:
@@ -66,15 +68,21 @@ def _read(file: BinaryIO, tree: Tree) -> bytes:
             f"no pickle of protocol 2 to 5{hint}. EDM2's and SiD's networks are pickles in files "
             "named .pkl: name one of those, or fetch it again"
         )
+    # Without `peek`, the Unpickler reads no more than an opcode or a frame in advance.
+    exact: Any = SimpleNamespace(read=file.read, readline=file.readline, readinto=file.readinto)
     try:
-        contents = RestrictedUnpickler(file).load()
-    except (FileError, MemoryError):
+        contents = RestrictedUnpickler(exact).load()
+    except MemoryError:
         raise
-    except Exception as error:  # of every kind: the opcodes make no sense
-        if isinstance(error, EOFError) or "truncated" in str(error):
-            raise FileError("the file ends in the middle: it is damaged; fetch it again") from None
-        what = f"{type(error).__name__}: {ascii(str(error)[:200])[1:-1]}"
-        raise FileError(f"the file is damaged, or no pickle ({what}); fetch it again") from None
+    except Exception as error:  # of every kind, if the opcodes make no sense
+        if isinstance(error, FileError):
+            what = str(error)
+        elif isinstance(error, EOFError) or "truncated" in str(error):
+            what = "the file ends in the middle: it is damaged; fetch it again"
+        else:
+            reason = f"{type(error).__name__}: {ascii(str(error)[:200])[1:-1]}"
+            what = f"the file is damaged, or no pickle ({reason}); fetch it again"
+        raise FileError(f"before byte {file.tell()}: {what}") from None
     output = json.dumps(tree.value(contents)).encode()
     if len(output) > JSON_BYTES:
         raise FileError(f"holds {len(output)} bytes of settings, far more than a network. {REMEDY}")
@@ -93,6 +101,7 @@ def confine(size: int) -> None:
     for limit, value in limits.items():
         _, most = resource.getrlimit(limit)
         resource.setrlimit(limit, (value if most < 0 else min(value, most), most))
+    sys.excepthook = lambda kind, error, _: print(f"{kind.__name__}: {error}", file=sys.stderr)
     sys.addaudithook(_forbid)
 
 

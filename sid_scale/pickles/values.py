@@ -91,9 +91,10 @@ def read_tensors(module: Any, where: str, prefix: str = "") -> dict[str, Pickled
         for name in entries:
             if not _NAME.fullmatch(name):
                 raise PickleError(f"{what}: {kind} holds {name[:64]!a}, which is no name")
-    left_out = state.get("_non_persistent_buffers_set", [])
-    if not isinstance(left_out, list):
+    names = state.get("_non_persistent_buffers_set", [])
+    if not isinstance(names, list):
         raise _wrong("a set of names", f"{what}: _non_persistent_buffers_set")
+    left_out = {name for name in names if isinstance(name, str)}
     found: dict[str, PickledTensor] = {}
     for name, value in {**held["_parameters"], **held["_buffers"]}.items():
         if value is None or (name in held["_buffers"] and name in left_out):

@@ -141,6 +141,11 @@ def a_storage_in_several_uses(_: Path) -> bytes:
     return dumps({"ema": tiny(), "held": held})
 
 
+@hostile("bytes of settings")
+def a_text_in_many_places(_: Path) -> bytes:
+    return dumps({"ema": tiny(), "held": ["x" * 1000] * 20_000})
+
+
 @hostile("MB of memory")
 def a_text_of_a_terabyte(_: Path) -> bytes:
     return opcodes(b"}", "ema", pickle.BINUNICODE8, length(2**40), b"x" * 100)
@@ -209,6 +214,14 @@ def modules_that_share_places_for_weights(_: Path) -> bytes:
 def modules_that_share_names_of_buffers(_: Path) -> bytes:
     names = Call(set, [f"b{n}" for n in range(20_000)])
     return modules_of_one_state({"_parameters": {}, "_non_persistent_buffers_set": names})
+
+
+@hostile("the weights are not those of its architecture")
+def many_buffers_and_many_names_of_others(_: Path) -> bytes:
+    made, buffer = tiny(), tensor_of(saved_storage(1), (1,), (1,))
+    made._buffers = {f"b{n}": buffer for n in range(100_000)}
+    made._non_persistent_buffers_set = {f"c{n}" for n in range(100_000)}
+    return dumps({"ema": made})
 
 
 def padded(storage: bytes, padding: bytes) -> bytes:
