@@ -153,7 +153,7 @@ def a_module_of_another_kind(canary: Path) -> bytes:
 # --- opcodes ------------------------------------------------------------------------------
 
 
-@hostile("opcode INST", live=True)
+@hostile("asks for 'os.system'", live=True)
 def inst(canary: Path) -> bytes:
     return opcodes(pickle.MARK, touch(canary), b"ios\nsystem\n.")
 
@@ -164,7 +164,7 @@ def obj(canary: Path) -> bytes:
     return opcodes(pickle.MARK, named("subprocess Popen"), *words, b"o.")
 
 
-@hostile("opcode EXT1")
+@hostile("unregistered extension code")
 def an_extension(canary: Path) -> bytes:
     return opcodes(pickle.EXT1 + b"\x07", touch(canary), pickle.TUPLE1, b"R.")
 
@@ -174,7 +174,7 @@ def a_persistent_id(canary: Path) -> bytes:
     return opcodes(b"}", "ema", "storage", pickle.BINPERSID, b"s.")
 
 
-@hostile("opcode NEXT_BUFFER")
+@hostile("out-of-band data")
 def a_buffer_out_of_band(canary: Path) -> bytes:
     return opcodes(pickle.NEXT_BUFFER, b".")
 
@@ -182,7 +182,7 @@ def a_buffer_out_of_band(canary: Path) -> bytes:
 # --- __setstate__ -------------------------------------------------------------------------
 
 
-@hostile("BUILD makes no sense here")
+@hostile("the file is damaged")
 def state_for_a_function(canary: Path) -> bytes:
     function = named("torch_utils.persistence _reconstruct_persistent_obj")
     return opcodes(function, b"}", "__code__", touch(canary), b"sb.")
@@ -219,7 +219,7 @@ def a_pickle_in_a_storage(canary: Path) -> bytes:
     return with_storage(saved(Call(os.system, touch(canary))))
 
 
-@hostile("no pickle of protocol 2 to 5 (but a zip archive", live=True)
+@hostile("should be a storage as torch.save writes it", live=True)
 def a_zip_archive_in_a_storage(canary: Path) -> bytes:
     return with_storage(saved(Call(os.system, touch(canary)), zipped=True))
 

@@ -23,9 +23,8 @@ from sid_scale.errors import SidScaleError
 from sid_scale.evaluate.features import FEATURES, FRECHET, NEIGHBOURS
 from sid_scale.evaluate.metrics.distances import FeatureStatistics
 from sid_scale.hashing import sha256_file
-from sid_scale.pickles.opcodes import PickleError
-from sid_scale.pickles.reader import read_pickle
-from sid_scale.pickles.values import NUMPY, array, mapping
+from sid_scale.pickles.reader import PickleError, open_pickle
+from sid_scale.pickles.values import array, mapping
 
 FORMAT_VERSION = 1
 MANIFOLD = "precision"  # whose features precision and recall share
@@ -210,8 +209,8 @@ def _read_npz(path: Path) -> ReferenceFile:
 
 def _read_edm2(path: Path) -> ReferenceFile:
     where = str(path)
-    with open(path, "rb") as file:
-        contents = mapping(read_pickle(file, where, NUMPY), f"{where}: the whole")
+    with open_pickle(path) as found:
+        contents = mapping(found, f"{where}: the whole")
         moments: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for metric in ("fid", "fd_dinov2"):
             if metric in contents:

@@ -1,9 +1,9 @@
 """EDM2's and SiD's published networks: files to network folders.
 
-A file holds a dict: under `ema` the network, in EDM2's own files also `encoder`, which says how
-pixels become latents, and more; in SiD's the network is alone. A network remembers the arguments
-that it was made with; the architecture is read from those and compared with the weights. Nothing
-in the file is run (`reader.py`).
+A file holds a dict: under `ema` the network, in EDM2's own files also `encoder`, which defines how
+pixels become latents, and more; SiD's hold the network alone. A network holds the arguments that it
+was made with: the architecture comes from them and is compared with the weights. Nothing in the
+file is run (`sid_scale/pickles`).
 """
 
 import dataclasses
@@ -20,21 +20,20 @@ from sid_scale.hashing import sha256_file
 from sid_scale.networks.edm2.network import EDM2Architecture, from_edm2_shapes
 from sid_scale.networks.edm2.published_settings import read_architecture, read_codec
 from sid_scale.networks.folder import NetworkFolder, check_state, save_network
-from sid_scale.pickles.modules import read_object, read_tensors
-from sid_scale.pickles.opcodes import PickleError
-from sid_scale.pickles.reader import read_pickle
-from sid_scale.pickles.values import ALLOWED, PickledTensor, mapping
+from sid_scale.pickles.reader import PickledTensor, PickleError, open_pickle
+from sid_scale.pickles.values import as_object, mapping, read_tensors
 
 Kind = Literal["teacher", "generator"]
 
 TEACHERS = ("Precond",)
 GENERATORS = ("EDM_2_Precond_EncoderDecoder", "EDM_2_Precond_Generator")  # and `Precond`
+DTYPES = ("F32", "F16", "BF16")  # of weights
 INIT_SIGMA = 2.5  # of every generator that SiD, SiDA and SiD2A have published
 
 
 @dataclass(frozen=True)
 class PublishedNetwork:
-    """What a published file says of its network."""
+    """A network, as its published file describes it."""
 
     class_name: str
     architecture: EDM2Architecture
@@ -50,15 +49,20 @@ class PublishedNetwork:
         return "generator" if is_generator else "teacher"
 
 
-def read_edm2(path: str | os.PathLike[str], vae: str | None = None) -> PublishedNetwork:
+def read_edm2(
+    path: str | os.PathLike[str],
+    vae: str | None = None,
+    scratch: str | os.PathLike[str] | None = None,
+) -> PublishedNetwork:
     """Reads a published network.
 
-    Memory: the weights in the file's dtype, and a few times the largest of them.
+    Memory: the weights in the file's dtype, and a few times the largest of them. A temporary file
+    holds the weights in between.
 
     Args:
         path: the .pkl file.
-        vae: folder of the VAE (diffusers' form), if the network sees latents; default is the name
-            that the file gives, or the one that EDM2's models use.
+        vae: folder of the VAE (diffusers' form) of a network of latents; None: the name in the
+            file, or the VAE of EDM2's models.
 
     Raises:
         PickleError: not such a file, damaged, asks for anything that a network has no need of,
@@ -66,26 +70,22 @@ def read_edm2(path: str | os.PathLike[str], vae: str | None = None) -> Published
         CheckpointError: the weights are not those of the architecture.
     """
     where = str(path)
-    try:
-        file = open(path, "rb")  # noqa: SIM115 - the `with` is below
-    except OSError as error:
-        raise PickleError(f"{where}: cannot be read: {error.strerror}") from error
-    with file:
-        contents = mapping(read_pickle(file, where, ALLOWED), f"{where}: the whole")
+    with open_pickle(path, scratch) as found:
+        contents = mapping(found, f"{where}: the whole")
         if "ema" not in contents:
             held = ", ".join(ascii(key[:64]) for key in list(contents)[:8]) or "nothing"
             raise PickleError(f"{where}: no network under 'ema'; it holds {held}")
-        network = read_object(contents["ema"], f"{where}: ema")
+        network = as_object(contents["ema"], f"{where}: ema")
         if network.class_name not in TEACHERS + GENERATORS:
             raise PickleError(
                 f"{where}: ema is of class {network.class_name}; known are "
                 f"{', '.join(TEACHERS + GENERATORS)}"
             )
-        tensors = read_tensors(contents["ema"], where)
+        tensors = read_tensors(network, where)
         architecture = read_architecture(network, where)
         if not any(name.startswith("logvar") for name in tensors):
             architecture = dataclasses.replace(architecture, logvar_channels=0)
-        _check_shapes(architecture, tensors, file.seek(0, os.SEEK_END), where)
+        _check_tensors(architecture, tensors, os.path.getsize(path), where)
         codec = read_codec(contents.get("encoder"), architecture, vae, where)
         state = from_edm2_shapes({name: tensor.load() for name, tensor in tensors.items()})
     alone = contents.keys() == {"ema"}
@@ -94,7 +94,7 @@ def read_edm2(path: str | os.PathLike[str], vae: str | None = None) -> Published
 
 @dataclass(frozen=True)
 class GeneratorSettings:
-    """What a generator's file does not say."""
+    """Settings of a generator that its file does not hold."""
 
     init_sigma: float = INIT_SIGMA
     steps: int = 1
@@ -114,7 +114,7 @@ def import_edm2(
     Args:
         source: see `read_edm2`, as `vae` and the errors.
         folder: must not exist.
-        kind: what the network is, if the file's own signs are not to be believed.
+        kind: what the network is; None: see `PublishedNetwork.kind`.
         generator: of a generator; None: as published.
 
     Raises:
@@ -122,7 +122,8 @@ def import_edm2(
     """
     if os.path.lexists(folder):
         raise PickleError(f"{folder}: exists already; remove it or name another")
-    published = read_edm2(source, vae)
+    around = Path(folder).absolute().parents
+    published = read_edm2(source, vae, scratch=next(place for place in around if place.is_dir()))
     kind = kind or published.kind
     if kind == "teacher" and generator is not None:
         raise PickleError(
@@ -139,15 +140,21 @@ def import_edm2(
     return network
 
 
-def _check_shapes(
+def _check_tensors(
     architecture: EDM2Architecture, tensors: dict[str, PickledTensor], file_size: int, where: str
 ) -> None:
-    """Compares names and shapes before any weight is loaded."""
-    # At two bytes an element; and loading a tensor takes the whole of its storage.
+    """Compares names, shapes and dtypes before any weight is loaded."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES:
+            raise PickleError(
+                f"{where}: {name} is of dtype {tensor.dtype}; networks here have "
+                f"{', '.join(DTYPES)}"
+            )
+    # An element has two bytes at least. Loading a tensor may read the whole of its storage.
     least = sum(
         max(2 * math.prod(tensor.shape), tensor.stored_bytes) for tensor in tensors.values()
     )
-    if least > file_size:  # several tensors in one storage: a small file, endless weights
+    if least > file_size:  # several tensors in one storage: a small file, huge weights
         raise PickleError(f"{where}: has {file_size} bytes, but weights of {least} at least")
     shapes = {name: torch.empty(tensor.shape, device="meta") for name, tensor in tensors.items()}
     remedy = "The file says both, so one of them was changed; take it from its publisher."

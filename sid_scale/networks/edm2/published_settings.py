@@ -1,7 +1,7 @@
-"""EDM2's settings, and what they are here.
+"""Settings of EDM2's networks and encoders as an architecture and a codec.
 
-Objects of EDM2's persistent classes remember the arguments that they were made with. From a
-network's come its architecture, from an encoder's the codec of the network's images.
+Objects of EDM2's persistent classes hold the arguments that they were made with. Those of a network
+give its architecture, those of an encoder the codec of the network's images.
 """
 
 import dataclasses
@@ -21,11 +21,10 @@ from sid_scale.networks.edm2.network import (
     RESIDUAL_BALANCE,
     EDM2Architecture,
 )
-from sid_scale.pickles.modules import PickledObject, read_object
-from sid_scale.pickles.opcodes import PickleError
-from sid_scale.pickles.values import mapping, number, numbers
+from sid_scale.pickles.reader import PickledObject, PickleError
+from sid_scale.pickles.values import as_object, mapping, number, numbers
 
-VAE = "stabilityai/sd-vae-ft-mse"  # of EDM2's encoder, unless it says another
+VAE = "stabilityai/sd-vae-ft-mse"  # of EDM2's encoder, unless the file names another
 
 # Arguments in the order in which EDM2 takes them.
 _NETWORK_ARGUMENTS = (
@@ -85,10 +84,10 @@ def read_architecture(network: PickledObject, where: str) -> EDM2Architecture:
 def read_codec(
     encoder: Any, architecture: EDM2Architecture, vae: str | None, where: str
 ) -> dict[str, Any]:
-    """Description of the codec that a file's encoder (its record, or None) stands for.
+    """Description of the codec that a file's encoder (an object, or None) stands for.
 
-    Without an encoder, networks of four channels see the Stability VAE's latents, as all
-    published ones do, and others pixels.
+    Without an encoder, networks of four channels work on the Stability VAE's latents, as all
+    published ones do, and others on pixels.
 
     Args:
         encoder: what the file holds under `encoder`, None if nothing.
@@ -99,29 +98,29 @@ def read_codec(
     Raises:
         PickleError: an encoder or setting that codecs here do not have; says which.
     """
-    sees_latents = architecture.img_channels == len(STABILITY_MEAN)
+    is_latent = architecture.img_channels == len(STABILITY_MEAN)
     settings: dict[str, Any] = {}
     if encoder is not None:
-        found = read_object(encoder, f"{where}: encoder")
+        found = as_object(encoder, f"{where}: encoder")
         if found.class_name not in ("StandardRGBEncoder", "StabilityVAEEncoder"):
             raise PickleError(
                 f"{where}: the encoder is of class {found.class_name}; known are "
                 "StandardRGBEncoder and StabilityVAEEncoder"
             )
-        sees_latents = found.class_name == "StabilityVAEEncoder"
-        if sees_latents:
+        is_latent = found.class_name == "StabilityVAEEncoder"
+        if is_latent:
             settings = _arguments(found, _ENCODER_ARGUMENTS, f"{where}: encoder")
-    if sees_latents:
+    if is_latent:
         return _read_vae(settings, vae, where).describe()
     if vae is not None:
-        raise PickleError(f"{where}: the network sees pixels: there is no use for VAE {vae}")
+        raise PickleError(f"{where}: the network works on pixels: there is no use for VAE {vae}")
     return IdentityCodec().describe()
 
 
 def _arguments(made: PickledObject, names: tuple[str, ...], where: str) -> dict[str, Any]:
-    """What an object was made with, by name."""
-    positional = made.state.get("_init_args", ())
-    if not isinstance(positional, tuple) or len(positional) > len(names):
+    """The arguments that an object was made with, by name."""
+    positional = made.state.get("_init_args", [])
+    if not isinstance(positional, list) or len(positional) > len(names):
         raise PickleError(f"{where}: _init_args should be at most {len(names)} values")
     by_name = mapping(made.state.get("_init_kwargs"), f"{where}: _init_kwargs")
     return {**dict(zip(names, positional)), **by_name}
@@ -177,7 +176,7 @@ def _check_constants(settings: dict[str, Any], architecture: EDM2Architecture, w
 
 
 def _read_vae(settings: dict[str, Any], vae: str | None, where: str) -> VAECodec:
-    """Raw latents of channel means and deviations `raw_*` are brought to `final_*`."""
+    """The codec that maps raw latents of means and stds `raw_*` per channel to `final_*`."""
 
     def per_channel(name: str, default: Any) -> list[int | float]:
         value, what = settings.get(name, default), f"{where}: {name} of the encoder"
@@ -195,7 +194,7 @@ def _read_vae(settings: dict[str, Any], vae: str | None, where: str) -> VAECodec
     stds = per_channel("raw_std", STABILITY_STD)
     final_means, final_stds = per_channel("final_mean", 0), per_channel("final_std", SIGMA_DATA)
     if not len(means) == len(stds) == len(final_means) == len(final_stds):
-        raise PickleError(f"{where}: means and deviations of the encoder differ in number")
+        raise PickleError(f"{where}: means and stds of the encoder differ in number")
     scale = [final / raw for final, raw in zip(final_stds, stds)]
     bias = [final - raw * k for final, raw, k in zip(final_means, means, scale)]
     return VAECodec(folder, scale, bias)

@@ -87,7 +87,7 @@ def test_a_hostile_reference_runs_nothing(tmp_path: Path):
     held = {"fid": {**moments(4), "note": Runs(canary)}}
     path = tmp_path / "img512.pkl"
     path.write_bytes(pickle.dumps(held))
-    with pytest.raises(ReferenceFileError, match=r"img512.pkl: byte \d+: asks for '.*open'"):
+    with pytest.raises(ReferenceFileError, match=r"img512.pkl: before byte \d+: asks for '.*open'"):
         read_reference(path)
     assert not canary.exists()
     pickle.loads(path.read_bytes())["fid"]["note"].close()
@@ -129,7 +129,7 @@ def claims_a_petabyte() -> bytes:
 @pytest.mark.parametrize(
     ("contents", "complaint"),
     [
-        (edm2()[:-40], "the file ends|should follow|no opcode|makes no sense"),
+        (edm2()[:-40], "the file ends in the middle"),
         (edm2(mu=np.zeros(3)), "of other shapes"),
         (edm2(sigma=np.full((4, 4), np.nan)), "no finite number"),
         (edm2(mu=np.array(["a", "b"])), "mu should be an array of numbers"),

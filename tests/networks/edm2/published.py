@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from sid_scale.networks.edm2.network import EDM2, EDM2Architecture
 from sid_scale.networks.edm2.published import PublishedNetwork, read_edm2
 from sid_scale.networks.folder import CheckpointError
-from sid_scale.pickles.opcodes import PickleError
+from sid_scale.pickles.reader import PickleError
 from tests.tiny import ARCHITECTURE, tiny_network
 
 SOURCE = "import torch\n" * 100  # of a class's module; longer than what is kept in memory

@@ -17,7 +17,7 @@ from sid_scale.networks.edm2.published import (
     read_edm2,
 )
 from sid_scale.networks.folder import load_network
-from sid_scale.pickles.opcodes import PickleError
+from sid_scale.pickles.reader import PickleError
 from tests.networks.edm2.published import (
     STATE,
     Persistent,
@@ -194,9 +194,10 @@ def test_weights_of_another_architecture_are_listed_with_their_shapes(tmp_path):
 def test_missing_and_unknown_weights_are_listed(tmp_path):
     network = tiny()
     del network.unet.out_conv
-    network.unet.extra = network.unet.emb_noise
+    network.unet.extra = network.unet.emb_noise  # a module in two places
     message = refusal(tmp_path, network)
-    assert "in two places" in message
+    assert "missing unet.out_conv.weight" in message
+    assert "unknown unet.extra.weight" in message
     network.unet.extra = persistent("MPConv", base=nn.Module)
     network.unet.extra.weight = nn.Parameter(torch.zeros(2))
     message = refusal(tmp_path, network)
@@ -214,7 +215,7 @@ def test_half_an_uncertainty_head_is_none(tmp_path):
 @pytest.mark.faults
 def test_other_dtypes_are_refused(tmp_path):
     doubles = {name: tensor.double() for name, tensor in STATE.items()}
-    assert "asks for 'torch.DoubleStorage'" in refusal(tmp_path, tiny(state=doubles))
+    assert "unet.out_gain is of dtype F64" in refusal(tmp_path, tiny(state=doubles))
 
 
 # --- what else a file holds ---------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 from sid_scale.codecs import stability_vae
 from sid_scale.networks.edm2.network import EDM2, EDM2Architecture
 from sid_scale.networks.edm2.published import read_edm2
-from sid_scale.pickles.opcodes import PickleError
+from sid_scale.pickles.reader import PickleError
 from tests.networks.edm2.published import (
     STATE,
     persistent,
@@ -146,7 +146,7 @@ def test_networks_of_pixels_have_the_identity_codec(tmp_path):
         (persistent("JPEGEncoder"), "the encoder is of class JPEGEncoder"),
         ("rgb", "encoder should be an object"),
         (vae_encoder(raw_mean="1234"), "raw_mean of the encoder should be a list of numbers"),
-        (vae_encoder(raw_mean=[0.0] * 3), "means and deviations of the encoder differ in number"),
+        (vae_encoder(raw_mean=[0.0] * 3), "means and stds of the encoder differ in number"),
         (vae_encoder(raw_std=[1, 1, 1, 0]), "raw_std of the encoder is out of range"),
         (vae_encoder(final_mean=float("inf")), "final_mean of the encoder is out of range"),
         (vae_encoder(vae_name=7), "vae_name of the encoder should be a text"),
