@@ -61,12 +61,11 @@ def pixel_features(images: Tensor) -> np.ndarray:
 def class_accuracy(images: Tensor, labels: Tensor) -> float:
     """Share of uint8 `images` (N, 3, 32, 32) in which the judge reads the class in `labels`.
 
-    `labels` are classes (N,) or one-hot (N, 10). The judge is a support vector machine that
-    has seen the even half of the real digits.
+    `labels` are classes (N,). The judge is a support vector machine that has seen the even half
+    of the real digits.
     """
-    classes = labels.argmax(dim=1) if labels.ndim == 2 else labels
     read = _judge().predict(pixel_features(images))
-    return float(np.mean(read == classes.cpu().numpy()))
+    return float(np.mean(read == labels.cpu().numpy()))
 
 
 def class_accuracy_real() -> float:

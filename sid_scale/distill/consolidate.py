@@ -39,6 +39,7 @@ def networks_in(checkpoint: Path) -> dict[str, tuple[str, str]]:
     Raises:
         TrainingStateError: the checkpoint is incomplete or damaged.
     """
+    read_manifest(checkpoint)
     described = read_state(checkpoint).get("networks")
     if not isinstance(described, dict) or GENERATOR not in described:
         raise TrainingStateError(f"checkpoint {checkpoint}: {STATE} describes no {GENERATOR}")

@@ -79,8 +79,6 @@ def test_judge_reads_unseen_digits_and_not_noise(digits):
     assert class_accuracy_real() > 0.97
     wrong = (labels + 1) % 10
     assert class_accuracy(images, wrong) < 0.03
-    one_hot = torch.nn.functional.one_hot(labels, 10).float()
-    assert class_accuracy(images, one_hot) == class_accuracy(images, labels)
 
 
 # --- the assets ---------------------------------------------------------------------------
@@ -113,13 +111,12 @@ def test_codec_brings_digits_back(digits, teacher):
 def test_teacher_draws_the_digits_it_is_asked_for(teacher):
     network, codec = teacher
     labels = torch.arange(10).repeat(10)
-    one_hot = torch.nn.functional.one_hot(labels, 10).float()
     config = network.architecture
     noise = torch.randn(
         len(labels), config.img_channels, config.img_resolution, config.img_resolution,
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
-    latents = heun_sample(denoiser(network, one_hot), noise, steps=18)
+    latents = heun_sample(denoiser(network, labels), noise, steps=18)
     assert class_accuracy(codec.decode(latents), labels) >= 0.95
 
 
@@ -127,7 +124,7 @@ def test_teacher_knows_its_uncertainty(teacher):
     network, _ = teacher
     config = network.architecture
     shape = (2, config.img_channels, config.img_resolution, config.img_resolution)
-    logvar = network(torch.zeros(shape), torch.tensor([0.01, 10.0]), torch.eye(10)[:2]).logvar
+    logvar = network(torch.zeros(shape), torch.tensor([0.01, 10.0]), torch.arange(2)).logvar
     assert logvar.shape == (2, 1, 1, 1)
     assert logvar.isfinite().all()
 

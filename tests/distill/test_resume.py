@@ -241,6 +241,7 @@ def go_on(folder: Path, **overrides: object) -> tuple[int, str]:
     arguments = settings(folder, **overrides)
     command = [sys.executable, "-m", "sid_scale.train", "--config", str(folder / "run.yaml")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # as a launcher says
     done = subprocess.run(
         [*command, *arguments], capture_output=True, text=True, env=environment, timeout=120
     )

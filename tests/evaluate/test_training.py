@@ -263,7 +263,7 @@ def test_metrics_and_references_are_lists_or_typed_with_commas(tmp_path: Path):
     ).evaluation
     assert listed == typed
     assert listed.metrics == ("fid", "is")
-    with pytest.raises(ConfigError, match=r"evaluation.metrics: expected str, got 3"):
+    with pytest.raises(ConfigError, match=r"evaluation.metrics: expected a text, got 3"):
         load_config(tmp_path / "run.yaml", settings(tmp_path, **{"evaluation.metrics": "[3]"}))
 
 
