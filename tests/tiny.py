@@ -26,6 +26,12 @@ ARCHITECTURE = EDM2Architecture(
 )
 
 
+NO_WARM_UP = {
+    "objective.warm_up.generator_images": 0,
+    "objective.warm_up.adversarial_images": 0,
+}
+
+
 def tiny_network(seed: int = 0) -> EDM2:
     """A network whose every part matters: no gain is zero."""
     torch.manual_seed(seed)
@@ -65,8 +71,11 @@ def write_deepspeed_json(folder: Path, stage: int, **settings: Any) -> Path:
     return path
 
 
-def settings(folder: Path, **overrides: Any) -> list[str]:
-    """`key=value` settings of a run of four iterations in `folder` (made by `prepare`)."""
+def settings(folder: Path, *, warm_up: bool = True, **overrides: Any) -> list[str]:
+    """`key=value` settings of a run of four iterations in `folder` (made by `prepare`).
+
+    `warm_up` says whether its method has one; it is then over from the start.
+    """
     values = {
         "run_dir": folder / "run",
         "teacher": folder / "teacher",
@@ -79,8 +88,7 @@ def settings(folder: Path, **overrides: Any) -> list[str]:
         "log.samples_every_images": 16,
         "log.samples": 4,
         "checkpoint.every_images": 16,
-        "objective.warm_up.generator_images": 0,
-        "objective.warm_up.adversarial_images": 0,
+        **(NO_WARM_UP if warm_up else {}),
         **{key.replace("__", "."): value for key, value in overrides.items()},
     }
     return [f"{key}={value}" for key, value in values.items()]
@@ -96,5 +104,5 @@ def prepare(folder: Path) -> Path:
     return folder
 
 
-def config(folder: Path, **overrides: Any) -> RunConfig:
-    return load_config(folder / "run.yaml", settings(folder, **overrides))
+def config(folder: Path, *, warm_up: bool = True, **overrides: Any) -> RunConfig:
+    return load_config(folder / "run.yaml", settings(folder, warm_up=warm_up, **overrides))

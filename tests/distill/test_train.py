@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from sid_scale import OneStepGenerator
 from sid_scale.config.run import load_config
+from sid_scale.distill.consolidate import consolidate
 from sid_scale.distill.loop import DivergedError, train
 from sid_scale.methods import sid
 from sid_scale.networks.folder import load_network, save_network
@@ -260,6 +261,22 @@ def _warm_up(rank: int, folder: Path) -> None:
             False,
             True,
         ]
+
+
+def test_the_first_average_is_the_first_generator(tmp_path: Path):
+    """Its decay is that of the images seen before the batch: 0 at the first iteration."""
+    prepare(tmp_path)
+    run_ranks(2, _first_average, tmp_path)
+
+
+def _first_average(rank: int, folder: Path) -> None:
+    train(config(folder, total_images=8, **{"ema.ramp_up": 1.0}), ranks())
+    dist.barrier()
+    if rank == 0:
+        consolidate(folder / "run" / "checkpoints" / "latest", "generator", "master", folder / "g")
+        weights, average = load_network(folder / "g"), load_network(folder / "run" / "generator")
+        for name, weight in weights.state.items():
+            assert torch.equal(average.state[name], weight), name
 
 
 @pytest.mark.faults

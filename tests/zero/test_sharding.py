@@ -170,6 +170,10 @@ def _bad_gradients(rank: int, folder: Path) -> None:
             loss = loss_of(network, data(1, rank))
             network.backward(loss * bad if rank == 1 else loss)
             assert not network.step()
+        # A loss may be infinite and its gradients finite: one that is added up, say.
+        loss = loss_of(network, data(1, rank))
+        network.backward(loss + float("inf") if rank == 1 else loss)
+        assert not network.step()
         assert_same(masters(network), before, tolerance=1e-6)
         network.backward(loss_of(network, data(1, rank)))
         assert network.step()
