@@ -4,6 +4,7 @@ package."""
 import importlib.util
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ import torch.distributed as dist
 from sid_scale.cli import main
 from sid_scale.config.parse import ConfigError
 from sid_scale.distill.loop import train
-from sid_scale.networks import architecture_from, describe_architecture
+from sid_scale.methods import METHODS
+from sid_scale.methods.settings import OBJECTIVES
+from sid_scale.networks import FAMILIES, architecture_from, describe_architecture
 from sid_scale.networks.folder import NetworkFolder, load_network, save_network
 from sid_scale.ranks import Ranks
 from tests.conftest import ROOT
@@ -33,6 +36,16 @@ def load_examples(folder: Path) -> None:
         spec = importlib.util.spec_from_file_location(name, path)
         module = sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
+
+
+@pytest.fixture(autouse=True)
+def registries() -> Iterator[None]:
+    """What the examples register is gone when a test ends."""
+    before = [(registry, dict(registry)) for registry in (OBJECTIVES, METHODS, FAMILIES)]
+    yield
+    for registry, entries in before:
+        registry.clear()
+        registry.update(entries)
 
 
 def toy_teacher(folder: Path) -> Path:

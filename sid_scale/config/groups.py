@@ -8,6 +8,7 @@ from pydantic.dataclasses import dataclass
 from sid_scale.config.fields import (
     SETTINGS,
     Flag,
+    Integer,
     Natural,
     NotNegative,
     Number,
@@ -113,7 +114,7 @@ class EvaluationConfig:
 
     every_images: Natural = 0
     """images between two evaluations; 0: never"""
-    num: Annotated[Positive, Field(ge=2)] = 10_000
+    num: Annotated[Integer, Field(ge=2)] = 10_000
     """generated images"""
     first_seed: Natural = 0
     """seeds are those from here on"""

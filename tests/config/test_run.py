@@ -147,11 +147,12 @@ def test_numbers_are_read_as_people_write_them(write):
     assert (config.adam.betas, config.evaluation.metrics) == ((0.0, 0.99), ("fid", "is"))
 
 
-def test_each_method_has_settings_of_its_own(write):
+def test_each_method_has_settings_of_its_own(write, monkeypatch: pytest.MonkeyPatch):
     @dataclass(frozen=True, config=SETTINGS)
     class ToyObjective:
         width: Positive = 3
 
+    monkeypatch.setitem(OBJECTIVES, "toy", None)  # gone again when the test ends
     register_objective("toy", ToyObjective)
     assert load_config(write(method="toy", objective={"width": 4})).objective == ToyObjective(4)
     with pytest.raises(ConfigError, match=r"unknown key objective\.alpha"):
