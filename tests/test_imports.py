@@ -40,7 +40,7 @@ MAY_IMPORT = {
     "generators": {"config", "networks", "diffusion"},
     "distill": RUN | {"generators"},
     "estimate": {"config", "networks", "methods", "zero"},
-    "jobs": {"config", "zero"},
+    "jobs": {"config"},
     "evaluate": RUN | {"generators", "pickles"},
     "presets": {"config", "networks"},
     "report": RUN | {"evaluate", "generators", "jobs"},
