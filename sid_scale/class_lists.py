@@ -10,7 +10,7 @@ from sid_scale.errors import UsageError
 CLASS_NAMES = "classes.txt"  # in a network folder: one name a line, the first line is class 0
 MOST = 10_000_000  # numbers in a list, or images; more is a slip of the finger
 
-LONGEST_HINT = 200  # characters: of a thousand classes nobody wants to read all
+LONGEST_HINT = 200  # characters: a thousand classes are too many to list
 
 _NUMBERS = re.compile(r"(\d{1,18})(?:-(\d{1,18}))?")
 

@@ -87,7 +87,7 @@ class VAECodec:
     def __init__(self, folder: str | Path, scale: Sequence[float], bias: Sequence[float]):
         self.folder = Path(folder)
         self.scale, self.bias = tuple(scale), tuple(bias)
-        self.precision = torch.float32  # that the VAE computes in
+        self.dtype = torch.float32  # that the VAE computes in
         self.decodes_at_once: int | None = None  # images; None: what fits beside a training run
         self._vae: Any = None
 
@@ -107,7 +107,7 @@ class VAECodec:
                     "(for EDM2's ImageNet-512 models: stabilityai/sd-vae-ft-mse, which "
                     "`hf download stabilityai/sd-vae-ft-mse --local-dir FOLDER` fetches); "
                     "the codec's `vae` in index.json or config.json names it. A generator's "
-                    "may also lie in its own folder as vae/, or be named with `--vae`."
+                    "may also be in its own folder as vae/, or be named with `--vae`."
                 )
 
     def load(self, device: torch.device) -> None:
@@ -118,7 +118,7 @@ class VAECodec:
         vae = self._load(images.device)
         parts = []
         for part in images.split(at_once or _batch(images.shape[-1])):
-            posterior = vae.encode((part.float() / 255).to(self.precision)).latent_dist
+            posterior = vae.encode((part.float() / 255).to(self.dtype)).latent_dist
             parts.append(torch.cat([posterior.mean, posterior.std], dim=1).float())
         return torch.cat(parts)
 
@@ -132,13 +132,13 @@ class VAECodec:
         raw = latents.float()
         raw = (raw - _per_channel(self.bias, raw)) / _per_channel(self.scale, raw)
         pixels = 2 ** (len(vae.config.block_out_channels) - 1) * latents.shape[-1]
-        parts = raw.to(self.precision).split(self.decodes_at_once or _batch(pixels))
+        parts = raw.to(self.dtype).split(self.decodes_at_once or _batch(pixels))
         decoded = (vae.decode(part).sample.float() for part in parts)
         return torch.cat([part.clamp(0, 1).mul(255).to(torch.uint8) for part in decoded])
 
     def _load(self, device: torch.device) -> Any:
         if self._vae is None:
-            # diffusers takes seconds to import, and training needs it only for its pictures.
+            # diffusers takes seconds to import, and training needs it only for its sample grids.
             from diffusers import AutoencoderKL
 
             self.check()
@@ -147,7 +147,7 @@ class VAECodec:
                     self.folder,
                     local_files_only=True,
                     use_safetensors=True,
-                    torch_dtype=self.precision,
+                    torch_dtype=self.dtype,
                     low_cpu_mem_usage=False,  # small, and the other way wants another package
                 )
             except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
@@ -215,7 +215,7 @@ def read_codec(path: str | Path, vae: str | Path | None = None) -> Codec:
         raise CodecError(
             f"{file}: describes no codec ({error}); a network folder does, or a file such as "
             '{"kind": "vae", "vae": FOLDER, "scale": [...], "bias": [...]}, where scale is '
-            "0.5 / deviation and bias -mean * scale of each channel of the raw latents"
+            "0.5 / std and bias -mean * scale of each channel of the raw latents"
         ) from error
     codec = open_codec(description, beside=file.parent)
     if vae is not None and isinstance(codec, VAECodec):

@@ -12,7 +12,7 @@ from sid_scale.atomic import atomic_write
 
 
 def image_grid(images: Tensor, columns: int | None = None) -> Tensor:
-    """uint8 (N, 3, H, W) -> one picture (3, rows * H, columns * W); black where N falls short.
+    """uint8 (N, 3, H, W) -> one image (3, rows * H, columns * W); black where N falls short.
 
     Without `columns` it is as near to a square as it gets.
     """

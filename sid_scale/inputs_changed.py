@@ -1,14 +1,30 @@
-"""What made a folder's contents, told in a file beside them, so that they are made one way only."""
+"""A folder's contents and what they were made from: one folder takes one set of inputs."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 LONGEST = 200  # characters of one value
 
 
+def changed_inputs(path: Path, what: str, inputs: dict[str, Any]) -> str | None:
+    """An error message, if the file `path` says that a folder's `what` were made from other inputs.
+
+    Raises:
+        ValueError: the file is damaged.
+        OSError: it cannot be read.
+    """
+    differing = differences(json.loads(path.read_text()), inputs)
+    if not differing:
+        return None
+    return (
+        f"{path} says that the {what} there were made otherwise: {'; '.join(differing)}. "
+        "Choose another folder, or delete this one."
+    )
+
+
 def differences(there: Any, here: dict[str, Any]) -> list[str]:
-    """Each setting of `here` that the folder's own recipe has otherwise, in words: of a group, what
-    differs in it."""
+    """Each setting of `here` that is another one `there`, in words; of a group, those within."""
     there = there if isinstance(there, dict) else {}
     found: list[str] = []
     for key, value in here.items():

@@ -62,7 +62,7 @@ def over_processes(work: Callable[[T], S], tasks: Iterable[T], workers: int) -> 
             "The same command goes on from here"
         ) from error
     finally:
-        if pending:  # we leave early: nobody wants the rest
+        if pending:  # the caller left early: the rest is not wanted
             for worker in mp.active_children():
                 worker.terminate()
         pool.shutdown(cancel_futures=True)

@@ -1,9 +1,9 @@
 """This process among the ranks: joining, leaving, and how an error on one ends all.
 
-The launcher (`deepspeed`, `torchrun`) says in the environment who we are. Ranks meet at a
-small key-value store; whoever fails first leaves its name there and prints its traceback, and
-a watching thread on every other rank then ends that rank, even if it waits in a collective
-that will never finish.
+The launcher (`deepspeed`, `torchrun`) says in the environment which rank a process is. Ranks meet
+at a small key-value store; the rank that fails first leaves its number there and prints its
+traceback, and a watching thread on every other rank then ends that rank, even if it waits in a
+collective that will never finish.
 """
 
 import os
@@ -189,21 +189,21 @@ def _end_all_ranks(
     error: BaseException,
     on_failure: Callable[[BaseException, str], None] | None,
 ) -> None:
-    def tell(first: bool) -> None:
-        told = f"rank {rank} stops: another rank failed\n"
+    def report(first: bool) -> None:
+        text = f"rank {rank} stops: another rank failed\n"
         if first and isinstance(error, SidScaleError):
-            told = f"error: {error}\n"
+            text = f"error: {error}\n"
         elif first:
-            told = f"rank {rank} failed:\n" + "".join(traceback.format_exception(error))
-        print(told, end="", file=sys.stderr, flush=True)
+            text = f"rank {rank} failed:\n" + "".join(traceback.format_exception(error))
+        print(text, end="", file=sys.stderr, flush=True)
         try:
             if first and on_failure is not None:
-                on_failure(error, told)
+                on_failure(error, text)
         except Exception as also:  # ending matters more
             print(f"rank {rank}: {type(also).__name__}: {also}", file=sys.stderr, flush=True)
 
     def end_alone() -> None:
-        tell(first=True)
+        report(first=True)
         os._exit(1)
 
     alone = threading.Timer(20 * POLL_SECONDS, end_alone)  # the store does not answer
@@ -211,11 +211,11 @@ def _end_all_ranks(
     try:
         first = store.compare_set(FAILED, "", str(rank)).decode() == str(rank)
     except (RuntimeError, dist.DistError):
-        first = False  # the store went down with rank 0, which has told why
+        first = False  # the store went down with rank 0, which has printed why
     alone.cancel()
-    tell(first)
+    report(first)
     if rank == 0:
-        time.sleep(4 * POLL_SECONDS)  # the store lives here: let the others read it
+        time.sleep(4 * POLL_SECONDS)  # the store is here: let the others read it
     sys.stdout.flush()
     sys.stderr.flush()
     # Not sys.exit: tearing down a broken process group can hang.

@@ -1,6 +1,6 @@
 """Writing a safetensors file as a stream: tensor by tensor, hashed and flushed on the way.
 
-The library writes a dictionary that lies whole in memory. Consolidation never holds more than
+The library writes a dictionary that is whole in memory. Consolidation never holds more than
 one tensor, and a checkpoint wants the checksum of what it wrote without reading it again. The
 format is small enough to be written in order: the header's length, the header as JSON, then
 the tensors' bytes. Reading is left to the library, which checks all of it.
@@ -41,7 +41,7 @@ class Entry(NamedTuple):
 
 
 class Written(NamedTuple):
-    """A file that lies on the disk."""
+    """A file that is on the disk."""
 
     bytes: int
     sha256: str
@@ -89,5 +89,5 @@ def _header(entries: Sequence[Entry]) -> bytes:
 
 
 def _bytes(tensor: Tensor) -> Any:
-    """The tensor's values as a flat array of bytes, without a copy where they lie in order."""
+    """The tensor's values as a flat array of bytes, without a copy where they are in order."""
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()

@@ -70,10 +70,10 @@ port() { echo "${SID_SCALE_PORT:-$((20000 + SLURM_JOB_ID % 20000))}"; }
 
 # Whether this job is still meant to run: not cancelled, nor requeued by somebody else.
 is_wanted() {
-    local told tries=0
-    until told=$(scontrol --oneliner show job "$SLURM_JOB_ID"); do
+    local answer tries=0
+    until answer=$(scontrol --oneliner show job "$SLURM_JOB_ID"); do
         [ $((tries += 1)) -lt 10 ] || return 1
         sleep 30 # a controller that is being restarted
     done
-    [[ $told = *" JobState=RUNNING "* ]]
+    [[ $answer = *" JobState=RUNNING "* ]]
 }

@@ -15,7 +15,7 @@
 #                          --inception and --dinov2 are those of the run's `evaluation` if not given
 #     --nodes N            to distil on (default 2)
 #     --gpus-per-node N    there (default 8)
-#     --gpu-memory GB      of a GPU, to tell whether the run fits (default 80)
+#     --gpu-memory GB      of a GPU, to see whether the run fits (default 80)
 #     --parts N            jobs that encode (default 8)
 #     --sbatch OPTION      for every job, again and again, as --sbatch --account=NAME
 #     --dry-run            print what would be submitted, and submit nothing

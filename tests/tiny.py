@@ -10,7 +10,8 @@ import torch
 from sid_scale.codecs import IdentityCodec
 from sid_scale.config.run import RunConfig, load_config
 from sid_scale.data.prepare.shard_writer import write_shards
-from sid_scale.networks.edm2.network import EDM2, EDM2Architecture
+from sid_scale.networks.edm2.architecture import EDM2Architecture
+from sid_scale.networks.edm2.network import EDM2
 from sid_scale.networks.folder import NetworkFolder, save_network
 
 ARCHITECTURE = EDM2Architecture(

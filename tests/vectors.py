@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sid_scale.networks.edm2.architecture import EDM2Architecture, from_edm2_shapes
 from sid_scale.networks.edm2.layers import unit_magnitude
-from sid_scale.networks.edm2.network import EDM2, EDM2Architecture, from_edm2_shapes
+from sid_scale.networks.edm2.network import EDM2
 
 
 class Vectors:

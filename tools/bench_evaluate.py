@@ -26,7 +26,7 @@ from sid_scale.evaluate.blocks import Block, BlockStore, blocks_of
 from sid_scale.evaluate.detectors import DetectorFiles, Detectors, open_detectors
 from sid_scale.evaluate.engine import STAGES, make_blocks
 from sid_scale.evaluate.features import FEATURES, FRECHET, NEIGHBOURS, check_metrics
-from sid_scale.evaluate.metrics.from_features import figures_of, sum_statistics
+from sid_scale.evaluate.metrics.from_features import compute_metrics, sum_statistics
 from sid_scale.evaluate.references.files import Reference
 from sid_scale.evaluate.samplers import GeneratorSampler, classes_of
 from sid_scale.generators.folder import codec_of
@@ -121,7 +121,7 @@ def figures_seconds(
         if metric in FRECHET
     }
     began = time.perf_counter()
-    figures_of(metrics, references, store, blocks, ranks)
+    compute_metrics(metrics, references, store, blocks, ranks)
     return time.perf_counter() - began
 
 

@@ -1,4 +1,4 @@
-"""The global order: which sample lies at which position of a run. Arithmetic alone, no file.
+"""The global order: which sample is at which position of a run. Arithmetic alone, no file.
 
 Position i = 0, 1, 2, ... of the global order is image number i of the run. Epoch e is the N
 positions from e N on and holds every sample once. The order is a pure function of the seed and
@@ -82,7 +82,7 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """A window of a lane: the positions it fills and the samples that lie there."""
+    """A window of a lane: the positions it fills and the samples there."""
 
     lane: int
     first: int  # position within the lane, all epochs together
@@ -95,7 +95,7 @@ class Window:
 
 
 class Run(NamedTuple):
-    """Neighbouring positions that lie in one window, and the places of their samples."""
+    """Neighbouring positions in one window, and the places of their samples."""
 
     window: Window
     places: list[tuple[int, int]]
@@ -125,7 +125,7 @@ class Order:
             at += len(places)
 
     def _find(self, position: int) -> tuple[Window, int]:
-        """The window that a position lies in, and its slot there."""
+        """The window of a position, and its slot there."""
         lane = position // BLOCK % self.lanes
         at = position // (self.lanes * BLOCK) * BLOCK + position % BLOCK  # within the lane
         window = self._current.get(lane)
@@ -134,7 +134,7 @@ class Order:
         return window, at - window.first
 
     def _window(self, lane: int, epoch: int, at: int) -> Window:
-        """The window around a lane's sample number `at`, which lies in an epoch."""
+        """The window around a lane's sample number `at`, which is in an epoch."""
         before = self._dealt(epoch * self.total, lane)
         ordinal = at - before  # within the epoch
         begin, end = self._stretch(epoch, lane)

@@ -155,10 +155,10 @@ class _Piped:
             self.close()
             raise OSError(f"its command did not end within {self._timeout:g} seconds") from None
         if status not in self._accepted:
-            told = (
+            said = (
                 self._process.stderr.read().decode(errors="replace") if self._process.stderr else ""
             )
-            raise OSError(told.strip() or f"its command ended with status {status}")
+            raise OSError(said.strip() or f"its command ended with status {status}")
 
     def close(self) -> None:
         """Ends the command, if it still runs."""

@@ -1,8 +1,8 @@
 """Shards kept on a local disk: a folder of bounded size that the processes of a node share.
 
-A shard lies there under its SHA-256, so any number of data sets and runs may use one folder.
-Whoever fetches a shard holds an exclusive lock on its partial file, and the others who want it
-wait for that; it gets its name when it is complete and its checksum right. Whoever reads one
+A shard is there under its SHA-256, so any number of data sets and runs may use one folder.
+A process that fetches a shard holds an exclusive lock on its partial file, and others that want it
+wait for that; it gets its name when it is complete and its checksum right. A process that reads one
 holds a shared lock, and what is locked is not evicted. A process that dies drops its locks: the
 next one takes its partial file over.
 """
@@ -69,7 +69,7 @@ class ShardCache:
                 path.unlink(missing_ok=True)
 
     def path(self, shard: Shard) -> Path:
-        """Where a shard lies, if it is there."""
+        """The place of a shard, if it is there."""
         return self._folder / f"{shard.sha256}.tar"
 
     def add(self, shard: Shard, source: Callable[[], IO[bytes]], url: str) -> IO[bytes] | None:
@@ -103,14 +103,14 @@ class ShardCache:
         return file
 
     def _alone(self, partial: Path) -> IO[bytes]:
-        """The partial file, locked; waits for whoever has it."""
+        """The partial file, locked; waits for the process that has it."""
         while True:
             file = os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)
             try:
                 while not _locked_at_once(file, fcntl.LOCK_EX):
                     if self._stop.wait(LOCK_POLL_SECONDS):
                         raise OSError("stopped")
-                # Whoever had it before has renamed or removed it.
+                # The process that had it has renamed or removed it.
                 if _is(file, partial):
                     return file
             except BaseException:
@@ -171,7 +171,7 @@ def _is_whole(file: IO[bytes], shard: Shard) -> bool:
 
 
 def _removed_if_unused(path: Path) -> bool:
-    """Removes a file that nobody has locked. -> whether it is gone."""
+    """Removes a file that is not locked. -> whether it is gone."""
     try:
         with open(path, "rb") as file:
             if not _locked_at_once(file, fcntl.LOCK_EX):

@@ -34,8 +34,8 @@ class ShardSource:
 
     Args:
         folder: see `read_index`.
-        who: this rank; ranks retry at different moments.
-        tell: takes one line for whoever watches.
+        rank: of this process; ranks retry at different moments.
+        log: takes one line.
 
     Raises:
         ShardError: the index is missing or damaged, or the cache cannot be used.
@@ -45,14 +45,14 @@ class ShardSource:
         self,
         folder: str | Path,
         settings: StreamConfig,
-        who: int = 0,
-        tell: Callable[[str], None] = print,
+        rank: int = 0,
+        log: Callable[[str], None] = print,
     ):
         self._folder, self._local = str(folder), local_path(folder)
-        self._timeout, self._tell = settings.timeout_seconds, tell
-        self._patience = RetryPolicy(settings.retries, settings.backoff_seconds, who)
+        self._timeout, self._log = settings.timeout_seconds, log
+        self._retry = RetryPolicy(settings.retries, settings.backoff_seconds, rank)
         self._stop = Event()
-        self.index: ShardIndex = read_index(folder, self._patience, self._timeout)
+        self.index: ShardIndex = read_index(folder, self._retry, self._timeout)
         self.layout = Layout(self.index)
         self._cache: ShardCache | None = None
         self._ahead: ThreadPoolExecutor | None = None
@@ -60,7 +60,7 @@ class ShardSource:
             capacity = int(settings.cache_gb * 1e9)
             self._cache = ShardCache(settings.cache_dir, capacity, self._stop)
             self._ahead = ThreadPoolExecutor(settings.workers, "shard-fetcher")
-        self._told_full = False
+        self._logged_full = False
 
     @property
     def is_fetched(self) -> bool:
@@ -105,8 +105,8 @@ class ShardSource:
                     first, failures = first + 1, 0
             except ShardError as error:
                 url = self._url(shard)
-                wait, failures = self._patience.wait(url, failures), failures + 1
-                if failures > self._patience.retries or self._stop.wait(wait):
+                wait, failures = self._retry.wait(url, failures), failures + 1
+                if failures > self._retry.retries or self._stop.wait(wait):
                     raise FetchError(f"{error}; tried {failures} times") from error
 
     def sample(self, number: int, record: int) -> tuple[np.ndarray, int]:
@@ -132,7 +132,7 @@ class ShardSource:
                 try:
                     nearest = decode(candidate, self.index)
                 except BadSampleError:
-                    continue  # the stream tells of it when its turn comes
+                    continue  # reported when its turn comes
         if nearest is None:
             raise ShardError(f"{self._url(self.index.shards[number])}: has no sound sample")
         return nearest
@@ -155,9 +155,9 @@ class ShardSource:
             try:
                 return self._fetched(self._cache, shard)
             except CacheFullError as error:
-                if not self._told_full:
-                    self._tell(f"{error}; shards that are not there are read without it")
-                self._told_full = True
+                if not self._logged_full:
+                    self._log(f"{error}; shards that are not there are read without it")
+                self._logged_full = True
         if self._local is None:
             return None
         try:
@@ -173,7 +173,7 @@ class ShardSource:
             return cache.open(shard) or cache.add(shard, lambda: self._open_url(url), url)
 
         while True:
-            file = self._patience.attempts(fetch, url, self._stop, final=(CacheFullError,))
+            file = self._retry.attempts(fetch, url, self._stop, final=(CacheFullError,))
             if file is not None:
                 return file
 
@@ -181,7 +181,7 @@ class ShardSource:
         try:
             self._fetched(cache, shard).close()
         except SidScaleError:
-            return  # whoever needs the shard tries again, and tells
+            return  # opening the shard tries again, and reports
 
 
 class SequentialShard:

@@ -2,7 +2,7 @@
 
 A sample is two neighbouring members of a tar file: `<key>.cls`, its class as an ASCII integer,
 and `<key>.npy`, the codec's posterior (2C, H, W), mean then standard deviation. The index's
-counts tell where every sample of an epoch lies without opening a shard.
+counts say where every sample of an epoch is, without opening a shard.
 
 Nothing in a shard is ever executed: WebDataset's own decoder, which knows pickle, is not used,
 and other members are refused.
@@ -47,7 +47,7 @@ class BadSampleError(ShardError):
 class Shard:
     """One tar file as the index describes it.
 
-    `head_sha256`, of the first HEAD_BYTES, tells whenever the shard is opened that it is this
+    `head_sha256`, of the first HEAD_BYTES, shows whenever the shard is opened that it is this
     one; the whole `sha256` takes too long for that. An index may lack it.
     """
 
@@ -65,7 +65,7 @@ class Shard:
         return cls(path.name, samples, path.stat().st_size, sha256_file(path), head)
 
     def check_head(self, url: str, head: "builtins.bytes") -> None:
-        """Compares the first HEAD_BYTES of what lies at `url` (all of it, if it has fewer).
+        """Compares the first HEAD_BYTES of what is at `url` (all of it, if it has fewer).
 
         Raises:
             ShardError: this is another file than the index describes.

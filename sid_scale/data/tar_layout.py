@@ -6,7 +6,7 @@ All samples of a data set have one shape and dtype, so each takes the same numbe
     the array                                                           (the payload)
     zeros up to a multiple of 512
 
-Where sample i lies is then known without reading what comes before, and one system call puts its
+The place of sample i is then known without reading what comes before, and one system call puts its
 payload where it is wanted. Nothing is taken on trust: what was read is compared with the ustar
 and .npy headers that belong there. Any other tar file is for `shards.read_shard`.
 """
@@ -38,7 +38,7 @@ class Heads(NamedTuple):
 
 
 class Layout:
-    """Where samples of one shape and dtype lie in a shard, and how its heads must look."""
+    """Where samples of one shape and dtype are in a shard, and how its heads must look."""
 
     def __init__(self, index: ShardIndex):
         preamble = io.BytesIO()
@@ -82,7 +82,7 @@ class Layout:
         return Heads(heads, heads.view(np.uint64), heads.view(self._fields)[:, 0])
 
     def labels(self, heads: Heads) -> np.ndarray:
-        """The classes that heads tell, int64 (n,); -1: the head is not in order."""
+        """The classes in heads, int64 (n,); -1: the head is not in order."""
         labels = np.array(
             [
                 # Both members have the key's name, which is not empty and ends where zeros begin.
@@ -102,7 +102,7 @@ class RandomAccessShard:
     """An open shard of that layout; `close` it.
 
     Args:
-        file: it, and nobody else reads from it.
+        file: it; no other reader uses it.
         url: how messages name it.
     """
 
@@ -113,7 +113,7 @@ class RandomAccessShard:
     def expect(self, first: int, last: int) -> None:
         """Samples [first, last) will be asked for soon: lets the system read ahead."""
         begin, end = first * self._layout.stride, last * self._layout.stride
-        try:  # a look at the end tells whether they are in memory, and costs less than asking
+        try:  # a read at the end shows whether they are in memory, and costs less than asking
             os.preadv(self._descriptor, [bytearray(1)], end - 1, os.RWF_NOWAIT)
         except OSError:
             os.posix_fadvise(self._descriptor, begin, end - begin, os.POSIX_FADV_WILLNEED)

@@ -1,4 +1,4 @@
-"""What became of the digits: distances, accuracy, pictures, one summary."""
+"""How good the generated digits are: distances, accuracy, grids, one summary."""
 
 import json
 import time
@@ -54,11 +54,11 @@ class Judge:
         self.codec.load(torch.device("cpu"))  # not in the middle, on many threads
 
     def distance(self, images: Tensor) -> float:
-        """Frechet distance of images to the real digits, in 8x8 grey."""
+        """Fréchet distance of images to the real digits, in 8x8 grey."""
         return frechet_distance(FeatureStatistics.of(pixel_features(images)), self._real)
 
     def codec_distance(self) -> float:
-        """Distance of the real digits through the VAE and back: nobody's samples can do better
+        """Distance of the real digits through the VAE and back: samples cannot do better
         but by chance."""
         stored = self.codec.encode(self.images)
         noise = SeededNoise(keyed_seeds(SEED, "codec", torch.arange(len(stored))))
@@ -141,7 +141,7 @@ def judge_run(run: Path, teacher: Path, began: float) -> dict[str, Any]:
 
 
 def draw_samples(path: Path, rows: dict[str, Tensor], labels: Tensor) -> None:
-    """A picture with a row for each set of images, the same digits in the same columns."""
+    """A grid with a row for each set of images, the same digits in the same columns."""
     chosen = [int(i) for c in range(NUM_CLASSES) for i in (labels == c).nonzero()[:2]]
     figure, axes = plt.subplots(len(rows), 1, figsize=(COLUMNS * 0.62, len(rows) * 0.92))
     for axis, (title, images) in zip(axes, rows.items(), strict=True):
@@ -157,14 +157,14 @@ def draw_samples(path: Path, rows: dict[str, Tensor], labels: Tensor) -> None:
 def draw_curve(
     path: Path, curve: dict[int, float], teachers: dict[int, float], summary: dict[str, Any]
 ) -> None:
-    """Frechet distance of the one-step generator over images seen, and the teacher's lines."""
+    """Fréchet distance of the one-step generator over images seen, and the teacher's lines."""
     figure, axis = plt.subplots(figsize=(7, 4.5))
     seen: Sequence[int] = sorted(curve)
     axis.plot(seen, [curve[s] for s in seen], "o-", color="black", label="one step (average)")
     for (n, distance), colour in zip(teachers.items(), ("C3", "C1", "C0"), strict=True):
         axis.axhline(distance, color=colour, ls="--", label=f"teacher, {n} evaluations")
     axis.axhline(summary["codec_fd"], color="grey", ls=":", label="real digits through the VAE")
-    axis.set(yscale="log", xlabel="images seen", ylabel="Frechet distance (8x8 grey)")
+    axis.set(yscale="log", xlabel="images seen", ylabel="Fréchet distance (8x8 grey)")
     axis.legend(fontsize=8)
     axis.grid(alpha=0.3)
     figure.tight_layout()

@@ -32,8 +32,9 @@ from sid_scale.demo.digits import (
 from sid_scale.demo.judge import TEACHER_EVALUATIONS, Judge
 from sid_scale.diffusion.sigma import lognormal_sigma
 from sid_scale.methods.losses import denoising_loss, denoising_weight
+from sid_scale.networks.edm2.architecture import EDM2Architecture
 from sid_scale.networks.edm2.layers import normalise_weights_
-from sid_scale.networks.edm2.network import EDM2, EDM2Architecture
+from sid_scale.networks.edm2.network import EDM2
 from sid_scale.networks.folder import NetworkFolder, save_network
 from sid_scale.zero import power_ema
 
@@ -118,7 +119,7 @@ def train_vae(images: Tensor, recipe: VAERecipe, log: Log = print) -> Any:
 
 def fit_codec(folder: Path, images: Tensor) -> tuple[VAECodec, Tensor]:
     """Codec around the VAE in `folder` whose latents of `images` have mean 0 and standard
-    deviation sigma_data in each channel, and the stored latents (N, 2C, h, w)."""
+    std sigma_data in each channel, and the stored latents (N, 2C, h, w)."""
     channels = json.loads((folder / "config.json").read_text())["latent_channels"]
     stored = VAECodec(folder, (1.0,) * channels, (0.0,) * channels).encode(images)
     mean, std = stored.double().chunk(2, dim=1)
@@ -195,7 +196,7 @@ def train_teacher(
 
 
 def measure_assets(folder: Path) -> dict[str, float]:
-    """Frechet distances and class accuracies of the assets in `folder` (`vae/`, `teacher/`)."""
+    """Fréchet distances and class accuracies of the assets in `folder` (`vae/`, `teacher/`)."""
     judge = Judge(folder / "teacher")
     figures = {"class_accuracy_real": class_accuracy_real()}
     figures["codec_fd"] = judge.codec_distance()

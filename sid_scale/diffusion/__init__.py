@@ -1,0 +1,7 @@
+"""Ground for all that denoises.
+
+    noise.py     where randomness comes from;  sigma.py  which noise levels are picked
+    few_step.py  a generator's images in one step or a few;  heun.py  EDM's deterministic sampler
+
+Imports: networks.
+"""

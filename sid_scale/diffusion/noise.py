@@ -18,7 +18,7 @@ class SeededNoise:
     """One random stream per sample; successive draws continue each stream.
 
     Args:
-        seeds: of the streams, (N,). PyTorch's generator tells seeds apart by their low 32 bits.
+        seeds: of the streams, (N,). PyTorch's generator distinguishes seeds by their low 32 bits.
         device: where the numbers are wanted; they are drawn on the CPU and are the same on all.
     """
 

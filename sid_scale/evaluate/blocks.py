@@ -18,7 +18,7 @@ import numpy as np
 
 from sid_scale.atomic import atomic_write
 from sid_scale.errors import SidScaleError
-from sid_scale.inputs_changed import differences
+from sid_scale.inputs_changed import changed_inputs
 
 BLOCK = 256  # seeds
 RECIPE = "recipe.json"
@@ -62,12 +62,8 @@ class BlockStore:
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             if self._recipe.exists():
-                differing = differences(json.loads(self._recipe.read_text()), recipe)
-                if differing:
-                    raise BlockError(
-                        f"{self._recipe} says that the evaluation there is of something else: "
-                        f"{'; '.join(differing)}. Choose another folder, or delete this one."
-                    )
+                if message := changed_inputs(self._recipe, "features", recipe):
+                    raise BlockError(message)
                 return
             with atomic_write(self._recipe) as partial:
                 partial.write_text(json.dumps(recipe, indent=2) + "\n")
@@ -166,7 +162,7 @@ class BlockStore:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def remove_whole(self) -> None:
-        """Removes all, of an evaluation that nobody goes on with."""
+        """Removes all, of an evaluation that is given up."""
         shutil.rmtree(self.folder.parent, ignore_errors=True)
 
     def _path(self, block: Block, kind: str) -> Path:

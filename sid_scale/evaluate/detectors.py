@@ -150,7 +150,7 @@ class Inception:
 
 class DinoV2:
     """DINOv2 as EDM2 uses it (torch.hub's facebookresearch/dinov2, dinov2_vitl14): bicubic to
-    224x224, ImageNet's mean and deviation, class token."""
+    224x224, ImageNet's mean and std, class token."""
 
     def __init__(self, folder: Path, device: torch.device):
         # transformers takes seconds to import.
@@ -170,9 +170,9 @@ class DinoV2:
                 dtype=torch.float32,
                 output_loading_info=True,
             )
-            network, told = opened
-            if told["missing_keys"]:  # transformers would go on with random ones
-                raise ValueError(f"no weights {sorted(told['missing_keys'])[0]} there")
+            network, loaded = opened
+            if loaded["missing_keys"]:  # transformers would go on with random ones
+                raise ValueError(f"no weights {sorted(loaded['missing_keys'])[0]} there")
             embeddings = network.embeddings
             embeddings.position_embeddings = torch.nn.Parameter(
                 positions_for_dinov2(

@@ -9,7 +9,7 @@
     fd_latents          latents       what the network made, in at most 8x8 places
 
 The last two need no detector's file. They see only what is coarse: of two generators of the same
-images they tell the better, but their figures compare with nobody else's.
+images they distinguish the better, but their values compare with no others.
 """
 
 from collections.abc import Callable, Iterable, Sequence

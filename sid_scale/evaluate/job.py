@@ -8,23 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
+from sid_scale.codecs import CodecError, IdentityCodec
 from sid_scale.evaluate.blocks import BlockStore, blocks_of
 from sid_scale.evaluate.detectors import DetectorFiles, Detectors, open_detectors
-from sid_scale.evaluate.engine import Stopwatch, make_blocks
-from sid_scale.evaluate.features import FEATURES, FRECHET, MetricError
-from sid_scale.evaluate.metrics.from_features import figures_of
-from sid_scale.evaluate.references.files import Reference, find_references
+from sid_scale.evaluate.engine import Stopwatch, extract_features, make_blocks
+from sid_scale.evaluate.features import FEATURES, FRECHET, MetricError, need_images
+from sid_scale.evaluate.metrics.from_features import compute_metrics
+from sid_scale.evaluate.references.files import Reference, check_references, find_references
 from sid_scale.evaluate.results import (
     METRICS_FILE,
+    print_metrics,
     read_finished,
     repeat_figures,
-    tell,
     write_metrics,
 )
 from sid_scale.evaluate.samplers import Sampler, check_seeds
-from sid_scale.evaluate.trial import smoke_test
+from sid_scale.generators.generator import RGB
 from sid_scale.ranks import Ranks, on_first_rank
 
 
@@ -35,8 +37,39 @@ class Job:
     sampler: Sampler
     out: Path
     network: dict[str, Any]  # as metrics.json has it
-    made_by: dict[str, Any]  # all that latents depend on besides seed and class
+    inputs: dict[str, Any]  # all that latents depend on besides seed and class
     codec: dict[str, Any]  # all that images depend on besides latents
+
+
+def smoke_test(
+    sampler: Sampler, detectors: Detectors, references: Mapping[str, Reference]
+) -> dict[str, int]:
+    """Decodes one latent of zeros, if decoded images are wanted, and shows it to all detectors.
+
+    Returns:
+        Kind of features -> their number D.
+
+    Raises:
+        CodecError: the VAE cannot be found, is damaged, or the network names none.
+        DetectorError: a detector cannot be called.
+        ReferenceFileError: a reference is of other images or other detectors.
+    """
+    shape = sampler.architecture.sample_shape
+    latents = torch.zeros(1, *shape, device=sampler.device)
+    images = None
+    if need_images(detectors.extract):
+        if isinstance(sampler.codec, IdentityCodec) and shape[0] != RGB:
+            raise CodecError(
+                f"the network makes {shape[0]} channels, and its folder names no VAE that turns "
+                "them into images"
+            )
+        sampler.codec.load(sampler.device)
+        images = sampler.codec.decode(latents)
+    features = extract_features(detectors.extract, images, latents)
+    sizes = {kind: values.shape[1] for kind, values in features.items()}
+    resolution = None if images is None else images.shape[-1]
+    check_references(references, sizes, resolution, detectors.hashes)
+    return sizes
 
 
 def run_evaluation(job: Job, options: argparse.Namespace, ranks: Ranks) -> None:
@@ -54,7 +87,7 @@ def run_evaluation(job: Job, options: argparse.Namespace, ranks: Ranks) -> None:
     references = find_references(metrics, options.reference)
     sizes = smoke_test(job.sampler, detectors, references)
     store = BlockStore(job.out)
-    recipe = {"made_by": job.made_by, "codec": job.codec, "detectors": detectors.hashes}
+    recipe = {"inputs": job.inputs, "codec": job.codec, "detectors": detectors.hashes}
     on_first_rank(lambda: store.claim(recipe))
     if _is_finished(job.out, options, references, ranks):
         return
@@ -66,8 +99,8 @@ def run_evaluation(job: Job, options: argparse.Namespace, ranks: Ranks) -> None:
     repeats = [blocks_of(first, options.num) for first in firsts]
     blocks = [block for repeat in repeats for block in repeat]
     watch = make_blocks(job.sampler, detectors.extract, blocks, store, ranks)
-    assert watch is not None  # nobody stops it
-    each = [figures_of(metrics, references, store, repeat, ranks) for repeat in repeats]
+    assert watch is not None  # nothing stops it
+    each = [compute_metrics(metrics, references, store, repeat, ranks) for repeat in repeats]
     _refuse_nan(each, job.network["path"])
     seconds = gather_seconds(watch, ranks)
 
@@ -82,7 +115,7 @@ def run_evaluation(job: Job, options: argparse.Namespace, ranks: Ranks) -> None:
         }
         write_metrics(job.out, measured)
         store.remove()
-        tell(measured)
+        print_metrics(measured)
 
 
 def warnings_of(metrics: Sequence[str], num: int, sizes: Mapping[str, int]) -> list[str]:
@@ -97,15 +130,15 @@ def warnings_of(metrics: Sequence[str], num: int, sizes: Mapping[str, int]) -> l
 
 def gather_seconds(watch: Stopwatch, ranks: Ranks) -> dict[str, list[float]]:
     """Stage -> seconds of each rank. Collective."""
-    told: list[Any] = [None] * ranks.world_size
-    dist.all_gather_object(told, watch.seconds)
-    return {stage: [round(seconds[stage], 2) for seconds in told] for stage in watch.seconds}
+    gathered: list[Any] = [None] * ranks.world_size
+    dist.all_gather_object(gathered, watch.seconds)
+    return {stage: [round(seconds[stage], 2) for seconds in gathered] for stage in watch.seconds}
 
 
 def _is_finished(
     out: Path, options: argparse.Namespace, references: Mapping[str, Reference], ranks: Ranks
 ) -> bool:
-    """Whether what is asked for lies in `out` already; it is then told. Collective."""
+    """Whether what is asked for is in `out` already; it is then printed. Collective."""
     asked = {
         "num": options.num,
         "first_seed": options.first_seed,
@@ -117,7 +150,7 @@ def _is_finished(
     )
     if finished is not None and ranks.is_first:
         print(f"{out / METRICS_FILE} is there already:")
-        tell(finished)
+        print_metrics(finished)
     return finished is not None
 
 

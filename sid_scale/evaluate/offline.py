@@ -53,10 +53,10 @@ def evaluate_generator(options: argparse.Namespace, ranks: Ranks) -> None:
     generator = OneStepGenerator.from_pretrained(
         folder, vae=options.vae, dtype=torch_dtype(options.dtype), batch_size=options.batch_size
     ).to(ranks.device)
-    set_precision(generator.codec, options)
+    set_vae_options(generator.codec, options)
     sampler = GeneratorSampler(generator, options.steps)
     described = describe_network(folder, sampler.architecture)
-    made_by = {
+    inputs = {
         **described,
         "init_sigma": generator.init_sigma,
         "steps": sampler.steps,
@@ -71,7 +71,7 @@ def evaluate_generator(options: argparse.Namespace, ranks: Ranks) -> None:
         "guidance": None,
     }
     codec = describe_codec(sampler.codec)
-    run_evaluation(Job(sampler, options.out, network, made_by, codec), options, ranks)
+    run_evaluation(Job(sampler, options.out, network, inputs, codec), options, ranks)
 
 
 def evaluate_teacher(options: argparse.Namespace, ranks: Ranks) -> None:
@@ -85,7 +85,7 @@ def evaluate_teacher(options: argparse.Namespace, ranks: Ranks) -> None:
         raise MetricError("--guide DIR and --guidance W (not 1) go together: give both or neither")
     every_steps = _steps_asked_for(options)
     network, codec = open_teacher(folder, dtype, options.vae)
-    set_precision(codec, options)
+    set_vae_options(codec, options)
     guide, guidance = None, None
     if options.guide is not None:
         guide, _ = open_teacher(options.guide, dtype)
@@ -126,14 +126,14 @@ def _teacher_job(
         "evaluations": (2 * sampler.steps - 1) * (1 if guidance is None else 2),
         "guidance": guidance,
     }
-    made_by = {
+    inputs = {
         **described,
         "sampler": {"kind": "heun", "steps": sampler.steps},
         "guide_sha256": guidance and guidance["guide_sha256"],
         "guidance": options.guidance,
         "dtype": options.dtype,
     }
-    return Job(sampler, out, network, made_by, describe_codec(sampler.codec))
+    return Job(sampler, out, network, inputs, describe_codec(sampler.codec))
 
 
 def _steps_asked_for(options: argparse.Namespace) -> list[int]:
@@ -147,8 +147,8 @@ def _steps_asked_for(options: argparse.Namespace) -> list[int]:
         raise MetricError(f"--evaluations {options.evaluations}: {error}") from error
 
 
-def set_precision(codec: Codec, options: argparse.Namespace) -> None:
+def set_vae_options(codec: Codec, options: argparse.Namespace) -> None:
     """Lets a VAE compute as the command line says."""
     if isinstance(codec, VAECodec):
-        codec.precision = torch_dtype(options.vae_dtype)
+        codec.dtype = torch_dtype(options.vae_dtype)
         codec.decodes_at_once = options.vae_batch

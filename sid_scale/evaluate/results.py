@@ -1,4 +1,4 @@
-"""`metrics.json`: what an evaluation leaves, and how it is told."""
+"""`metrics.json`: what an evaluation writes and prints."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -65,15 +65,13 @@ def read_finished(
     return measured if there and answers == asked and (files or not features) else None
 
 
-def tell(measured: Mapping[str, Any]) -> None:
+def print_metrics(measured: Mapping[str, Any]) -> None:
     """Prints the table."""
     num, repeats = measured["num"], measured["repeats"]
     count = len(next(iter(repeats.values()))["values"])
     network = measured["network"]
     times = f", {count} times" if count > 1 else ""
-    print(
-        f"{network['path']}: {num:,} images{times}, evaluations an image: {network['evaluations']}"
-    )
+    print(f"{network['path']}: {num:,} images{times}, NFE: {network['evaluations']}")
     for metric in METRICS:
         if metric in repeats:
             figures = repeats[metric]

@@ -22,7 +22,7 @@ from sid_scale.networks.denoiser import Denoiser
 from sid_scale.networks.folder import WEIGHTS, load_network
 from sid_scale.ranks import on_first_rank
 
-CPU_BATCH = 16  # samples; fixed, so that a sample's company never depends on who computes it
+CPU_BATCH = 16  # samples; fixed, so that a sample's batch does not depend on the ranks
 
 
 class Sampler(Protocol):
@@ -152,12 +152,12 @@ def check_seeds(first: int, num: int) -> None:
 
 
 def describe_codec(codec: Codec) -> dict[str, Any]:
-    """What decoded images depend on in a codec, wherever its files lie."""
+    """What decoded images depend on in a codec, whatever its files' place."""
     description = {k: v for k, v in codec.describe().items() if k != "vae"}
     if isinstance(codec, VAECodec):
         weights = codec.folder / VAE_WEIGHTS  # fd_latents alone needs none
         description["vae_sha256"] = sha256_file(weights) if weights.is_file() else None
-        description["vae_dtype"] = str(codec.precision).removeprefix("torch.")
+        description["vae_dtype"] = str(codec.dtype).removeprefix("torch.")
     return description
 
 

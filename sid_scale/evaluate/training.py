@@ -30,10 +30,10 @@ from sid_scale.evaluate.blocks import BLOCK, BlockStore, blocks_of
 from sid_scale.evaluate.detectors import DetectorFiles, open_detectors
 from sid_scale.evaluate.engine import make_blocks
 from sid_scale.evaluate.features import HIGHER_IS_BETTER, MetricError, check_metrics, need_images
-from sid_scale.evaluate.metrics.from_features import figures_of
+from sid_scale.evaluate.job import smoke_test
+from sid_scale.evaluate.metrics.from_features import compute_metrics
 from sid_scale.evaluate.references.files import find_references
 from sid_scale.evaluate.samplers import check_seeds
-from sid_scale.evaluate.trial import smoke_test
 from sid_scale.generators.folder import adopt_class_names, adopt_vae
 from sid_scale.generators.generator import condition_of
 from sid_scale.methods import GENERATOR
@@ -101,7 +101,7 @@ class TrainingEvaluation:
         self._metrics = metrics
         self._sampler = AverageSampler(run)
         if isinstance(run.codec, VAECodec):
-            run.codec.precision = torch_dtype(settings.vae_dtype)
+            run.codec.dtype = torch_dtype(settings.vae_dtype)
         files = DetectorFiles(_path(settings.inception), _path(settings.dinov2))
         self._detectors = open_detectors(metrics, files, run.ranks.device)
         if need_images(self._detectors.extract):
@@ -117,7 +117,7 @@ class TrainingEvaluation:
         }
         # images seen -> figure that decides which generator is the best
         self._values = on_first_rank(
-            lambda: comparable_figures(run.folder, self._best_by, basis, run.progress.images_seen)
+            lambda: comparable_metrics(run.folder, self._best_by, basis, run.progress.images_seen)
         )
 
     def measure_if_due(
@@ -138,11 +138,11 @@ class TrainingEvaluation:
         if is_best:
             is_best = all(self._is_better(value, other) for other in self._values.values())
             self._values[seen] = value
-        told = "  ".join(f"{metric} {figure:.6g}" for metric, figure in figures.items())
+        shown = "  ".join(f"{metric} {figure:.6g}" for metric, figure in figures.items())
         telemetry.note({f"{PREFIX}{metric}": figure for metric, figure in figures.items()})
         telemetry.note({"evaluation_seconds": seconds})
         telemetry.say(
-            f"evaluation at {seen:,} images: {told}  ({self._settings.num:,} images, "
+            f"evaluation at {seen:,} images: {shown}  ({self._settings.num:,} images, "
             f"{seconds:.1f} s){'  best so far' if is_best else ''}"
         )
         if is_best:
@@ -183,7 +183,7 @@ class TrainingEvaluation:
             run.generator.module.train()
         figures = None
         if watch is not None:
-            figures = figures_of(self._metrics, self._references, store, blocks, run.ranks)
+            figures = compute_metrics(self._metrics, self._references, store, blocks, run.ranks)
         on_first_rank(store.remove_whole)
         return figures
 
@@ -205,7 +205,7 @@ def _path(setting: str | None) -> Path | None:
     return None if setting is None else Path(setting)
 
 
-def comparable_figures(
+def comparable_metrics(
     run: Path, metric: str, basis: Mapping[str, Any], images_seen: int
 ) -> dict[int, float]:
     """Images seen -> a metric, of the figures in metrics.jsonl that were measured with `basis`,
@@ -220,19 +220,19 @@ def comparable_figures(
     now = {"since_images": since, "measured_with": basis}
     if now != before:
         write_text(run / BASIS, json.dumps(now, indent=2) + "\n")
-    return {seen: figure for seen, figure in _figures_told(run, metric).items() if seen > since}
+    return {seen: figure for seen, figure in _logged_metrics(run, metric).items() if seen > since}
 
 
 def _read_basis(path: Path) -> dict[str, Any]:
     """What evaluation.json says; nothing if it is not there or damaged."""
     try:
-        told = json.loads(path.read_text())
-        return told if isinstance(told["since_images"], int) else {}
+        basis = json.loads(path.read_text())
+        return basis if isinstance(basis["since_images"], int) else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
-def _figures_told(run: Path, metric: str) -> dict[int, float]:
+def _logged_metrics(run: Path, metric: str) -> dict[int, float]:
     """Images seen -> a metric, as metrics.jsonl has it."""
     records = read_metrics(run)
     key = f"{PREFIX}{metric}"

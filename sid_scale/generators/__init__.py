@@ -1,0 +1,8 @@
+"""One-step generators at work.
+
+    generator.py     OneStepGenerator: classes and seeds in, images out
+    folder.py        a generator's folder;  card.py  its model card
+    image_folder.py  images of every class and seed in a folder;  generate.py  makes them on ranks
+
+Imports: config, networks, diffusion, codecs.
+"""

@@ -115,7 +115,7 @@ def title(provenance: Mapping[str, Any]) -> str:
 
 
 def teacher_licence(provenance: Mapping[str, Any]) -> str:
-    """Licence of the teacher that a generator was distilled from; "unknown" if nothing tells.
+    """Licence of the teacher that a generator was distilled from; "unknown" if nothing says so.
 
     A teacher folder states it as `license` in its provenance; the published EDM2 weights are
     known by name.

@@ -3,7 +3,7 @@
     model.safetensors  config.json    the network, and in `provenance` how it was made
     vae/                              the VAE that decodes its latents
     classes.txt                       names of its classes, if they have any
-    samples.png  README.md            pictures, and the model card (`card.py`)
+    samples.png  README.md            the sample grid and the model card (`card.py`)
 
 The first two make a generator. The others are copied or drawn beside them.
 """

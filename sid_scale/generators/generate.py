@@ -1,7 +1,7 @@
 """Images of every class with every seed, `classCCCC-seedSSSSSS.png`, on any number of ranks.
 
-Interrupted and started again, only what is missing is made. The same seed gives the same image in
-any company; see `generator.py`.
+Interrupted and started again, only what is missing is made. The same seed gives the same
+image beside any others; see `generator.py`.
 """
 
 import argparse

@@ -3,9 +3,10 @@
 A sample is a function of (weights, class, seed, steps, dtype) and of nothing else. Its noise is
 drawn from its seed alone, and on a CPU it is also computed alone, on one thread: oneDNN and MKL
 take other kernels for other batch sizes and thread counts, which round differently. So there the
-same seed gives the same bits in whatever company, on any number of threads and processes, on
+same seed gives the same bits beside any others, on any number of threads and processes, on
 machines with the same instruction set. As many samples as there are threads (OMP_NUM_THREADS) are
-computed at once. On CUDA samples go through in batches, and company shows in the rounding.
+computed at once. On CUDA samples go through in batches, and the others in a batch show in the
+rounding.
 """
 
 import operator
@@ -155,8 +156,8 @@ class OneStepGenerator:
     def latents_together(
         self, class_labels: Iterable[int] | None, seeds: Iterable[int], steps: int | None = None
     ) -> Tensor:
-        """`sample_latents` in one batch, on a CPU too: sooner there, but company shows in the
-        rounding."""
+        """`sample_latents` in one batch, on a CPU too: quicker there, but the others in the
+        batch show in the rounding."""
         return self._latents(self._check(class_labels, seeds, steps))
 
     def _each(self, samples: Samples, make: Callable[[Samples], Tensor]) -> Tensor:

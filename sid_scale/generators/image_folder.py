@@ -22,7 +22,7 @@ from sid_scale.errors import SidScaleError
 from sid_scale.generators.generator import OneStepGenerator
 from sid_scale.hashing import sha256_file
 from sid_scale.image_grid import image_grid, read_png, write_png
-from sid_scale.inputs_changed import differences
+from sid_scale.inputs_changed import changed_inputs
 from sid_scale.networks import describe_architecture
 from sid_scale.networks.folder import WEIGHTS
 
@@ -61,10 +61,10 @@ def every_class_with_every_seed(classes: Sequence[int | None], seeds: Sequence[i
 def recipe(folder: Path, generator: OneStepGenerator, steps: int) -> dict[str, Any]:
     """What an image depends on besides class and seed; `folder` is the generator's."""
     codec = generator.codec
-    description = {k: v for k, v in codec.describe().items() if k != "vae"}  # wherever it lies
+    description = {k: v for k, v in codec.describe().items() if k != "vae"}  # a path
     if isinstance(codec, VAECodec):
         description["vae_sha256"] = sha256_file(codec.folder / VAE_WEIGHTS)
-    made_by = {
+    inputs = {
         "format_version": FORMAT_VERSION,
         "weights_sha256": sha256_file(folder / WEIGHTS),
         "architecture": describe_architecture(generator.network.architecture),
@@ -73,10 +73,10 @@ def recipe(folder: Path, generator: OneStepGenerator, steps: int) -> dict[str, A
         "steps": steps,
         "dtype": str(generator.network.compute_dtype).removeprefix("torch."),
     }
-    return json.loads(json.dumps(made_by))  # as it reads back: lists for tuples
+    return json.loads(json.dumps(inputs))  # as it reads back: lists for tuples
 
 
-def claim_folder(folder: Path, made_by: dict[str, Any]) -> None:
+def claim_folder(folder: Path, inputs: dict[str, Any]) -> None:
     """Makes the folder ready for images of this recipe.
 
     Raises:
@@ -86,7 +86,8 @@ def claim_folder(folder: Path, made_by: dict[str, Any]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            _compare(path, json.loads(path.read_text()), made_by)
+            if message := changed_inputs(path, "images", inputs):
+                raise ImageFolderError(message)
         elif any(folder.glob("*seed*.png")):
             raise ImageFolderError(
                 f"{folder} holds images, but no {RECIPE} that says what made them: choose another "
@@ -94,20 +95,11 @@ def claim_folder(folder: Path, made_by: dict[str, Any]) -> None:
             )
         else:
             with atomic_write(path) as partial:
-                partial.write_text(json.dumps(made_by, indent=2) + "\n")
+                partial.write_text(json.dumps(inputs, indent=2) + "\n")
     except ValueError as error:
         raise ImageFolderError(f"{path}: damaged ({error}): choose another folder") from error
     except OSError as error:
         raise ImageFolderError(f"{folder} cannot be used: {error}") from error
-
-
-def _compare(path: Path, there: Any, here: dict[str, Any]) -> None:
-    differing = differences(there, here)
-    if differing:
-        raise ImageFolderError(
-            f"{path} says that the images there were made otherwise: {'; '.join(differing)}. "
-            "Choose another folder, or delete this one."
-        )
 
 
 # --- images -------------------------------------------------------------------------------
@@ -169,7 +161,7 @@ def read_images(folder: Path, items: Sequence[Item]) -> Iterator[Tensor]:
 
 
 def check_grid(classes: Sequence[int | None], seeds: Sequence[int]) -> None:
-    """Raises ImageFolderError if the product is too much for one picture."""
+    """Raises ImageFolderError if the product is too much for one image."""
     if len(classes) * len(seeds) > MOST_IN_GRID:
         raise ImageFolderError(
             f"a grid of {len(classes)} classes x {len(seeds)} seeds is too large: "

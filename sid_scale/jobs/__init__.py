@@ -1,0 +1,9 @@
+"""A run as a process under a scheduler.
+
+    lock.py           one run folder is one run;  stop.py  requests to stop
+    attempts.py       the attempts of a run, as its logs record them;  journal.py  writes them
+    slurm.py          what SLURM says of a job;  requeue.py  whether it is queued again
+    block_signals.py  a command with stop signals blocked;  status.py  how runs are
+
+Imports: config, ranks, files.
+"""

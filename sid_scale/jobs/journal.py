@@ -1,4 +1,4 @@
-"""Writes what a life of a run leaves (attempts.py): how it ended and, in a job, each rank's log."""
+"""Writes what an attempt of a run leaves: how it ended and, in a job, each rank's log."""
 
 import os
 import signal
@@ -14,8 +14,8 @@ from sid_scale.jobs.attempts import (
     OUTCOME,
     REFUSED,
     Outcome,
-    life_folder,
-    life_name,
+    attempt_folder,
+    attempt_name,
     read_outcome,
     write_outcome,
 )
@@ -30,45 +30,47 @@ class JournalError(SidScaleError):
 
 
 class Journal:
-    """This rank's part in the journal of one life."""
+    """This rank's part in the journal of one attempt."""
 
     def __init__(self, run_dir: str | Path):
         self._run_dir = Path(run_dir)
-        self._life: Path | None = None
+        self._attempt: Path | None = None
         self._console: int | None = None  # where standard error went before it went to a log
 
     def open(self, ranks: Ranks) -> None:
-        """Begins a life. In a job, what this rank prints goes to its log from here on; rank 0's
+        """Begins an attempt. In a job, what this rank prints goes to its log from here on; rank 0's
         to the console, that is the batch log, as well. Collective.
 
         Raises:
             JournalError: the folder cannot be made.
         """
         job = current_job()
-        self._life = on_first_rank(lambda: _make_life(self._run_dir, job))
+        self._attempt = on_first_rank(lambda: _make_attempt(self._run_dir, job))
         if job is None:
             return
         self._console = os.dup(2)
-        _send_output_to(self._life / f"rank-{ranks.rank}.log", echo=ranks.is_first)
+        _send_output_to(self._attempt / f"rank-{ranks.rank}.log", echo=ranks.is_first)
         print(f"rank {ranks.rank} of {ranks.world_size} on {socket.gethostname()}, {time.ctime()}")
         if ranks.is_first:
-            print(f"{job}; logs of all ranks: {self._life}", flush=True)
+            print(f"{job}; logs of all ranks: {self._attempt}", flush=True)
             if job.restarts:
-                before = read_outcome(life_folder(self._run_dir, f"{job.id}-{job.restarts - 1}"))
-                print(f"the life before: {before or 'ended without a word'}", flush=True)
+                before = read_outcome(attempt_folder(self._run_dir, f"{job.id}-{job.restarts - 1}"))
+                print(
+                    f"the attempt before: {before or 'no outcome recorded (killed?)'}", flush=True
+                )
 
     def ended(self, kind: str, reason: str, images_seen: int) -> None:
-        """Tells how this life has ended well. For rank 0 to call."""
-        assert self._life is not None
+        """Records how this attempt has ended well. For rank 0 to call."""
+        assert self._attempt is not None
         outcome = Outcome(kind, reason, images_seen=images_seen, time=time.time())
-        write_outcome(self._life, outcome)
+        write_outcome(self._attempt, outcome)
 
-    def failed(self, error: BaseException, told: str) -> None:
+    def failed(self, error: BaseException, printed: str) -> None:
         """Tells of the error that ends all ranks, on the rank where it happened first."""
-        if self._life is None:
+        if self._attempt is None:
             return  # it is on the console
         if launched_rank() and self._console is not None:
-            os.write(self._console, told.encode(errors="replace"))
+            os.write(self._console, printed.encode(errors="replace"))
         outcome = Outcome(
             REFUSED if isinstance(error, LockedError) else FAILED,
             str(error) or type(error).__name__,
@@ -76,18 +78,18 @@ class Journal:
             isinstance(error, SidScaleError),
             time=time.time(),
         )
-        write_outcome(self._life, outcome)
+        write_outcome(self._attempt, outcome)
 
 
-def _make_life(run_dir: Path, job: Job | None) -> Path:
-    life = life_folder(run_dir, life_name(job))
+def _make_attempt(run_dir: Path, job: Job | None) -> Path:
+    attempt = attempt_folder(run_dir, attempt_name(job))
     try:
-        life.mkdir(parents=True, exist_ok=True)
+        attempt.mkdir(parents=True, exist_ok=True)
         # In an allocation that outlives its runs, an earlier one's says nothing of this one.
-        (life / OUTCOME).unlink(missing_ok=True)
-        return life
+        (attempt / OUTCOME).unlink(missing_ok=True)
+        return attempt
     except OSError as error:
-        raise JournalError(f"run_dir: {life} cannot be made: {error}") from error
+        raise JournalError(f"run_dir: {attempt} cannot be made: {error}") from error
 
 
 def _send_output_to(file: Path, *, echo: bool) -> None:

@@ -70,7 +70,7 @@ class Holder:
 
 
 def read_lock(run_dir: Path) -> Holder | None:
-    """Who holds a run folder; None: nobody, or someone who is just taking it."""
+    """Who holds a run folder; None: it is free, or is being taken."""
     try:
         return Holder(**json.loads((run_dir / LOCK).read_text()))
     except (OSError, ValueError, TypeError):
@@ -86,7 +86,7 @@ def why_stale(run_dir: Path) -> str | None:
     if holder is None:
         return None
     here = Holder.ourselves()
-    if (holder.host, holder.namespace) == (here.host, here.namespace) and not _lives(holder):
+    if (holder.host, holder.namespace) == (here.host, here.namespace) and not _is_alive(holder):
         return "that process is gone"
     if holder.job is not None and (holder.cluster == here.cluster or not here.cluster):
         if holder.job == here.job and holder.restarts < here.restarts:
@@ -99,7 +99,7 @@ def why_stale(run_dir: Path) -> str | None:
 @contextmanager
 def locked(run_dir: Path) -> Iterator[list[str]]:
     """Holds the run folder, which is made if it is missing, and removed again if nothing came of
-    it; yields what to tell.
+    it; yields messages for the log.
 
     For one rank of a run.
 
@@ -109,14 +109,14 @@ def locked(run_dir: Path) -> Iterator[list[str]]:
     new = not run_dir.exists()
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        holder, told = _take(run_dir)
+        holder, messages = _take(run_dir)
     except OSError as error:
         raise LockedError(f"run_dir: {run_dir} cannot be written to: {error}") from error
     ended = threading.Event()
     toucher = threading.Thread(target=_keep_touching, args=(run_dir, holder, ended), daemon=True)
     toucher.start()
     try:
-        yield told
+        yield messages
     finally:
         ended.set()
         toucher.join()
@@ -142,7 +142,7 @@ def _take(run_dir: Path) -> tuple[Holder, list[str]]:
 
 
 def _take_over(run_dir: Path, holder: Holder) -> bool:
-    """Puts our lock in the place of a stale one, unless somebody else has or is about to."""
+    """Puts our lock in the place of a stale one, unless another process has or is about to."""
     breaking = run_dir / f".{LOCK}.breaking"
     try:
         open(breaking, "x").close()
@@ -176,7 +176,7 @@ def _in_use(run_dir: Path, holder: Holder | None) -> str:
     )
 
 
-def _lives(holder: Holder) -> bool:
+def _is_alive(holder: Holder) -> bool:
     try:
         process = psutil.Process(holder.pid)
         alive = process.is_running() and process.status() != psutil.STATUS_ZOMBIE

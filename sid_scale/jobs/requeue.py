@@ -4,7 +4,7 @@ Exit status 0: finished. 75: to be queued again. Anything else: failed, and why 
 
 A run that was asked to stop, or that broke off, is worth another start; one whose error is the
 user's to mend is not, and neither is one that keeps ending where the start before had ended. That
-is told by the newest checkpoint: `requeues.json` in the run folder remembers it.
+is seen by the newest checkpoint: `requeues.json` in the run folder records it.
 """
 
 import argparse
@@ -19,21 +19,28 @@ from typing import NamedTuple
 from sid_scale.atomic import atomic_write
 from sid_scale.config.run import load_config
 from sid_scale.errors import SidScaleError
-from sid_scale.jobs.attempts import FINISHED, Outcome, life_folder, life_name, read_outcome
+from sid_scale.jobs.attempts import (
+    FINISHED,
+    NO_OUTCOME,
+    Outcome,
+    attempt_folder,
+    attempt_name,
+    read_outcome,
+)
 from sid_scale.jobs.slurm import current_job
 
 REQUEUES = "requeues.json"
 AGAIN = os.EX_TEMPFAIL
 LIMIT = 3  # requeues in a row without progress
 # Of a run that says nothing: settings at fault; a program that cannot be started or is not there.
-MENDABLE = (2, 126, 127)
+USER_ERRORS = (2, 126, 127)
 
 
 class Decision(NamedTuple):
     """What becomes of the job."""
 
     status: int  # exit status: 0, AGAIN or that of a failure
-    told: str
+    message: str
 
 
 class Requeues(NamedTuple):
@@ -46,13 +53,15 @@ class Requeues(NamedTuple):
 def decide(
     outcome: Outcome | None, status: int, newest: int, before: Requeues, limit: int
 ) -> tuple[Decision, Requeues]:
-    """What becomes of a job that ended with `status` and `outcome` (None: without a word), with
+    """What becomes of a job that ended with `status` and `outcome` (None: none recorded), with
     its newest checkpoint at `newest` images (-1: none)."""
     if outcome is not None and outcome.kind == FINISHED:
         return Decision(0, f"{outcome}"), Requeues()
-    how = f"{outcome or 'ended without a word'} ({_meaning(status)})"
+    how = f"{outcome or NO_OUTCOME} ({_meaning(status)})"
     failure = status or 1
-    if (outcome is not None and outcome.mendable) or (outcome is None and status in MENDABLE):
+    if (outcome is not None and outcome.is_user_error) or (
+        outcome is None and status in USER_ERRORS
+    ):
         return Decision(failure, f"{how}; not queued again: the error needs mending"), before
     in_vain = before.in_vain + 1 if newest <= before.images_seen else 0
     if in_vain >= limit:
@@ -63,7 +72,7 @@ def decide(
 
 
 def _meaning(status: int) -> str:
-    """An exit status in words: who is killed cannot tell, and the others only miss it."""
+    """An exit status in words: a killed process reports nothing."""
     # 128 + N is a shell's way to say that signal N ended a process; the launcher's is -N, of which
     # 256 - N is left.
     number = status - 128 if status < 192 else 256 - status
@@ -93,9 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         run_dir = Path(load_config(options.config, options.overrides).run_dir)
-        life = life_folder(run_dir, life_name(current_job()))
+        attempt = attempt_folder(run_dir, attempt_name(current_job()))
         before, newest = _read(run_dir), newest_checkpoint(run_dir)
-        outcome = read_outcome(life)
+        outcome = read_outcome(attempt)
         decision, after = decide(outcome, options.status, newest, before, options.limit)
         if after != before:  # a job that was refused leaves what is another's
             run_dir.mkdir(parents=True, exist_ok=True)
@@ -104,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (SidScaleError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return options.status or 1
-    print(decision.told, flush=True)
+    print(decision.message, flush=True)
     return decision.status
 
 

@@ -24,21 +24,21 @@ class Job(NamedTuple):
 
 def current_job() -> Job | None:
     """The SLURM job that we are part of, if any."""
-    told = os.environ
-    if not (job := told.get("SLURM_JOB_ID")):
+    environ = os.environ
+    if not (job := environ.get("SLURM_JOB_ID")):
         return None
-    restarts = int(told.get("SLURM_RESTART_COUNT", "0"))
-    return Job(job, restarts, told.get("SLURM_CLUSTER_NAME", ""))
+    restarts = int(environ.get("SLURM_RESTART_COUNT", "0"))
+    return Job(job, restarts, environ.get("SLURM_CLUSTER_NAME", ""))
 
 
 def is_running(job: str) -> bool | None:
-    """Whether a SLURM job has processes; None: nobody here can say."""
+    """Whether a SLURM job has processes; None: SLURM does not answer."""
     states = _states(job)
     return None if states is None else any(s not in (*WAITING, *OVER) for s in states)
 
 
 def is_waiting(job: str) -> bool | None:
-    """Whether a SLURM job is queued; None: nobody here can say."""
+    """Whether a SLURM job is queued; None: SLURM does not answer."""
     states = _states(job)
     return None if states is None else any(s in WAITING for s in states)
 

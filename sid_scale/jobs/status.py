@@ -7,7 +7,14 @@ from typing import Any
 
 from sid_scale.config.parse import ConfigError
 from sid_scale.config.run import load_config
-from sid_scale.jobs.attempts import FINISHED, STOPPED, job_of, newest_life, read_outcome
+from sid_scale.jobs.attempts import (
+    FINISHED,
+    NO_OUTCOME,
+    STOPPED,
+    job_of,
+    newest_attempt,
+    read_outcome,
+)
 from sid_scale.jobs.lock import read_lock, why_stale
 from sid_scale.jobs.requeue import newest_checkpoint
 from sid_scale.jobs.slurm import is_waiting
@@ -77,24 +84,24 @@ def status_of(run_dir: Path) -> Status:
 
 
 def _state(run_dir: Path) -> tuple[str, str]:
-    if not (run_dir / "config.yaml").is_file() and newest_life(run_dir) is None:
+    if not (run_dir / "config.yaml").is_file() and newest_attempt(run_dir) is None:
         return "nothing", "no run has begun there"
     holder, stale = read_lock(run_dir), why_stale(run_dir)
     if holder is not None and stale is None:
         return "running", f"{holder}"
-    life = newest_life(run_dir)
-    outcome = None if life is None else read_outcome(life)
+    attempt = newest_attempt(run_dir)
+    outcome = None if attempt is None else read_outcome(attempt)
     if outcome is not None and outcome.kind == FINISHED:
         return "finished", f"at {_moment(outcome.time)}"
-    job = None if life is None else job_of(life)
-    told = "it ended without a word" if outcome is None else f"{outcome}"
+    job = None if attempt is None else job_of(attempt)
+    end = NO_OUTCOME if outcome is None else f"{outcome}"
     if job is not None and is_waiting(job.id):
-        return "queued", f"SLURM job {job.id} goes on; before: {told}"
+        return "queued", f"SLURM job {job.id} goes on; before: {end}"
     if holder is not None and outcome is None:
         return "left", f"{holder}: {stale}"
     if outcome is not None:
-        return ("stopped" if outcome.kind == STOPPED else "failed"), told
-    return "left", told
+        return ("stopped" if outcome.kind == STOPPED else "failed"), end
+    return "left", end
 
 
 def _records(run_dir: Path) -> list[dict[str, Any]]:
@@ -114,8 +121,8 @@ def _metric(records: list[dict[str, Any]]) -> str:
     for record in reversed(records):
         found = {k: v for k, v in record.items() if k.startswith("evaluation/") and v is not None}
         if found:
-            told = ", ".join(f"{k.removeprefix('evaluation/')} {v:.4g}" for k, v in found.items())
-            return f"{told} at {_count(record['images_seen'])}"
+            shown = ", ".join(f"{k.removeprefix('evaluation/')} {v:.4g}" for k, v in found.items())
+            return f"{shown} at {_count(record['images_seen'])}"
     for record in reversed(records):
         if isinstance(loss := record.get("loss/generator_sid"), float):
             return f"loss/generator_sid {loss:.4g}"

@@ -63,7 +63,7 @@ class Architecture(ABC):
 
 # Name -> the architecture's class, or "module:attribute" of it.
 FAMILIES: dict[str, type[Architecture] | str] = {
-    "edm2": "sid_scale.networks.edm2.network:EDM2Architecture",
+    "edm2": "sid_scale.networks.edm2.architecture:EDM2Architecture",
 }
 
 

@@ -124,7 +124,7 @@ def stream_network(
     `dtypes[name]` what it is in the file.
 
     Raises:
-        CheckpointError: something else lies there, or the disk is full, or read-only.
+        CheckpointError: something else is there, or the disk is full, or read-only.
     """
     folder = Path(folder)
     refuse_other_folder(folder)
@@ -161,7 +161,7 @@ def refuse_other_folder(folder: Path) -> None:
     """Makes sure that writing a network folder replaces nothing but one.
 
     Raises:
-        CheckpointError: something else lies there.
+        CheckpointError: something else is there.
     """
     other = folder.exists() and not (folder / CONFIG).is_file()
     if other and (not folder.is_dir() or any(folder.iterdir())):

@@ -1,6 +1,6 @@
 """Runs as a page to read: `sid-scale report RUN_DIR...`.
 
-    read.py           a run folder as it lies on the disk, whole or not
+    read.py           a run folder as it is on the disk, whole or not
     measurements.py   what evaluations have measured, of generators and teachers
     curves.py         records as series over images and hours, thinned for drawing
     plots.py          those as SVG that takes its colours from the page

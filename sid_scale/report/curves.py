@@ -29,7 +29,7 @@ class Curve:
 
     run: str
     images: np.ndarray
-    hours: np.ndarray  # nan where nothing tells
+    hours: np.ndarray  # nan where nothing says
     values: np.ndarray
     low: np.ndarray  # of the records that a point stands for
     high: np.ndarray
@@ -61,7 +61,7 @@ def metric_curve(run: RunFolder, metric: str) -> Curve | None:
     """A metric of a run's generators, while it trained or of snapshots evaluated afterwards.
 
     All points rest on the same number of images, that of which there are the most points: of fewer
-    images a Frechet distance comes out larger, and would bend the curve.
+    images a Fréchet distance comes out larger, and would bend the curve.
     """
     by_num: dict[int | None, dict[float, float]] = {}
     in_training = training_num(run)
@@ -125,7 +125,7 @@ def _deciding(run: RunFolder) -> list[str]:
 
 
 def training_num(run: RunFolder) -> int | None:
-    """Images on which a metric rests that is measured while training; None if nothing tells."""
+    """Images on which a metric rests that is measured while training; None if nothing says."""
     return _evaluation_setting(run, "num")
 
 
@@ -166,10 +166,11 @@ def levels_of(runs: Sequence[RunFolder], metric: str) -> list[Level]:
 
 
 def hours_of(records: Sequence[Record]) -> np.ndarray:
-    """Hours of training up to each record, (N,); nan from where on neither rate nor time tells.
+    """Hours of training up to each record, (N,); nan from where on neither rate nor time says.
 
     A record's rate is that of the images since the one before, with all that happened between
-    them: checkpoints, pictures, evaluations. Pauses between an end and a resumption are not in it.
+    them: checkpoints, sample grids, evaluations. Pauses between an end and a resumption are not in
+    it.
     """
     hours = np.full(len(records), np.nan)
     so_far, images_before, time_before = 0.0, 0.0, None

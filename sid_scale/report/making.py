@@ -33,7 +33,7 @@ def write_report(options: argparse.Namespace) -> None:
     runs, also = _assigned(
         read_runs(options.runs), [read_evaluation(path) for path in options.metrics]
     )
-    looks = {run.name: look_at(run, options) for run in runs}
+    looks = {run.name: inspect(run, options) for run in runs}
     page = render(runs, looks, also)
     try:
         with atomic_write(options.out) as partial:
@@ -42,7 +42,7 @@ def write_report(options: argparse.Namespace) -> None:
         raise ReportError(f"{options.out} cannot be written: {error}") from error
 
 
-def look_at(run: RunFolder, options: argparse.Namespace) -> Look:
+def inspect(run: RunFolder, options: argparse.Namespace) -> Look:
     """Samples of a run's generator and their real neighbours, or why there are none."""
     folder = options.generator or run.generator
     data = options.data or str(run.config.get("data") or "")
@@ -54,7 +54,7 @@ def look_at(run: RunFolder, options: argparse.Namespace) -> Look:
         return Look(reason="The run names no data; --data names a folder of shards.")
     # What a run folder says is no reason to open an address, or to start a command.
     if options.data is None and not Path(data).is_dir():
-        return Look(reason=f"The run's data is not here ({data}); --data says where it lies.")
+        return Look(reason=f"The run's data is not here ({data}); --data says where it is.")
     print(f"{run.name}: looking for real images near samples of {folder}", file=sys.stderr)
     try:
         generator = OneStepGenerator.from_pretrained(folder, vae=options.vae)
@@ -68,7 +68,7 @@ def look_at(run: RunFolder, options: argparse.Namespace) -> Look:
 def _assigned(
     runs: Sequence[RunFolder], evaluations: Sequence[Evaluation]
 ) -> tuple[list[RunFolder], list[Evaluation]]:
-    """Runs with the evaluations that are theirs, teachers' with all, and those of nobody."""
+    """Runs with the evaluations that are theirs, teachers' with all, and those of no run."""
     theirs: dict[str, list[Evaluation]] = {run.name: [] for run in runs}
     nobodys = []
     for evaluation in evaluations:

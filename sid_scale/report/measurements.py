@@ -28,10 +28,10 @@ class MeasurementError(SidScaleError):
 
 
 class MetricKind(NamedTuple):
-    """How a metric is told to people."""
+    """How a metric is shown."""
 
     title: str
-    better: str  # "lower", "higher", or "" if nobody says
+    better: str  # "lower", "higher", or "" if not known
 
 
 TITLES = {
@@ -117,7 +117,7 @@ class Evaluation:
 
 
 def read_evaluations(run: Path) -> tuple[tuple[Evaluation, ...], list[str]]:
-    """What lies in a run folder, and notices about what cannot be read: any
+    """What is in a run folder, and notices about what cannot be read: any
     `metrics.json` below `evaluation/`, and the demo's `summary.json`."""
     evaluations: list[Evaluation] = []
     notices: list[str] = []

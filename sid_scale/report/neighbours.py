@@ -27,7 +27,7 @@ PIXEL_SIDE = 16  # pixels at 16x16
 SHORTLIST = 6  # nearest by latents, of which the nearest by pixels are shown
 NEIGHBOURS = 3
 READ_AT_ONCE = 256
-FEW_CLASSES = 20  # up to which classes are told apart
+FEW_CLASSES = 20  # up to which classes are shown apart
 SAMPLES_A_CLASS = 32
 
 
@@ -115,7 +115,7 @@ def find_neighbours(
     with tqdm(total=wanted, unit="img", desc="real images", leave=False, disable=None) as bar:
         for batch, batch_labels in chain([first], batches):
             small = small_latents(batch)
-            shortlist.look_at(small, batch, batch_labels, searched)
+            shortlist.inspect(small, batch, batch_labels, searched)
             searched += len(batch)
             bar.update(len(batch))
             if few:
@@ -153,7 +153,7 @@ class Shortlist:
         self.latents = queries.new_zeros(len(queries), 0, *queries.shape[1:])
         self.labels = torch.zeros(len(queries), 0, dtype=torch.int64)
 
-    def look_at(self, small: Tensor, latents: Tensor, labels: Tensor, first: int) -> None:
+    def inspect(self, small: Tensor, latents: Tensor, labels: Tensor, first: int) -> None:
         """Images number `first` and on: features (B, D), latents (B, C, h, w), labels (B,)."""
         new = torch.cdist(self._queries, small)
         for query, place in enumerate(self._itself):

@@ -27,7 +27,7 @@ class Picture:
 
 
 def chosen_grids(grids: tuple[Grid, ...], most: int = MOST_GRIDS) -> list[Grid]:
-    """The first, the last, and as evenly as can be what lies between them."""
+    """The first, the last, and as evenly as can be those between them."""
     last = len(grids) - 1
     if last < most:
         return list(grids)

@@ -1,4 +1,4 @@
-"""A run folder as it lies on the disk: finished, just begun, or damaged in places.
+"""A run folder as it is on the disk: finished, just begun, or damaged in places.
 
 Whatever can be read is; what cannot becomes a notice, a sentence for the page. Only a folder that
 is no run at all is an error.
@@ -25,7 +25,7 @@ class ReportError(SidScaleError):
 
 @dataclass(frozen=True)
 class Grid:
-    """A picture of samples drawn while training."""
+    """A grid of samples drawn while training."""
 
     images_seen: int
     path: Path
@@ -93,7 +93,7 @@ def read_run(folder: Path, name: str) -> RunFolder:
 
 
 def names_of(folders: Iterable[Path]) -> list[str]:
-    """The last parts of the folders' paths, as many as tell them apart."""
+    """The last parts of the folders' paths, as many as distinguish them."""
     parts = [folder.resolve().parts for folder in folders]
     depth = 1
     while len({part[-depth:] for part in parts}) < len(parts):
@@ -105,7 +105,7 @@ def read_records(path: Path, notices: list[str]) -> tuple[Mapping[str, float | N
     """The records of `metrics.jsonl`; a record takes the place of those that it repeats.
 
     A last line that is only half there belongs to a run at work, and is left out. Other lines
-    that are no records are told.
+    that are no records become a notice.
     """
     if not path.is_file():
         return ()

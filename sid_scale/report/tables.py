@@ -35,7 +35,7 @@ def number(value: float | None) -> str:
 
 
 def count(value: Any) -> str:
-    """An integer with its thousands told apart."""
+    """An integer with its thousands separated."""
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else NOTHING
 
 
@@ -118,9 +118,9 @@ def metrics_table(evaluations: Sequence[Evaluation]) -> Table:
 
 
 def _without_empty_columns(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    told = [i for i in range(len(columns)) if any(row[i] != NOTHING for row in rows)]
+    shown = [i for i in range(len(columns)) if any(row[i] != NOTHING for row in rows)]
     return Table(
-        tuple(columns[i] for i in told), tuple(tuple(row[i] for i in told) for row in rows)
+        tuple(columns[i] for i in shown), tuple(tuple(row[i] for i in shown) for row in rows)
     )
 
 

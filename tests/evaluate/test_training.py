@@ -175,7 +175,7 @@ def test_the_checkpoint_of_the_best_moment_survives_newer_ones(tmp_path: Path):
 def _best_survives(rank: int, folder: Path) -> None:
     """Each checkpoint becomes complete only when the next begins, as with slow disks."""
     measured = iter([3.0, 1.0, 2.0, 4.0])
-    training_evaluation.figures_of = lambda *_: {"fd_latents": next(measured)}
+    training_evaluation.compute_metrics = lambda *_: {"fd_latents": next(measured)}
     CheckpointWriter.is_writing = property(lambda _: True)
     often = {"checkpoint.every_images": 8, "checkpoint.keep": 1}
     train(config(folder, **evaluated(folder, **{"evaluation.metrics": "fd_latents", **often})),
@@ -194,7 +194,7 @@ def test_figures_that_were_measured_otherwise_are_no_match(tmp_path: Path):
 
     def comparable(basis: str, images_seen: int) -> dict[int, float]:
         basis_ = {"references": {"fid": basis}}
-        return training_evaluation.comparable_figures(tmp_path, "fid", basis_, images_seen)
+        return training_evaluation.comparable_metrics(tmp_path, "fid", basis_, images_seen)
 
     assert comparable("a", 0) == {}
     record(8, 16)

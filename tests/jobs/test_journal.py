@@ -1,4 +1,4 @@
-"""What a life of a run leaves."""
+"""What an attempt of a run leaves."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from sid_scale.jobs.attempts import STOPPED, newest_life, read_outcome
+from sid_scale.jobs.attempts import STOPPED, newest_attempt, read_outcome
 from sid_scale.jobs.journal import Journal
 from sid_scale.ranks import Ranks
 
@@ -24,10 +24,10 @@ def test_a_new_life_does_not_begin_with_the_end_of_another(
     tmp_path: Path, alone: Ranks, monkeypatch: pytest.MonkeyPatch
 ):
     """As when two runs follow each other in one interactive allocation, or in one second."""
-    monkeypatch.setattr("sid_scale.jobs.journal.life_name", lambda job: "17-0")
+    monkeypatch.setattr("sid_scale.jobs.journal.attempt_name", lambda job: "17-0")
     for _ in range(2):
         journal = Journal(tmp_path)
         journal.open(alone)
-        assert read_outcome(newest_life(tmp_path)) is None
+        assert read_outcome(newest_attempt(tmp_path)) is None
         journal.ended(STOPPED, "SIGTERM", 8)
-        assert read_outcome(newest_life(tmp_path)).reason == "SIGTERM"
+        assert read_outcome(newest_attempt(tmp_path)).reason == "SIGTERM"

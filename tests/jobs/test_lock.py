@@ -104,7 +104,7 @@ def test_a_requeued_job_takes_its_own_lock_over(tmp_path: Path, monkeypatch: pyt
     with locked(tmp_path) as told:
         assert "that was this job before" in told[0]
         assert read_lock(tmp_path).restarts == 1
-    leave(tmp_path, job="17", restarts=1)  # two steps of one life
+    leave(tmp_path, job="17", restarts=1)  # two steps of one attempt
     with pytest.raises(LockedError, match="SLURM job 17"), locked(tmp_path):
         pass
 

@@ -10,7 +10,7 @@ from sid_scale.jobs.attempts import (
     REFUSED,
     STOPPED,
     Outcome,
-    life_folder,
+    attempt_folder,
     write_outcome,
 )
 from sid_scale.jobs.requeue import AGAIN, Requeues, decide, main, newest_checkpoint
@@ -31,8 +31,8 @@ NEW = Requeues()
         (None, 0, 16, NEW, AGAIN),  # nor does DeepSpeed's launcher, of its own
         (None, 2, -1, NEW, 2),  # settings at fault
         (None, 127, -1, NEW, 127),  # no such program
-        (Outcome(FAILED, "no such teacher", mendable=True), 1, -1, NEW, 1),
-        (Outcome(REFUSED, "in use", mendable=True), 1, 16, NEW, 1),
+        (Outcome(FAILED, "no such teacher", is_user_error=True), 1, -1, NEW, 1),
+        (Outcome(REFUSED, "in use", is_user_error=True), 1, 16, NEW, 1),
         (CRASHED, 1, 16, Requeues(16, 1), AGAIN),
         (CRASHED, 1, 16, Requeues(16, 2), 1),  # the third in a row that brought nothing
         (CRASHED, 1, 24, Requeues(16, 2), AGAIN),
@@ -57,7 +57,7 @@ def test_what_becomes_of_it(outcome, status, newest, before, expected):
 )
 def test_a_kill_is_named(status: int, told: str):
     decision, _ = decide(CRASHED, status, 16, NEW, limit=3)
-    assert told in decision.told
+    assert told in decision.message
 
 
 def test_progress_starts_the_count_anew():
@@ -80,12 +80,15 @@ def test_the_count_outlives_the_job(tmp_path: Path, monkeypatch, capsys):
         statuses.append(main(arguments))
     assert statuses == [AGAIN, 137]
     told = capsys.readouterr().out
-    assert "without a word (status 137: a process was ended by SIGKILL); queued again" in told
+    assert (
+        "no outcome recorded (killed?) (status 137: a process was ended by SIGKILL); queued again"
+        in told
+    )
     assert "2 starts in a row have come no further than 0 images" in told
 
-    life = life_folder(tmp_path / "run", "17-2")
-    life.mkdir(parents=True)
-    write_outcome(life, Outcome(FINISHED, images_seen=8192))
+    attempt = attempt_folder(tmp_path / "run", "17-2")
+    attempt.mkdir(parents=True)
+    write_outcome(attempt, Outcome(FINISHED, images_seen=8192))
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
     assert main(arguments) == 0
     assert "finished at 8,192 images" in capsys.readouterr().out

@@ -33,12 +33,12 @@ def run(tmp_path: Path) -> Path:
 
 
 def live(run: Path, name: str, outcome: Outcome | None = None, age: float = 0) -> None:
-    life = run / "logs" / name
-    life.mkdir(parents=True)
+    attempt = run / "logs" / name
+    attempt.mkdir(parents=True)
     if outcome is not None:
-        write_outcome(life, outcome)
+        write_outcome(attempt, outcome)
     then = time.time() - age
-    os.utime(life, (then, then))
+    os.utime(attempt, (then, then))
 
 
 def test_a_running_run_tells_all(run: Path, capsys: pytest.CaptureFixture):

@@ -7,7 +7,7 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from sid_scale.report.making import look_at
+from sid_scale.report.making import inspect
 from sid_scale.report.page import render
 from sid_scale.report.read import read_runs
 from tests.generators.tiny import tiny_generator
@@ -36,7 +36,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = (run / "config.yaml").read_text().replace("/data/digits", str(data))
     (run / "config.yaml").write_text(text.replace("/models/digits", f"/models/{LONG}"))
     runs = read_runs([run, other])
-    looks = {r.name: look_at(r, options(run, other, "--samples", 4)) for r in runs}
+    looks = {r.name: inspect(r, options(run, other, "--samples", 4)) for r in runs}
     assert looks["run"].findings is not None, looks["run"].reason
     (folder / "report.html").write_text(render(runs, looks))
     return folder / "report.html"

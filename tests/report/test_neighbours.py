@@ -53,7 +53,7 @@ def test_the_shortlist_is_what_a_sort_of_everything_gives(monkeypatch: pytest.Mo
     shortlist = Shortlist(torch.cat([queries, everything[:1]]), itself=[-1] * 5 + [0])
     for first in range(0, 100, 7):
         part = everything[first : first + 7]
-        shortlist.look_at(part.flatten(1), part, labels[first : first + 7], first)
+        shortlist.inspect(part.flatten(1), part, labels[first : first + 7], first)
     distances = torch.cdist(queries.flatten(1), everything.flatten(1))
     nearest = distances.argsort(dim=1)[:, : neighbours.SHORTLIST]
     assert torch.equal(shortlist.labels[:5], nearest)

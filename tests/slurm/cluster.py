@@ -81,7 +81,7 @@ def _path() -> str:
 
 
 class Cluster:
-    """The cluster; `start` and `stop` frame its life."""
+    """The cluster; `start` and `stop` frame its attempt."""
 
     def __init__(self, folder: Path):
         self.folder = folder

@@ -82,11 +82,16 @@ def test_a_run_outlives_all_that_a_scheduler_does_to_it(cluster: Cluster, tmp_pa
         cluster.wait(lambda: seen(folder) > before, "progress", 90, job)
         return True
 
-    def outcome(life: int, seconds: float = 60) -> str:
+    def outcome(attempt: int, seconds: float = 60) -> str:
         told = cluster.wait(
-            lambda: read_outcome(folder / "logs" / f"{job}-{life}"), f"end {life}", seconds, job
+            lambda: read_outcome(folder / "logs" / f"{job}-{attempt}"),
+            f"end {attempt}",
+            seconds,
+            job,
         )
-        cluster.wait(lambda: cluster.restarts(job) == life + 1, f"restart after {life}", 60, job)
+        cluster.wait(
+            lambda: cluster.restarts(job) == attempt + 1, f"restart after {attempt}", 60, job
+        )
         cluster.hurry(job)
         return f"{told.kind} {told.reason}"
 
@@ -115,7 +120,7 @@ def test_a_run_outlives_all_that_a_scheduler_does_to_it(cluster: Cluster, tmp_pa
     assert cluster.finish(job) == "COMPLETED", cluster.log(job)
     log = cluster.log(job)
     assert "restart 1" in log
-    assert "the life before: stopped at" in log
+    assert "the attempt before: stopped at" in log
     assert "queued again, to go on from" in log
     assert cluster.processes(job) == []
 

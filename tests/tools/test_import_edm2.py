@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sid_scale.networks.edm2.network import EDM2, EDM2Architecture
+from sid_scale.networks.edm2.architecture import EDM2Architecture
+from sid_scale.networks.edm2.network import EDM2
 from sid_scale.networks.folder import load_network
 from tests.conftest import ROOT
 from tests.networks.edm2.published import published, settings_of, snapshot, tiny, write

@@ -3,7 +3,7 @@ go on as they like.
 
 What the shards' bytes depend on is a `Plan`; the folder keeps it as `recipe.json` and takes no
 other. Each finished shard leaves a note in `.making/`; a process that is started again keeps the
-shards that still are what their notes say. The index is written by whoever finds all notes there.
+shards that still are what their notes say. The process that finds all notes there writes the index.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from sid_scale.data.prepare.plan import Plan
 from sid_scale.data.prepare.shard_writer import WrittenShard, index_of, shard_name, write_shard
 from sid_scale.data.shards import INDEX, Shard, ShardError, ShardIndex, read_index, write_index
 from sid_scale.errors import SidScaleError
-from sid_scale.inputs_changed import differences
+from sid_scale.inputs_changed import changed_inputs
 
 RECIPE = "recipe.json"
 WORK = ".making"
@@ -66,7 +66,7 @@ class ShardBuild:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Inside, the folder is this plan's, and this part is nobody else's.
+        """Inside, the folder is this plan's, and no other process has this part.
 
         Raises:
             ShardError: the folder holds another data set, another process makes this part at the
@@ -104,7 +104,7 @@ class ShardBuild:
         return count
 
     def finish(self) -> ShardIndex | None:
-        """Writes the index if all shards are there, whoever made them; returns it.
+        """Writes the index if all shards are there; returns it.
 
         Several processes may do so at the same moment: they write the same.
 
@@ -135,14 +135,11 @@ class ShardBuild:
             (self._scratch / RECIPE).write_text(json.dumps(recipe, indent=1) + "\n")
             os.replace(self._scratch / RECIPE, path)
         try:
-            there = json.loads(path.read_text())
+            message = changed_inputs(path, "shards", recipe)
         except ValueError as error:
             raise ShardError(f"{path}: damaged ({error}); choose another folder") from error
-        if differing := differences(there, recipe):
-            raise ShardError(
-                f"{path} says that the shards there are made otherwise: {'; '.join(differing)}. "
-                "Choose another folder, or delete this one."
-            )
+        if message:
+            raise ShardError(message)
 
     def _hold(self) -> IO[str]:
         """This part's lock, and its place to write in, empty."""
@@ -157,7 +154,7 @@ class ShardBuild:
             ) from error
         except OSError as error:
             warnings.warn(
-                f"{self.folder}: no locks on this file system ({error.strerror}): nobody but you "
+                f"{self.folder}: no locks on this file system ({error.strerror}): no other process "
                 "sees to it that no part is made twice at the same time",
                 stacklevel=2,
             )
@@ -193,14 +190,14 @@ class ShardBuild:
 
 
 class RejectedSamples:
-    """Samples of a shard that have no place in a data set: told together, and the shard is not
+    """Samples of a shard that have no place in a data set: reported together, and the shard is not
     written."""
 
     def __init__(self) -> None:
         self._told: list[str] = []
 
     @contextmanager
-    def told(self, where: str) -> Iterator[None]:
+    def collected(self, where: str) -> Iterator[None]:
         """A `SidScaleError` inside is kept for later."""
         try:
             yield

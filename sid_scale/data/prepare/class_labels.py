@@ -52,7 +52,7 @@ def labels_by_folder(
     Of a data set's splits only `train` is taken.
 
     Raises:
-        SourceError: a file lies in no folder.
+        SourceError: a file is in no folder.
     """
     parts = [files.names[number].split("/") for number in numbers]
     depth = 0
@@ -65,7 +65,7 @@ def labels_by_folder(
     for part in parts:
         if len(part) < depth + 2:
             raise SourceError(
-                f"{path}: {'/'.join(part)} lies in no class folder, and there is no {LABELS}. "
+                f"{path}: {'/'.join(part)} is in no class folder, and there is no {LABELS}. "
                 "Put each class's images in a folder, or --unlabelled makes a set without classes"
             )
     classes = sorted({part[depth] for part in parts})

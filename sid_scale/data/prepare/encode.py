@@ -41,7 +41,7 @@ class Encoding:
     Args:
         resolution: they are cropped to it.
         flip: each image is there a second time, mirrored.
-        precision: what the VAE computes in.
+        vae_dtype: what the VAE computes in.
         dtype: what is stored.
         batch_size: images that a GPU encodes at once.
         threads: that read, decode and crop image files.
@@ -49,7 +49,7 @@ class Encoding:
 
     resolution: int
     flip: bool
-    precision: str
+    vae_dtype: str
     dtype: str
     shard_bytes: int
     seed: int
@@ -66,7 +66,7 @@ class Encoder:
 
     def __init__(self, codec: VAECodec, encoding: Encoding, device: torch.device):
         self.codec, self.device, self.batch_size = codec, device, encoding.batch_size
-        self.precision = torch_dtype(encoding.precision)
+        self.vae_dtype = torch_dtype(encoding.vae_dtype)
         codec.load(device)
 
     def __call__(self, images: Tensor) -> np.ndarray:
@@ -86,8 +86,8 @@ class Encoder:
             ) from error
 
     def _encode(self, images: Tensor) -> Tensor:
-        half = self.precision != torch.float32
-        with torch.autocast(self.device.type, self.precision, enabled=half):
+        half = self.vae_dtype != torch.float32
+        with torch.autocast(self.device.type, self.vae_dtype, enabled=half):
             return self.codec.encode(images, at_once=len(images)).float()
 
 
@@ -114,7 +114,7 @@ def plan_encoding(source: Source, codec: VAECodec, encoding: Encoding, encoder: 
         transform={
             "centre_crop": size,
             "flip": encoding.flip,
-            "precision": encoding.precision,
+            "vae_dtype": encoding.vae_dtype,
             "vae_sha256": sha256_file(codec.folder / VAE_WEIGHTS),
         },
         seed=encoding.seed,
@@ -147,7 +147,7 @@ def encode(
             done(count - work.encoded)  # what was there already
 
 
-class _Picture(NamedTuple):
+class _ReadImage(NamedTuple):
     """An image to be encoded; `pixels` becomes uint8 (R, R, 3)."""
 
     key: str
@@ -171,34 +171,34 @@ class _Shard:
 
     def records(self) -> Iterator[dict[str, Any]]:
         """What the shard holds, in order."""
-        refusals = RejectedSamples()
+        rejected = RejectedSamples()
         with self.source.part(self.chosen % len(self.source)).open() as raws:
             ready = _ahead(self._begun(raws), self.encoding.threads + 2 * self.encoding.batch_size)
-            while pictures := list(islice(ready, self.encoding.batch_size)):
+            while read := list(islice(ready, self.encoding.batch_size)):
                 pixels = []
-                for picture in pictures:
-                    with refusals.told(picture.where):
-                        pixels.append(picture.pixels.result())
-                if not refusals.any:  # else there will be no shard: look only for more of them
-                    yield from self._encode(pictures, pixels, refusals)
-        refusals.raise_any()
+                for image in read:
+                    with rejected.collected(image.where):
+                        pixels.append(image.pixels.result())
+                if not rejected.any:  # else there will be no shard: look only for more of them
+                    yield from self._encode(read, pixels, rejected)
+        rejected.raise_any()
 
-    def _begun(self, raws: Iterable[Raw]) -> Iterator[_Picture]:
+    def _begun(self, raws: Iterable[Raw]) -> Iterator[_ReadImage]:
         for raw, flip in zip(raws, (self.chosen >= len(self.source)).tolist(), strict=True):
             pixels = self.pool.submit(_cropped, raw.load, flip, self.encoding.resolution)
-            yield _Picture(raw.key + FLIPPED * flip, raw.label, raw.where, pixels)
+            yield _ReadImage(raw.key + FLIPPED * flip, raw.label, raw.where, pixels)
 
     def _encode(
-        self, pictures: list[_Picture], pixels: list[np.ndarray], refusals: RejectedSamples
+        self, read: list[_ReadImage], pixels: list[np.ndarray], rejected: RejectedSamples
     ) -> Iterator[dict[str, Any]]:
         images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
-        for picture, stored in zip(pictures, self.encoder(images), strict=True):
-            with refusals.told(picture.where):
-                record = self.format.record(Sample(picture.key, stored, picture.label))
-            if not refusals.any:
+        for image, stored in zip(read, self.encoder(images), strict=True):
+            with rejected.collected(image.where):
+                record = self.format.record(Sample(image.key, stored, image.label))
+            if not rejected.any:
                 yield record
-        self.encoded += len(pictures)
-        self.done(len(pictures))
+        self.encoded += len(read)
+        self.done(len(read))
 
 
 def _cropped(load: Callable[[], np.ndarray], flip: bool, resolution: int) -> np.ndarray:
@@ -206,11 +206,11 @@ def _cropped(load: Callable[[], np.ndarray], flip: bool, resolution: int) -> np.
     return np.ascontiguousarray(pixels[:, ::-1]) if flip else pixels
 
 
-def _ahead(pictures: Iterable[_Picture], most: int) -> Iterator[_Picture]:
+def _ahead(images: Iterable[_ReadImage], most: int) -> Iterator[_ReadImage]:
     """The same, begun in good time: `most` of them are under way."""
-    waiting: deque[_Picture] = deque()
-    for picture in pictures:
-        waiting.append(picture)
+    waiting: deque[_ReadImage] = deque()
+    for image in images:
+        waiting.append(image)
         if len(waiting) > most:
             yield waiting.popleft()
     yield from waiting

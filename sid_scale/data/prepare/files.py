@@ -126,7 +126,7 @@ def _raise(error: OSError) -> None:
 
 
 class Member(NamedTuple):
-    """Where a zip's member lies, and what must come out."""
+    """The place of a zip's member, and what must come out."""
 
     offset: int
     packed: int

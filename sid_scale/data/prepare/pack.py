@@ -52,7 +52,7 @@ def plan_packing(source: Source, packing: Packing) -> Plan:
         if 2 * len(codec["scale"]) != stored.shape[0] or 2 * len(codec["bias"]) != stored.shape[0]:
             raise ShardError(
                 f"{raw.where}: shape {stored.shape}, but the codec has {len(codec['scale'])} "
-                "channels, each with a mean and a deviation; give --codec to describe another"
+                "channels, each with a mean and a std; give --codec to describe another"
             )
     else:
         codec = IdentityCodec().describe()
@@ -107,14 +107,14 @@ class _Task:
 
 def _pack_shard(task: _Task) -> int:
     def records() -> Iterator[dict[str, Any]]:
-        refusals = RejectedSamples()
+        rejected = RejectedSamples()
         with task.part.open() as raws:
             for raw in raws:
-                with refusals.told(raw.where):
+                with rejected.collected(raw.where):
                     record = task.making.plan.format.record(stored_sample(raw, resolution))
-                if not refusals.any:
+                if not rejected.any:
                     yield record
-        refusals.raise_any()
+        rejected.raise_any()
 
     resolution = task.making.plan.transform.get("centre_crop")
     return task.making.make(task.number, records)

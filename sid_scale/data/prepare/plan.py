@@ -61,7 +61,7 @@ class Plan:
 
 
 def describe_source(source: Source) -> dict[str, Any]:
-    """What a plan says of a source; not where it lies."""
+    """What a plan says of a source; not its place."""
     described = {"kind": source.kind, "samples": len(source), "fingerprint": source.fingerprint}
     return {**described, **({"classes": source.classes} if source.classes else {})}
 

@@ -105,7 +105,7 @@ def write_shard(
                     tar.write(record)
                     classes[int(record["cls"])] += 1
             file.flush()
-            os.fsync(file.fileno())  # whoever finds the name finds all of it, after a power cut too
+            os.fsync(file.fileno())  # a file with this name is complete, after a power cut too
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)

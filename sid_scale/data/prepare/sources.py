@@ -205,7 +205,7 @@ def _latents(content: bytes) -> np.ndarray:
 
 
 class PixelShards:
-    """The images of pixel shards, in the order in which they lie there: it is shuffled already,
+    """The images of pixel shards, in the order of the shards: it is shuffled already,
     and read from end to end, which no other order would be."""
 
     kind = "images"

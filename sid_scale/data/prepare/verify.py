@@ -1,6 +1,6 @@
 """Is a data set what its index says, and are its latents what its codec assumes?
 
-Everything is read, and every fault found is told, not only the first.
+Everything is read, and every fault found is reported, not only the first.
 """
 
 import hashlib
@@ -25,9 +25,9 @@ from sid_scale.data.shards import (
 )
 from sid_scale.process_pool import over_processes
 
-MOST_OF_A_SHARD = 20  # faults that are told of one shard
+MOST_OF_A_SHARD = 20  # faults that are reported of one shard
 MOST_REPEATED = 5
-TOLERANCE = 0.1  # of a channel's mean and deviation, in deviations
+TOLERANCE = 0.1  # of a channel's mean and std, in stds
 
 
 @dataclass
@@ -178,8 +178,8 @@ def _check_shard(task: _Task) -> _Checked:
                 moments.add(stored)
     except ShardError as error:
         checked.faults.append(str(error))
-    told = _at_most(checked.faults, MOST_OF_A_SHARD, f"{path}: faults")
-    return checked._replace(faults=told, keys=np.array(keys, np.uint64))
+    shown = _at_most(checked.faults, MOST_OF_A_SHARD, f"{path}: faults")
+    return checked._replace(faults=shown, keys=np.array(keys, np.uint64))
 
 
 def _at_most(faults: list[str], most: int, what: str) -> list[str]:
@@ -239,7 +239,7 @@ def _compare_with_codec(index: ShardIndex, moments: Moments) -> tuple[list[Chann
     if not isinstance(codec, VAECodec):  # nothing is assumed of pixels
         return found, []
     return found, [
-        f"channel {number}: raw latents of mean {channel.mean:.3f} and deviation "
+        f"channel {number}: raw latents of mean {channel.mean:.3f} and std "
         f"{channel.std:.3f}; the codec assumes {channel.assumed_mean:.3f} and "
         f"{channel.assumed_std:.3f}. Another VAE, other images, or another codec?"
         for number, channel in enumerate(found)

@@ -1,4 +1,4 @@
-"""Frechet distance between two sets of features (FID, arXiv 1706.08500, when they are
+"""Fréchet distance between two sets of features (FID, arXiv 1706.08500, when they are
 Inception's), and Inception Score.
 
 Statistics are sums, so they can be gathered batch by batch and added over processes; they are

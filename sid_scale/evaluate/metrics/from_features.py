@@ -25,7 +25,7 @@ from sid_scale.ranks import Ranks, on_first_rank
 STRETCHES = 16  # that all blocks are cut into; each is summed by one rank
 
 
-def figures_of(
+def compute_metrics(
     metrics: Sequence[str],
     references: dict[str, Reference],
     store: BlockStore,

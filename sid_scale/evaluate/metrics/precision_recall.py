@@ -27,7 +27,7 @@ def precision_and_recall(real: np.ndarray, made: np.ndarray, ranks: Ranks) -> di
 
 
 def _share_within(looked_at: np.ndarray, members: np.ndarray, ranks: Ranks) -> float:
-    """Share of features that lie within the places that `members` stand for."""
+    """Share of features within the manifold of `members`."""
     radii = _radii(members, ranks)
     within = torch.zeros(1, dtype=torch.float64, device=ranks.device)
     for rows in _dealt(len(looked_at), ranks):

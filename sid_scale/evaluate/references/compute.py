@@ -77,23 +77,23 @@ def make_reference(options: argparse.Namespace, ranks: Ranks) -> None:
                 chosen = np.array([kept(int(n)) for n in batch.numbers])
                 features.append((batch.numbers.numpy()[chosen], seen[INCEPTION][chosen]))
 
-    told: list[Any] | None = [None] * ranks.world_size if ranks.is_first else None
-    dist.gather_object((sums, features, resolution), told)  # once
-    if told is None:
+    gathered: list[Any] | None = [None] * ranks.world_size if ranks.is_first else None
+    dist.gather_object((sums, features, resolution), gathered)  # once
+    if gathered is None:
         return
     about = {
         "data": str(options.data),
         "images": num,
         "through_vae": isinstance(source, ShardSource) and isinstance(codec, VAECodec),
-        "resolution": next((r for _, _, r in told if r is not None), None),
+        "resolution": next((r for _, _, r in gathered if r is not None), None),
         "detectors": detectors.hashes,
     }
     total = {
-        kind: _total([part[kind] for part, _, _ in told if kind in part])
+        kind: _total([part[kind] for part, _, _ in gathered if kind in part])
         for kind in detectors.extract
     }
     moments = {m: total[FEATURES[m]] for m in metrics if m in FRECHET}
-    numbered = [pair for _, pairs, _ in told for pair in pairs]
+    numbered = [pair for _, pairs, _ in gathered for pair in pairs]
     held = ReferenceFile(
         {m: (s.mean, s.cov) for m, s in moments.items()},
         _in_order(numbered) if numbered else None,
@@ -124,7 +124,7 @@ def _codec(
         codec = codec_of(read_description(options.network), options.network, options.vae)
         codec.check()
     if isinstance(codec, VAECodec):
-        codec.precision = torch_dtype(options.vae_dtype)
+        codec.dtype = torch_dtype(options.vae_dtype)
         codec.decodes_at_once = options.vae_batch
     return codec
 

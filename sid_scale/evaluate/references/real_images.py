@@ -46,7 +46,7 @@ class Source(Protocol):
 
     @property
     def parts(self) -> int:
-        """How many parts they lie in."""
+        """How many parts they are in."""
 
     def read(self, part: int, taken: Taken) -> Iterator[Batch]:
         """The images of a part that are taken."""

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from sid_scale.atomic import atomic_write
-from sid_scale.networks.edm2.network import EDM2Architecture
+from sid_scale.networks.edm2.architecture import EDM2Architecture
 from sid_scale.networks.folder import CheckpointError, NetworkFolder
 
 

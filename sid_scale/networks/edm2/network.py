@@ -11,16 +11,14 @@ U-Net runs in `compute_dtype`, preconditioning and the uncertainty head in float
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from sid_scale.networks import Architecture
 from sid_scale.networks.denoiser import Denoiser, Prediction
+from sid_scale.networks.edm2.architecture import EDM2Architecture
 from sid_scale.networks.edm2.layers import (
     MPConv,
     MPFourier,
@@ -34,79 +32,6 @@ from sid_scale.networks.edm2.layers import (
 RESIDUAL_BALANCE = 0.3
 LABEL_BALANCE = 0.5
 CLIP_ACTIVATION = 256.0
-
-
-@dataclass(frozen=True)
-class EDM2Architecture(Architecture):
-    """Architecture of one network; the keyword arguments of EDM2 under their own names."""
-
-    family: ClassVar[str] = "edm2"
-
-    img_resolution: int
-    img_channels: int
-    label_dim: int
-    model_channels: int = 192
-    channel_mult: tuple[int, ...] = (1, 2, 3, 4)
-    num_blocks: int = 3
-    attn_resolutions: tuple[int, ...] = (16, 8)
-    channels_per_head: int = 64
-    logvar_channels: int = 128  # 0: no uncertainty head (a one-step generator has none)
-    sigma_data: float = 0.5
-    dropout: float = 0.0
-
-    @property
-    def sample_shape(self) -> tuple[int, int, int]:
-        return self.img_channels, self.img_resolution, self.img_resolution
-
-    def build(self, dtype: torch.dtype | None = None) -> "EDM2":
-        return EDM2(self, dtype or torch.float32)
-
-    def headless(self) -> "EDM2Architecture":
-        return replace(self, logvar_channels=0)
-
-    def check(self) -> None:
-        for name, (least, most) in _RANGES.items():
-            value = getattr(self, name)
-            values = value if isinstance(value, tuple) else (value,)
-            if len(values) > 16 or not all(type(v) is int and least <= v <= most for v in values):
-                raise ValueError(f"{name} is {value!r:.64}, not from {least} to {most}")
-        for name, below in (("sigma_data", math.inf), ("dropout", 1)):
-            number = getattr(self, name)
-            if type(number) not in (int, float) or not 0 <= number < below:
-                raise ValueError(f"{name} is {number!r:.64}, not from 0 to {below}")
-        if not self.channel_mult:
-            raise ValueError("channel_mult is empty")
-
-    def to_file(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Gains of shape [1] become []."""
-        return to_edm2_shapes(state)
-
-    def from_file(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Gains of shape [] become [1]."""
-        return from_edm2_shapes(state)
-
-
-_RANGES = {
-    "img_resolution": (1, 1 << 14),
-    "img_channels": (1, 1 << 10),
-    "label_dim": (0, 1 << 24),
-    "model_channels": (1, 1 << 14),
-    "num_blocks": (0, 64),
-    "channels_per_head": (1, 1 << 14),
-    "logvar_channels": (0, 1 << 14),
-    "channel_mult": (1, 64),
-    "attn_resolutions": (1, 1 << 14),
-}
-
-
-def to_edm2_shapes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Memory -> disk: gains of shape [1] become []."""
-    return {k: v.reshape(()) if k.endswith("_gain") else v for k, v in state.items()}
-
-
-def from_edm2_shapes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Disk -> memory: gains of shape [] become [1]."""
-    return {k: v.reshape(1) if k.endswith("_gain") and not v.ndim else v for k, v in state.items()}
 
 
 # --- blocks -------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sid_scale.hashing import sha256_file
-from sid_scale.networks.edm2.network import EDM2Architecture, from_edm2_shapes
+from sid_scale.networks.edm2.architecture import EDM2Architecture, from_edm2_shapes
 from sid_scale.networks.edm2.published_settings import read_architecture, read_codec
 from sid_scale.networks.folder import NetworkFolder, check_state, save_network
 from sid_scale.pickles.reader import PickledTensor, PickleError, open_pickle

@@ -15,12 +15,8 @@ from sid_scale.codecs import (
     IdentityCodec,
     VAECodec,
 )
-from sid_scale.networks.edm2.network import (
-    CLIP_ACTIVATION,
-    LABEL_BALANCE,
-    RESIDUAL_BALANCE,
-    EDM2Architecture,
-)
+from sid_scale.networks.edm2.architecture import EDM2Architecture
+from sid_scale.networks.edm2.network import CLIP_ACTIVATION, LABEL_BALANCE, RESIDUAL_BALANCE
 from sid_scale.pickles.reader import PickledObject, PickleError
 from sid_scale.pickles.values import as_object, mapping, number, numbers
 

@@ -1,6 +1,6 @@
 """The six published EDM2 sizes for ImageNet-512 latents (arXiv 2312.02696, Table 5)."""
 
-from sid_scale.networks.edm2.network import EDM2Architecture
+from sid_scale.networks.edm2.architecture import EDM2Architecture
 
 # Size -> (base channels, parameters in millions, dropout of the distillation runs).
 SIZES = {

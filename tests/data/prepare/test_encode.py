@@ -20,7 +20,7 @@ from tests.sources import contents, digits, latents, png, samples, write_folder,
 ENCODING = {
     "resolution": 32,
     "flip": False,
-    "precision": "float32",
+    "vae_dtype": "float32",
     "dtype": "float32",
     "shard_bytes": 25_000,
     "seed": 0,
@@ -149,7 +149,7 @@ def test_a_zip_and_pixel_shards_give_the_same_latents_as_the_folder(
 
 def test_half_precision_is_near_and_another_plan(images: Path, tmp_path: Path) -> None:
     make(images, tmp_path / "whole")
-    make(images, tmp_path / "half", precision="bfloat16", dtype="float16")
+    make(images, tmp_path / "half", vae_dtype="bfloat16", dtype="float16")
     whole, half = samples(tmp_path / "whole"), samples(tmp_path / "half")
     for key, (stored, _) in whole.items():
         assert half[key][0].dtype == np.float16

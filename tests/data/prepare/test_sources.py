@@ -155,7 +155,7 @@ def test_what_is_no_source_is_told_so(tmp_path: Path) -> None:
         ({"a.txt": b""}, r"neither latents nor images: no file is \.npy, "),
         ({"a/b.npy": b"", "a/b.png": b""}, "holds the one or the other"),
         ({"a/b.npy": b""}, r"no dataset\.json"),
-        ({"b.png": b"", "a/b.png": b""}, r"b\.png lies in no class folder"),
+        ({"b.png": b"", "a/b.png": b""}, r"b\.png is in no class folder"),
         ({f"a/{'long' * 30}.png": b""}, "a key is"),
     ):
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}.zip"

@@ -1,4 +1,4 @@
-"""Frechet distance: against closed forms, and where covariances are singular."""
+"""Fréchet distance: against closed forms, and where covariances are singular."""
 
 from itertools import pairwise
 

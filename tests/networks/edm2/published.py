@@ -18,7 +18,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sid_scale.networks.edm2.network import EDM2, EDM2Architecture
+from sid_scale.networks.edm2.architecture import EDM2Architecture
+from sid_scale.networks.edm2.network import EDM2
 from sid_scale.networks.edm2.published import PublishedNetwork, read_edm2
 from sid_scale.networks.folder import CheckpointError
 from sid_scale.pickles.reader import PickleError

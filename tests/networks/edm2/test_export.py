@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sid_scale.networks.edm2.architecture import from_edm2_shapes
 from sid_scale.networks.edm2.export import export_network, with_silent_logvar
-from sid_scale.networks.edm2.network import from_edm2_shapes
 from sid_scale.networks.folder import CheckpointError, NetworkFolder, load_network, save_network
 from tests.conftest import ROOT
 from tests.generators.tiny import demo_generator, tiny_generator

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sid_scale.networks.edm2.network import from_edm2_shapes, to_edm2_shapes
+from sid_scale.networks.edm2.architecture import from_edm2_shapes, to_edm2_shapes
 from sid_scale.networks.edm2.published import (
     GeneratorSettings,
     import_edm2,

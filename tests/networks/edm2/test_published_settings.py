@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sid_scale.codecs import stability_vae
-from sid_scale.networks.edm2.network import EDM2, EDM2Architecture
+from sid_scale.networks.edm2.architecture import EDM2Architecture
+from sid_scale.networks.edm2.network import EDM2
 from sid_scale.networks.edm2.published import read_edm2
 from sid_scale.pickles.reader import PickleError
 from tests.networks.edm2.published import (

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from sid_scale.codecs import open_codec
 from sid_scale.generators.folder import adopt_vae
 from sid_scale.generators.generator import OneStepGenerator
-from sid_scale.networks.edm2.network import from_edm2_shapes
+from sid_scale.networks.edm2.architecture import from_edm2_shapes
 from sid_scale.networks.folder import load_network, save_network
 from tests.conftest import ROOT
 from tests.generators.tiny import demo_generator
