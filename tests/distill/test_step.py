@@ -1,0 +1,101 @@
+"""One update: what its loss is given, and whose weights it moves."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from sid_scale.distill.build import Run, build_run
+from sid_scale.distill.meter import Meter
+from sid_scale.distill.step import apply
+from sid_scale.methods import GENERATOR, TEACHER, Loss, MicroBatch, Update
+from sid_scale.ranks import Ranks
+from tests.ranks import run_ranks
+from tests.tiny import config, prepare
+
+pytestmark = pytest.mark.distributed
+FAKE_SCORE = "fake_score"
+
+
+def build(folder: Path, **overrides: object) -> Run:
+    here = Ranks(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
+    return build_run(config(folder, **overrides), here)
+
+
+class Records:
+    """A loss that notes what it was given."""
+
+    def __init__(self, role: str):
+        self.role, self.given = role, []
+
+    def __call__(self, networks, batch: MicroBatch) -> Loss:
+        trainable = {
+            name: any(p.requires_grad for p in getattr(network, "module", network).parameters())
+            for name, network in networks.items()
+        }
+        draws = {name: batch.noise.of(name).normal(2) for name in ("z", "noise")}
+        z = torch.zeros(len(batch.condition), *batch.shape)
+        step_noise = torch.ones(batch.steps - 1, *z.shape)
+        steps = []
+
+        def counted(*given, **options):
+            steps.append(1)
+            return networks[GENERATOR](*given, **options)
+
+        with torch.no_grad():
+            batch.generate(counted, z, step_noise)
+        self.given.append((trainable, draws, torch.rand(()), len(steps)))
+        sigma = torch.ones(len(z))
+        total = networks[self.role](z, sigma, batch.condition).denoised.square().mean()
+        return Loss(total, {"loss/it": total.detach()})
+
+
+def carry_out(run: Run, role: str) -> Records:
+    loss = Records(role)
+    with run.open_streams() as streams:
+        assert apply(run, Update(role, loss), streams[role], Meter(run.ranks.device))
+    return loss
+
+
+def test_an_update_moves_one_network_and_has_draws_of_its_own(tmp_path: Path):
+    prepare(tmp_path)
+    run_ranks(1, _one_network, tmp_path)
+
+
+def _one_network(rank: int, folder: Path) -> None:
+    run = build(folder, dropout=0.1)
+    masters = {name: network.module for name, network in run.networks.items()}
+    before = {name: _weights(module) for name, module in masters.items()}
+    generator, fake_score = carry_out(run, GENERATOR), carry_out(run, FAKE_SCORE)
+    for role, records in ((GENERATOR, generator), (FAKE_SCORE, fake_score)):
+        for trainable, *_ in records.given:
+            assert trainable == {TEACHER: False, GENERATOR: False, FAKE_SCORE: False, role: True}
+        assert not torch.equal(_weights(masters[role]), before[role])
+    for name in ("z", "noise"):
+        # Same samples, other roles: other draws; and other samples too.
+        (_, first, *_), (_, second, *_) = generator.given
+        assert not torch.equal(first[name], fake_score.given[0][1][name])
+        assert not torch.equal(first[name], second[name])
+    assert generator.given[0][2] != generator.given[1][2], "dropout differs by micro-batch"
+    assert run.progress.positions == {GENERATOR: 8, FAKE_SCORE: 8}
+
+
+def _weights(module: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+def test_a_few_step_generator_is_trained_at_every_step_in_turn(tmp_path: Path):
+    prepare(tmp_path)
+    run_ranks(1, _every_step, tmp_path)
+
+
+def _every_step(rank: int, folder: Path) -> None:
+    run = build(folder, steps=4)
+    seen = []
+    for images_seen in range(0, 160, 8):
+        run.progress.images_seen = images_seen
+        steps = {given[3] for given in carry_out(run, FAKE_SCORE).given}
+        assert len(steps) == 1  # the same one for all micro-batches of an iteration
+        seen += steps
+    assert set(seen) == {1, 2, 3, 4}
