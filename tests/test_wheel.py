@@ -1,5 +1,6 @@
 """The package works from a wheel, in a folder that holds nothing of the repository."""
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -20,11 +21,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(place), str(ROOT)]
-    subprocess.run([*pip, *build], check=True, capture_output=True)
+    without = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    subprocess.run([*pip, *build], check=True, capture_output=True, env=without)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", place / "env"], check=True)
     python = place / "env" / "bin" / "python"
     install = ["--python", str(python), "install", "--no-deps", *map(str, place.glob("*.whl"))]
-    subprocess.run([*pip, *install], check=True, capture_output=True)
+    subprocess.run([*pip, *install], check=True, capture_output=True, env=without)
     packages = next((place / "env").glob("lib/python*/site-packages"))
     # As a path alone: the .pth file of an editable installation in there is not followed.
     (packages / "shared.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")

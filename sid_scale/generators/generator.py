@@ -178,13 +178,14 @@ class OneStepGenerator:
     def _check(
         self, class_labels: Iterable[int] | None, seeds: Iterable[int], steps: int | None
     ) -> Samples:
-        known, numbers = self.network.architecture.label_dim, _integers(seeds, "seeds")
+        known = self.network.architecture.label_dim
         if class_labels is None and known:
             raise GeneratorError(f"class_labels are missing: the generator knows {known} classes")
         if class_labels is not None and not known:
             raise GeneratorError("the generator knows no classes: class_labels must be None")
-        given = [0] * len(numbers) if class_labels is None else class_labels
-        classes = _integers(given, "class_labels")
+        labels = None if class_labels is None else _integers(class_labels, "class_labels")
+        numbers = _integers(seeds, "seeds")
+        classes = [0] * len(numbers) if labels is None else labels
         if len(classes) != len(numbers):
             raise GeneratorError(
                 f"{len(classes)} class_labels and {len(numbers)} seeds: give one class a seed"
