@@ -23,7 +23,7 @@ from sid_scale.pickles.tree import Tree, write_storages
 from sid_scale.pickles.unpickler import REMEDY, FileError, RestrictedUnpickler
 
 MEMORY = 768 * 2**20  # bytes, beyond what the process has at its start and the file's size
-SECONDS, BYTES_A_SECOND = 4, 50 * 10**6  # CPU time: a constant, and what the file's size adds
+SECONDS, BYTES_A_SECOND = 2, 50 * 10**6  # CPU time: a constant, and what the file's size adds
 JSON_BYTES = 16 * 2**20
 # Audit events of a reading. CPython passes some failures of its own Unpickler to the hook.
 HARMLESS = ("builtins.id", "sys.excepthook")

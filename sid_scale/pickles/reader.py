@@ -19,7 +19,7 @@ from torch import Tensor
 from sid_scale.errors import SidScaleError
 
 # Wall-clock limit of the process, for file systems that hang; CPU time has a limit of its own.
-SECONDS, BYTES_A_SECOND = 60, 2 * 10**6
+SECONDS, BYTES_A_SECOND = 8, 2 * 10**6
 _ROOT = Path(__file__).parents[2]
 _PROGRAM = (
     "import sys; sys.path.append(sys.argv.pop(1)); "

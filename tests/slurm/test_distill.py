@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from sid_scale.codecs import open_codec
+from sid_scale.config.parse import apply_override
 from sid_scale.demo.prepare import TEACHER, write_digit_shards
 from sid_scale.jobs.attempts import read_outcome
 from sid_scale.networks.folder import load_network
@@ -53,11 +53,9 @@ def test_digits_at_zero_3_on_two_nodes_have_the_losses_of_two_ranks(
 def tiny_run(folder: Path, **overrides: object) -> tuple[Path, dict]:
     """A run of tiny networks that ends when its YAML is told to; slow, for its many checkpoints."""
     prepare(folder)
-    values = dict(entry.split("=", 1) for entry in settings(folder))
     groups: dict = {}
-    for key, value in values.items():
-        *group, name = key.split(".")
-        (groups.setdefault(group[0], {}) if group else groups)[name] = yaml.safe_load(value)
+    for entry in settings(folder):
+        apply_override(groups, entry)
     groups["checkpoint"] = {"every_images": 8, "keep": 2}
     groups["log"] = {"every_images": 8, "samples_every_images": 0}
     groups |= {"total_images": ENDLESS, "dropout": 0.1, "collective_timeout_seconds": 20}
