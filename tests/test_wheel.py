@@ -1,6 +1,7 @@
 """The package works from a wheel, in a folder that holds nothing of the repository."""
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -20,7 +21,13 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     place = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(place), str(ROOT)]
+    source = place / "source"  # a build leaves files beside what it builds
+    source.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copyfile(ROOT / name, source / name)
+    for name in ("sid_scale", "ds_configs"):
+        shutil.copytree(ROOT / name, source / name, symlinks=True)
+    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(place), str(source)]
     without = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     subprocess.run([*pip, *build], check=True, capture_output=True, env=without)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", place / "env"], check=True)

@@ -49,7 +49,7 @@ class CheckpointWriter:
     def __init__(self, folder: Path, *, keep: int, keep_every: int, async_save: bool):
         self._folder = folder
         self._keep, self._keep_every = keep, keep_every
-        self._write_behind = async_save
+        self._async_save = async_save
         self._writing: _Writing | None = None
 
     def save(
@@ -67,13 +67,13 @@ class CheckpointWriter:
         name = retention.folder_name(images_seen)
         on_first_rank(lambda: self._begin(name))
         files = host_files(state)
-        behind = self._write_behind and _has_room_for(files)
-        if behind:
+        asynchronous = self._async_save and _has_room_for(files)
+        if asynchronous:
             files = _copies(files)
         stored = {**describe_state(state), **counters}
         texts = {STATE: json.dumps(stored, indent=2)} if dist.get_rank() == 0 else {}
         self._writing = _Writing(name, self._partial(name), files, texts, began)
-        if not behind:
+        if not asynchronous:
             self._writing.wait()
         self._writing.pause_seconds = time.perf_counter() - began
         return before
