@@ -33,6 +33,7 @@ COMMANDS = {
     "card": ("sid_scale.commands.card", "complete a generator folder for publication"),
     "export": ("sid_scale.commands.export", "write weights under their publisher's names"),
 }
+RESUMABLE = ("shards", "encode", "generate", "evaluate")
 DESCRIPTION = "Distils diffusion teachers into one-step generators, from one GPU to a cluster."
 EPILOG = (
     "`sid-scale COMMAND --help` explains a command. On several devices: "
@@ -72,7 +73,8 @@ def _run(options: argparse.Namespace) -> int:
         print_once(error)
         return 1
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        resumes = "; the same command goes on from here" if options.command in RESUMABLE else ""
+        print(f"stopped{resumes}", file=sys.stderr)
         return INTERRUPTED
 
 

@@ -43,7 +43,7 @@ def write_records(folder: Path, records: list[dict[str, Any]]) -> None:
 
 
 def write_evaluation(file: Path, kind: str = "generator", **fields: Any) -> Path:
-    """A metrics.json of `python -m sid_scale.evaluate`; `network__KEY` goes into the network."""
+    """A metrics.json of `sid-scale evaluate`; `network__KEY` goes into the network."""
     network = {
         "kind": kind,
         "path": str(file.parents[2] / "generator") if len(file.parents) > 2 else "",
