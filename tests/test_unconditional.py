@@ -104,6 +104,8 @@ def test_the_card_speaks_of_no_class(place: Path):
     assert "makes an image with" in card
     assert "class_labels=None" in card
     assert "--classes" not in card
+    assert "- unconditional\n" in card
+    assert "class-conditional" not in card
 
 
 def test_the_report_shows_samples_without_classes(place: Path, tmp_path: Path):

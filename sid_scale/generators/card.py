@@ -20,7 +20,7 @@ from sid_scale.networks.folder import NetworkFolder, read_description
 
 CARD = "README.md"
 IMAGENET = "ILSVRC/imagenet-1k"  # on the Hugging Face hub
-TAGS = ["image-generation", "class-conditional", "distillation", "edm2"]
+TAGS = ["image-generation", "distillation"]
 METHODS = {
     "sid": ("SiD", "Score identity Distillation, from the teacher alone"),
     "sida": ("SiDA", "Score identity Distillation with an adversarial loss on real data"),
@@ -90,6 +90,8 @@ def metadata(
         library_name="sid_scale",
         tags=[
             *TAGS,
+            network.architecture.family,
+            "class-conditional" if network.architecture.label_dim else "unconditional",
             "one-step" if provenance.get("steps", 1) == 1 else "few-step",
             *(method for method in METHODS if method == provenance.get("method")),
         ],

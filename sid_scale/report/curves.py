@@ -11,7 +11,7 @@ import numpy as np
 from sid_scale.report.measurements import (
     GENERATOR,
     TEACHER,
-    Evaluation,
+    Measurement,
     Network,
     in_order,
     metric_kind,
@@ -87,7 +87,7 @@ def metric_curve(run: RunFolder, metric: str) -> Curve | None:
     return curve and replace(curve, num=num)
 
 
-def training_evaluations(run: RunFolder) -> list[Evaluation]:
+def training_evaluations(run: RunFolder) -> list[Measurement]:
     """What was measured while training, last and at its best: by the metric that decided in the
     run, or else the first that says what is better."""
     measured = []
@@ -100,7 +100,7 @@ def training_evaluations(run: RunFolder) -> list[Evaluation]:
         if found:
             network = Network(GENERATOR, images_seen=int(record["images_seen"] or 0))
             num, first_seed = training_num(run), _evaluation_setting(run, "first_seed")
-            measured.append(Evaluation(Path(METRICS), network, found, num, first_seed))
+            measured.append(Measurement(Path(METRICS), network, found, num, first_seed))
     if not measured:
         return []
     last = measured[-1]
@@ -148,7 +148,7 @@ def metrics_of(run: RunFolder) -> set[str]:
 
 def levels_of(runs: Sequence[RunFolder], metric: str) -> list[Level]:
     """The teachers' values, each once, by their number of evaluations."""
-    found: dict[Network, Evaluation] = {}
+    found: dict[Network, Measurement] = {}
     for run in runs:
         for evaluation in run.evaluations:
             if evaluation.network.kind == TEACHER and metric in evaluation.values:

@@ -11,7 +11,7 @@ import torch
 from sid_scale.atomic import atomic_write
 from sid_scale.errors import SidScaleError
 from sid_scale.generators.generator import OneStepGenerator
-from sid_scale.report.measurements import TEACHER, Evaluation, read_evaluation
+from sid_scale.report.measurements import TEACHER, Measurement, read_evaluation
 from sid_scale.report.neighbours import find_neighbours
 from sid_scale.report.page import Look, render
 from sid_scale.report.read import ReportError, RunFolder, read_runs
@@ -66,10 +66,10 @@ def inspect(run: RunFolder, options: argparse.Namespace) -> Look:
 
 
 def _assigned(
-    runs: Sequence[RunFolder], evaluations: Sequence[Evaluation]
-) -> tuple[list[RunFolder], list[Evaluation]]:
+    runs: Sequence[RunFolder], evaluations: Sequence[Measurement]
+) -> tuple[list[RunFolder], list[Measurement]]:
     """Runs with the evaluations that are theirs, teachers' with all, and those of no run."""
-    theirs: dict[str, list[Evaluation]] = {run.name: [] for run in runs}
+    theirs: dict[str, list[Measurement]] = {run.name: [] for run in runs}
     nobodys = []
     for evaluation in evaluations:
         if evaluation.network.kind == TEACHER:

@@ -104,7 +104,7 @@ class Repeats:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Measurement:
     """One network's metrics."""
 
     source: Path  # its file; below a run folder, from there on
@@ -116,10 +116,10 @@ class Evaluation:
     hashes: Mapping[str, str] = field(default_factory=dict)  # what -> SHA-256
 
 
-def read_evaluations(run: Path) -> tuple[tuple[Evaluation, ...], list[str]]:
+def read_evaluations(run: Path) -> tuple[tuple[Measurement, ...], list[str]]:
     """What is in a run folder, and notices about what cannot be read: any
     `metrics.json` below `evaluation/`, and the demo's `summary.json`."""
-    evaluations: list[Evaluation] = []
+    evaluations: list[Measurement] = []
     notices: list[str] = []
     for path in sorted(run.glob("evaluation/**/metrics.json")):
         try:
@@ -135,7 +135,7 @@ def read_evaluations(run: Path) -> tuple[tuple[Evaluation, ...], list[str]]:
     return tuple(evaluations), notices
 
 
-def read_evaluation(path: Path) -> Evaluation:
+def read_evaluation(path: Path) -> Measurement:
     """One `metrics.json`.
 
     Raises:
@@ -155,7 +155,7 @@ def read_evaluation(path: Path) -> Evaluation:
     }
     if not values:
         raise MeasurementError(f"{path}: holds no metric with a finite value")
-    return Evaluation(
+    return Measurement(
         path,
         _network(_group(fields, "network")),
         values,
@@ -169,7 +169,7 @@ def read_evaluation(path: Path) -> Evaluation:
     )
 
 
-def read_demo_summary(path: Path) -> list[Evaluation]:
+def read_demo_summary(path: Path) -> list[Measurement]:
     """What `python -m sid_scale.demo judge` has measured: teacher, generator at start and end.
 
     Raises:
@@ -185,7 +185,7 @@ def read_demo_summary(path: Path) -> list[Evaluation]:
             (Network(GENERATOR, images_seen=_integer(seen), evaluations=1), fields.get(name))
         )
     return [
-        Evaluation(Path(path.name), network, {DEMO_FD: float(value)})
+        Measurement(Path(path.name), network, {DEMO_FD: float(value)})
         for network, value in found
         if is_number(value)
     ]

@@ -45,7 +45,7 @@ class Neighbour:
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
+class GeneratedSample:
     """A generated image and the real ones that are nearest to it, the nearest first."""
 
     label: int
@@ -66,7 +66,7 @@ class Features:
 class Findings:
     """What a search has found."""
 
-    samples: tuple[Sample, ...]
+    samples: tuple[GeneratedSample, ...]
     real_distance: float  # median, of some real images to the nearest other one
     real_compared: int  # how many that were
     searched: int
@@ -126,7 +126,7 @@ def find_neighbours(
     found = [_by_pixels(generator, shortlist, q, images[q]) for q in range(len(queries))]
     nearest_of_real = [neighbours[0].distance for neighbours in found[shown:] if neighbours]
     return Findings(
-        tuple(Sample(classes[q], q, images[q], found[q]) for q in range(shown)),
+        tuple(GeneratedSample(classes[q], q, images[q], found[q]) for q in range(shown)),
         float(np.median(nearest_of_real)) if nearest_of_real else float("nan"),
         len(nearest_of_real),
         searched,

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from sid_scale.class_lists import ListError, read_class_names
 from sid_scale.report.classes import class_rows
 from sid_scale.report.curves import training_evaluations
-from sid_scale.report.measurements import Evaluation
+from sid_scale.report.measurements import Measurement
 from sid_scale.report.neighbours import Findings
 from sid_scale.report.pictures import Picture, chosen_grids, grid_picture, thumbnail
 from sid_scale.report.quantities import Plots, loss_plots, metric_plots, other_plots
@@ -84,7 +84,7 @@ class RunView:
 
 
 def render(
-    runs: Sequence[RunFolder], looks: Mapping[str, Look], also: Sequence[Evaluation] = ()
+    runs: Sequence[RunFolder], looks: Mapping[str, Look], also: Sequence[Measurement] = ()
 ) -> str:
     """The page of runs.
 

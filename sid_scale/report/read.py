@@ -13,7 +13,7 @@ from typing import Any
 from sid_scale.config.parse import ConfigError, read_yaml
 from sid_scale.errors import SidScaleError
 from sid_scale.metrics_log import METRICS, parse_record
-from sid_scale.report.measurements import Evaluation, is_number, read_evaluations
+from sid_scale.report.measurements import Measurement, is_number, read_evaluations
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 MOST_NAMED = 5  # lines, in a notice
@@ -42,7 +42,7 @@ class RunFolder:
     environment: Mapping[str, Any]
     records: tuple[Mapping[str, float | None], ...]  # of rising images_seen; null: not finite
     grids: tuple[Grid, ...]  # of rising images_seen
-    evaluations: tuple[Evaluation, ...]
+    evaluations: tuple[Measurement, ...]
     generator: Path | None  # generator/, or else best_generator/, or the last snapshot
     notices: tuple[str, ...]
 

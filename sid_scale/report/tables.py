@@ -9,7 +9,7 @@ import numpy as np
 
 from sid_scale.generators.card import METHODS
 from sid_scale.report.curves import hours_of, metric_curve, metrics_of
-from sid_scale.report.measurements import TEACHER, Evaluation, in_order, metric_kind
+from sid_scale.report.measurements import TEACHER, Measurement, in_order, metric_kind
 from sid_scale.report.read import RunFolder
 
 SHORT_HASH = 10  # characters of a SHA-256 that are shown
@@ -87,7 +87,7 @@ def facts(run: RunFolder) -> list[tuple[str, str]]:
     return found
 
 
-def metrics_table(evaluations: Sequence[Evaluation]) -> Table:
+def metrics_table(evaluations: Sequence[Measurement]) -> Table:
     """What evaluations have measured: a row a network, teachers first."""
     metrics = in_order(name for evaluation in evaluations for name in evaluation.values)
     order = sorted(
@@ -131,7 +131,7 @@ def heading(metric: str) -> str:
     return kind.title + arrow
 
 
-def _value(evaluation: Evaluation, metric: str) -> str:
+def _value(evaluation: Measurement, metric: str) -> str:
     value, repeats = evaluation.values.get(metric), evaluation.repeats.get(metric)
     if repeats is None or len(repeats.values) < 2:
         return number(value)
@@ -155,7 +155,7 @@ def _compared_with(hashes: Mapping[str, str]) -> str:
     return "\n".join(lines) or NOTHING
 
 
-def _seeds(evaluation: Evaluation) -> str:
+def _seeds(evaluation: Measurement) -> str:
     first, num = evaluation.first_seed, evaluation.num
     if first is None or num is None:
         return NOTHING

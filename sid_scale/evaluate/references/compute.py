@@ -25,8 +25,8 @@ from sid_scale.evaluate.features import (
 from sid_scale.evaluate.metrics.distances import FeatureStatistics
 from sid_scale.evaluate.references.files import ReferenceFile, ReferenceFileError, write_reference
 from sid_scale.evaluate.references.real_images import (
-    Batch,
     FolderSource,
+    RealBatch,
     RealImageError,
     ShardSource,
     open_source,
@@ -130,7 +130,7 @@ def _codec(
 
 
 def _tensors(
-    codec: Codec | None, batch: Batch, kinds: list[str], device: torch.device
+    codec: Codec | None, batch: RealBatch, kinds: list[str], device: torch.device
 ) -> tuple[Tensor | None, Tensor | None]:
     """Images and latents of a batch, as far as they are looked at."""
     images, latents = batch.images, None

@@ -28,7 +28,7 @@ class RealImageError(SidScaleError):
     """Real images that cannot be used; the message says which and why."""
 
 
-class Batch(NamedTuple):
+class RealBatch(NamedTuple):
     """Some images: their numbers (N,), uint8 (N, 3, H, W), and what shards hold (N, 2C, h, w);
     a source has one of the two."""
 
@@ -37,7 +37,7 @@ class Batch(NamedTuple):
     stored: Tensor | None
 
 
-class Source(Protocol):
+class RealImageSource(Protocol):
     """What every source offers."""
 
     @property
@@ -48,7 +48,7 @@ class Source(Protocol):
     def parts(self) -> int:
         """How many parts they are in."""
 
-    def read(self, part: int, taken: Taken) -> Iterator[Batch]:
+    def read(self, part: int, taken: Taken) -> Iterator[RealBatch]:
         """The images of a part that are taken."""
 
 
@@ -60,7 +60,7 @@ class ShardSource:
         self.index = read_index(folder)
         self.count, self.parts = self.index.samples, len(self.index.shards)
 
-    def read(self, part: int, taken: Taken) -> Iterator[Batch]:
+    def read(self, part: int, taken: Taken) -> Iterator[RealBatch]:
         first = sum(shard.samples for shard in self.index.shards[:part])
         numbers: list[int] = []
         arrays: list[np.ndarray] = []
@@ -74,9 +74,9 @@ class ShardSource:
         if numbers:
             yield self._batch(numbers, arrays)
 
-    def _batch(self, numbers: list[int], arrays: list[np.ndarray]) -> Batch:
+    def _batch(self, numbers: list[int], arrays: list[np.ndarray]) -> RealBatch:
         stored = torch.from_numpy(np.stack(arrays).astype(np.float32, copy=False))
-        return Batch(torch.tensor(numbers), None, stored)
+        return RealBatch(torch.tensor(numbers), None, stored)
 
 
 class FolderSource:
@@ -96,12 +96,14 @@ class FolderSource:
         self.count, self.parts = len(self._paths), -(-len(self._paths) // BATCH)
         self._shape = self._read(self._paths[0]).shape
 
-    def read(self, part: int, taken: Taken) -> Iterator[Batch]:
+    def read(self, part: int, taken: Taken) -> Iterator[RealBatch]:
         every = range(part * BATCH, min((part + 1) * BATCH, self.count))
         numbers = [number for number in every if taken(number)]
         if numbers:
             images = np.stack([self._image(self._paths[number]) for number in numbers])
-            yield Batch(torch.tensor(numbers), torch.from_numpy(images).permute(0, 3, 1, 2), None)
+            yield RealBatch(
+                torch.tensor(numbers), torch.from_numpy(images).permute(0, 3, 1, 2), None
+            )
 
     def _image(self, path: Path) -> np.ndarray:
         pixels = self._read(path)
@@ -138,7 +140,7 @@ def open_source(folder: Path, resolution: int | None = None) -> ShardSource | Fo
     return ShardSource(folder)
 
 
-def sampled(codec: Codec, batch: Batch) -> Tensor:
+def sampled(codec: Codec, batch: RealBatch) -> Tensor:
     """Network latents (N, C, h, w) of what shards store, with noise that is the sample's own."""
     assert batch.stored is not None
     channels, height, width = batch.stored.shape[1:]
