@@ -6,5 +6,5 @@
     shard_readers.py  opens shards;  remote.py  from afar;  shard_cache.py  through a local disk
     labels.py         classes alone, for generated images
 
-Imports: config, errors, files.
+Imports: config, errors, atomic, hashing.
 """

@@ -14,6 +14,7 @@ order puts each sample at one position of each epoch, and that position is in no
 import sys
 import threading
 import weakref
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Full, Queue
@@ -175,10 +176,10 @@ def _end(
 ) -> None:
     closed.set()
     source.close()
-    try:
+    with suppress(Empty):
         while True:  # makes room for the thread that waits in `_put`
             queue.get_nowait()
-    except Empty:
-        queue.put(ValueError("the stream is closed"))  # for a thread that waits in `__next__`
+    with suppress(Full):  # then `__next__` has something to take already
+        queue.put_nowait(ValueError("the stream is closed"))  # for one that waits in `__next__`
     if thread is not threading.current_thread():
         thread.join(timeout=5)  # a read that hangs must not keep the run from ending

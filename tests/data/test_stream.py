@@ -288,10 +288,14 @@ def test_a_forgotten_stream_ends_its_thread(folder: Path) -> None:
 
 
 @pytest.mark.faults
-def test_closing_ends_the_thread_in_whatever_state_it_is(folder: Path) -> None:
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("prefetch", [1, 4])
+def test_closing_ends_the_thread_in_whatever_state_it_is(folder: Path, prefetch: int) -> None:
     before = threading.active_count()
-    for taken in (0, 1, 5):
-        stream = LatentStream(folder, seed=0, global_batch=4, rank=0, world_size=1, micro_batch=4)
+    place = {"global_batch": 4, "rank": 0, "world_size": 1, "micro_batch": 4}
+    for taken in (0, 1, 5, *[2] * 10):
+        settings = StreamConfig(prefetch=prefetch)
+        stream = LatentStream(folder, seed=0, settings=settings, **place)
         list(islice(stream, taken))
         stream.close()
         stream.close()

@@ -220,7 +220,7 @@ def _one_evaluation_only(rank: int, place: Path, folder: Path) -> None:
     work(rank, "run", [*quick, "--num", "32"])  # of the same generator: taken
     assert read(folder / "out")["num"] == 32
     assert {p.name for p in (folder / "out").iterdir()} == {"metrics.json", "recipe.json"}
-    with pytest.raises(BlockError, match=r"of something else: inputs\.steps 1 there, 2 now\. "):
+    with pytest.raises(BlockError, match=r"made otherwise: inputs\.steps 1 there, 2 now\. "):
         work(rank, "run", [*quick, "--steps", "2"])
     (folder / "file").touch()
     with pytest.raises(BlockError, match="cannot be used"):

@@ -7,5 +7,5 @@
     build.py         a folder that any number of processes fill;  shard_writer.py  one shard
     verify.py        what is wrong with a data set
 
-Imports: data, codecs, errors, files.
+Imports: data, codecs, dtypes, errors, hashing, inputs_changed, process_pool, thread_map.
 """
