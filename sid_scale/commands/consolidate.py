@@ -5,7 +5,7 @@ a login node: no GPU, no ranks, memory for little more than the largest tensor.
 
     generator_ema   the averaged generator: what the run evaluates and publishes
     generator       the generator's weights of the moment
-    ROLE            another network that the method trains, such as fake_score
+    ROLE            another network that the method trains
     all             all of them, as OUT_DIR/generator_ema, OUT_DIR/generator, ...
 """
 
