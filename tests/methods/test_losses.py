@@ -93,9 +93,11 @@ class Recorded:
         self.noise = v["generator_alpha1.0_noise_unit"]
         self.sigma = generator_sigma(v["generator_alpha1.0_uniform"], TMAX)
 
-    def generator_loss(self, images=None, teacher=None, *, adversarial: bool = True):
+    def generator_loss(
+        self, images=None, teacher=None, *, adversarial: bool = True, objective=OBJECTIVE
+    ):
         images = self.images if images is None else images
-        given = images, self.classes, self.sigma, self.noise, OBJECTIVE
+        given = images, self.classes, self.sigma, self.noise, objective
         return generator_loss(
             teacher or self.teacher, self.fake_score, *given, adversarial=adversarial
         )
@@ -118,6 +120,13 @@ def test_adversarial_half_is_one_switch(recorded: Recorded):
     assert alone.total == alone.terms["loss/generator_sid"]
     halves = 0.5 * both.terms["loss/generator_sid"] + 0.5 * both.terms["loss/generator_gan"]
     torch.testing.assert_close(both.total, halves)
+
+
+@pytest.mark.reference
+def test_the_share_is_the_score_terms(recorded: Recorded):
+    loss = recorded.generator_loss(objective=dataclasses.replace(OBJECTIVE, sid_share=0.25))
+    expected = 0.25 * loss.terms["loss/generator_sid"] + 0.75 * loss.terms["loss/generator_gan"]
+    torch.testing.assert_close(loss.total, expected)
 
 
 @pytest.mark.reference
