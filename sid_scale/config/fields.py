@@ -4,7 +4,7 @@ YAML and command lines give numbers as text, too: YAML reads `5e-5` so, and peop
 `2_000_000`. `true` is no number and 1 no truth value; infinity and NaN are refused.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AllowInfNan, BeforeValidator, ConfigDict, Field, Strict
 
@@ -35,6 +35,7 @@ Flag = Annotated[bool, Strict()]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_parts)]
 Pair = Annotated[tuple[Number, Number], BeforeValidator(_parts)]
 
+Steps = Annotated[Literal[1, 2, 4], BeforeValidator(_number)]
 Natural = Annotated[Integer, Field(ge=0)]  # 0, 1, 2, ...
 Positive = Annotated[Integer, Field(ge=1)]
 PositiveNumber = Annotated[Number, Field(gt=0)]

@@ -104,7 +104,10 @@ def _message(cls: type, fault: Any, where: str) -> str:
     key, value, kind = where + ".".join(names), fault["input"], fault["type"]
     limits = fault.get("ctx", {})
     if kind == "unexpected_keyword_argument":
-        return f"unknown key {key}{nearest(names[-1], _names(_group(cls, names[:-1])))}"
+        # Any text can stand here, also one that `_is_key` takes for the name of a type.
+        *groups, unknown = (str(part) for part in fault["loc"])
+        hint = nearest(unknown, _names(_group(cls, groups)))
+        return f"unknown key {where}{'.'.join([*groups, unknown])}{hint}"
     if kind == "missing" and isinstance(value, dict | ArgsKwargs):
         return f"{key} is missing and has no default"
     if kind == "greater_than_equal":

@@ -22,6 +22,7 @@ from sid_scale.config.fields import (
     Number,
     Positive,
     PositiveNumber,
+    Steps,
 )
 from sid_scale.config.groups import (
     AdamSettings,
@@ -76,7 +77,7 @@ class RunConfig:
     """classes of generated images: as in the data, "uniform", or a file of classes"""
     generator_init: str | None = None
     """network folder that the generator starts from instead of the teacher; sid2a needs one"""
-    steps: Literal[1, 2, 4] = 1
+    steps: Steps = 1
     """evaluations that the generator takes for an image"""
     init_sigma: PositiveNumber = 2.5
     """noise level that the generator starts from"""
@@ -149,7 +150,7 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     for override in overrides:
         apply_override(settings, override)
     method = settings.get("method", RunConfig.method)
-    if method not in OBJECTIVES:
+    if not isinstance(method, str) or method not in OBJECTIVES:
         choices = list(OBJECTIVES)
         hint = nearest(str(method), choices)
         raise ConfigError(f"method: {method!r} is none of {', '.join(choices)}{hint}")
