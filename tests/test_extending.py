@@ -1,6 +1,7 @@
 """docs/extending.md: its toy method distils its toy network, as printed, without a change in the
 package."""
 
+import dataclasses
 import importlib.util
 import re
 import sys
@@ -13,6 +14,7 @@ import torch.distributed as dist
 
 from sid_scale.cli import main
 from sid_scale.config.parse import ConfigError
+from sid_scale.distill.build import build_run
 from sid_scale.distill.loop import train
 from sid_scale.methods import METHODS
 from sid_scale.methods.settings import OBJECTIVES
@@ -111,6 +113,18 @@ def test_its_settings_are_checked_and_its_memory_is_estimated(tmp_path: Path, ca
     config_file = ["--config", str(tmp_path / "run.yaml"), "--gpus-per-node", "2"]
     assert main(["memory", *config_file, *lines, *place, *size]) == 0
     assert "GB of 80: fits" in capsys.readouterr().out
+
+
+def test_a_method_that_reads_real_images_asks_for_data(tmp_path: Path, monkeypatch):
+    load_examples(tmp_path)
+    prepare(tmp_path)
+    toy = METHODS["pull"]
+    (role,) = toy.roles(toy(config(tmp_path, warm_up=False, **RUN), None))
+    reading = dataclasses.replace(role, reads_real=True)
+    monkeypatch.setattr(toy, "roles", lambda method: (reading,))
+    run = config(tmp_path, warm_up=False, **settings(teacher=toy_teacher(tmp_path / "toy")))
+    with pytest.raises(ConfigError, match="method pull learns from real data: set data"):
+        build_run(run, Ranks(0, 1, torch.device("cpu")))
 
 
 def test_a_family_is_found_by_its_name(tmp_path: Path):

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from sid_scale.codecs import Codec, CodecError, open_codec
+from sid_scale.config.parse import ConfigError
 from sid_scale.config.run import RunConfig
 from sid_scale.data.labels import LabelStream, label_histogram
 from sid_scale.data.remote import RetryPolicy
@@ -129,7 +130,7 @@ class Run:
             "start": self.progress.positions[role.name],
         }
         if role.reads_real:
-            assert config.data is not None  # config/run.py has checked
+            assert config.data is not None  # `build_run` has refused that
             return LatentStream(config.data, seed=config.seed, settings=config.stream, **place)
         seed = keyed_seed(config.seed, f"{role.name} labels", 0)
         return LabelStream(self.histogram, seed=seed, **place)
@@ -148,6 +149,8 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     start = source if config.generator_init is None else load_network(config.generator_init)
     _check_start(config, source, start)
     method = build_method(config, source.architecture)
+    if config.data is None and any(role.reads_real for role in method.roles()):
+        raise ConfigError(f"method {config.method} learns from real data: set data")
     codec = open_codec(source.codec, beside=config.teacher)
     if config.log.samples_every_images:
         codec.check()

@@ -23,7 +23,7 @@ from sid_scale.networks import Architecture, architecture_from, describe_archite
 from sid_scale.networks.denoiser import Denoiser
 from sid_scale.tensor_file import Entry, write_tensors
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 
@@ -227,12 +227,13 @@ def parse_description(
     """
     try:
         version = description["format_version"]
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{where}: format version {version}; this program reads {FORMAT_VERSION}. "
+                "Import the network anew with `sid-scale import`."
+            )
         architecture = architecture_from(description["architecture"])
         codec, provenance = dict(description["codec"]), dict(description["provenance"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{where}: not a network description: {error}") from error
-    if version != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{where}: format version {version}; this program reads {FORMAT_VERSION}."
-        )
     return architecture, codec, provenance

@@ -27,7 +27,7 @@ from torch import Tensor
 from sid_scale.errors import SidScaleError
 from sid_scale.hashing import sha256_file
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 STATE = "state.json"
 BUFFERS = "buffers"
@@ -116,7 +116,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise DamagedError(f"checkpoint {folder}: {MANIFEST} is damaged ({error})") from error
     if version != FORMAT_VERSION:
         raise TrainingStateError(
-            f"checkpoint {folder} has format version {version}; this program reads {FORMAT_VERSION}"
+            f"checkpoint {folder} has format version {version}; this program reads "
+            f"{FORMAT_VERSION}; resume with the release that wrote it"
         )
     if not sound:
         raise DamagedError(f"checkpoint {folder}: {MANIFEST} is damaged (odd entries)")

@@ -105,6 +105,15 @@ def test_foreign_format_version(folder: Path):
 
 
 @pytest.mark.faults
+def test_a_folder_of_the_first_format_is_to_be_imported_anew(folder: Path):
+    config = json.loads((folder / "config.json").read_text())
+    del config["architecture"]["family"]
+    (folder / "config.json").write_text(json.dumps({**config, "format_version": 1}))
+    with pytest.raises(CheckpointError, match=r"format version 1.*anew with `sid-scale import`"):
+        load_network(folder)
+
+
+@pytest.mark.faults
 def test_weights_of_another_architecture_are_listed(folder: Path):
     network = load_network(folder)
     wider = dataclasses.replace(network.architecture, model_channels=32)
