@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from sid_scale.diffusion.noise import SeededNoise
 from sid_scale.networks.denoiser import Denoise, Prediction
 
 
@@ -37,6 +38,17 @@ def generate(
         with torch.set_grad_enabled(torch.is_grad_enabled() and k == last_step):
             x = denoised(generator(x, sigma, condition))
     return x
+
+
+def generator_inputs(
+    z: SeededNoise, step_noise: SeededNoise, shape: tuple[int, int, int], steps: int
+) -> tuple[Tensor, Tensor]:
+    """What `generate` starts from and adds between `steps` steps, for images of `shape` (C, H, W).
+
+    -> (N, C, H, W), drawn first, and (steps - 1, N, C, H, W).
+    """
+    start = z.normal(*shape)
+    return start, step_noise.normal(steps - 1, *shape).transpose(0, 1)
 
 
 def denoised(prediction: Prediction) -> Tensor:

@@ -65,14 +65,23 @@ class KeyedNoise:
 
 def keyed_seeds(seed: int, purpose: str, samples: Tensor) -> list[int]:
     """A seed for each of `samples`, (N,) integers; see `keyed_seed`."""
-    return [keyed_seed(seed, purpose, number) for number in samples.tolist()]
+    key = _key(seed, purpose)
+    return [_numbered(key, number) for number in samples.tolist()]
 
 
 def keyed_seed(seed: int, purpose: str, number: int) -> int:
     """A 64-bit number that is a function of all three and unrelated to its neighbours."""
+    return _numbered(_key(seed, purpose), number)
+
+
+def _key(seed: int, purpose: str) -> int:
     key = _mix(seed & _MASK)
     for byte in purpose.encode():
         key = _mix(key ^ byte)
+    return key
+
+
+def _numbered(key: int, number: int) -> int:
     return _mix(key ^ _mix(number & _MASK))
 
 

@@ -149,7 +149,8 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     start = source if config.generator_init is None else load_network(config.generator_init)
     _check_start(config, source, start)
     method = build_method(config, source.architecture)
-    if config.data is None and any(role.reads_real for role in method.roles()):
+    roles = {role.name: role for role in method.roles()}
+    if config.data is None and any(role.reads_real for role in roles.values()):
         raise ConfigError(f"method {config.method} learns from real data: set data")
     codec = open_codec(source.codec, beside=config.teacher)
     if config.log.samples_every_images:
@@ -158,7 +159,6 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     provenance = provenance_of(config, source, start)
 
     # Networks: every role's, and the frozen teacher.
-    roles = {role.name: role for role in method.roles()}
     copies = {name: role for name, role in roles.items() if role.build is None}
     architectures = {name: r.architecture(source.architecture) for name, r in copies.items()}
     networks = {}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sid_scale.atomic import atomic_write
 from sid_scale.config.run import to_yaml
-from sid_scale.diffusion.few_step import generate
+from sid_scale.diffusion.few_step import generate, generator_inputs
 from sid_scale.diffusion.noise import KeyedNoise
 from sid_scale.distill.build import Run
 from sid_scale.distill.telemetry import Telemetry
@@ -86,14 +86,15 @@ def generate_samples(run: Run, count: int, micro_batch: int) -> Tensor:
         run.generator.module.eval()
         for samples in torch.arange(count).split(micro_batch):
             noise = KeyedNoise(run.config.seed, "samples", samples, run.ranks.device)
-            z = noise.of("z").normal(*run.image_shape)
-            step_noise = noise.of("step_noise").normal(run.config.steps - 1, *run.image_shape)
+            z, step_noise = generator_inputs(
+                noise.of("z"), noise.of("step_noise"), run.image_shape, run.config.steps
+            )
             condition = None if classes is None else classes[samples]
             generated.append(
                 generate(
                     run.generator.module,
                     z,
-                    step_noise.transpose(0, 1),
+                    step_noise,
                     condition,
                     run.config.init_sigma,
                 )

@@ -5,6 +5,7 @@ Counted are multiplications and additions of matrices and convolutions, as
 """
 
 import dataclasses
+from collections import Counter
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -23,9 +24,13 @@ def flop_per_image(method: Method, teacher: Architecture) -> float:
     """FLOP of one iteration for each image of its batch; `teacher` is its architecture."""
     architectures = {role.name: role.architecture(teacher) for role in method.roles()}
     architectures[TEACHER] = teacher
+    # Several roles and passes share a forward; counting one takes seconds for a large network.
+    forwards: Counter[tuple[Architecture, bool]] = Counter()
+    for p in method.passes():
+        forwards[architectures[p.network], p.decode] += p.times * COST[p.gradient]
     return sum(
-        p.times * COST[p.gradient] * forward_flop(architectures[p.network], decode=p.decode)
-        for p in method.passes()
+        times * forward_flop(architecture, decode=decode)
+        for (architecture, decode), times in forwards.items()
     )
 
 

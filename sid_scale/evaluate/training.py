@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sid_scale.codecs import VAECodec
-from sid_scale.diffusion.few_step import generate
+from sid_scale.diffusion.few_step import generate, generator_inputs
 from sid_scale.diffusion.noise import SeededNoise
 from sid_scale.distill.build import Run
 from sid_scale.distill.evaluation import Evaluation, NoEvaluation
@@ -63,8 +63,7 @@ class AverageSampler:
         """One batch of samples, (N, C, h, w) float32. Collective at ZeRO 3."""
         run = self._run
         noise = SeededNoise(seeds, self.device)
-        z = noise.normal(*run.image_shape)
-        step_noise = noise.normal(run.config.steps - 1, *run.image_shape).transpose(0, 1)
+        z, step_noise = generator_inputs(noise, noise, run.image_shape, run.config.steps)
         condition = condition_of(classes, self.architecture, self.device)
         return generate(run.generator.module, z, step_noise, condition, run.config.init_sigma)
 

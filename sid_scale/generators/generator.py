@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sid_scale.codecs import Codec, CodecError, IdentityCodec
-from sid_scale.diffusion.few_step import generate
+from sid_scale.diffusion.few_step import generate, generator_inputs
 from sid_scale.diffusion.noise import SeededNoise
 from sid_scale.dtypes import COMPUTE
 from sid_scale.generators.folder import GeneratorError, codec_of, trained_for
@@ -170,8 +170,7 @@ class OneStepGenerator:
     def _latents(self, samples: Samples) -> Tensor:
         shape = self.network.architecture.sample_shape
         noise = SeededNoise(samples.seeds, self.device)
-        z = noise.normal(*shape)
-        step_noise = noise.normal(samples.steps - 1, *shape).transpose(0, 1)
+        z, step_noise = generator_inputs(noise, noise, shape, samples.steps)
         condition = condition_of(samples.classes, self.network.architecture, self.device)
         return generate(self.network, z, step_noise, condition, self.init_sigma)
 

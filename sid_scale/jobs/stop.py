@@ -19,6 +19,8 @@ from contextlib import contextmanager
 
 import psutil
 
+from sid_scale.errors import launched_rank
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # Launcher, scheduler and terminal may each pass on one and the same request.
 SAME_REQUEST_SECONDS = 2.0
@@ -53,7 +55,7 @@ class StopRequests:
         if not self.reason:
             self._deadline = now + self._timeout
             self.reason = signal.Signals(number).name
-            if os.environ.get("RANK", "0") == "0":
+            if launched_rank() == 0:
                 say = f"{self.reason}: stopping after this iteration"
                 print(say, file=sys.stderr, flush=True)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from sid_scale.methods.settings import register_objective
@@ -136,6 +136,6 @@ def build_method(config: RunConfig, teacher: Architecture) -> Method:
     """
     factory = METHODS[config.method]
     if isinstance(factory, str):
-        module, _, attribute = factory.partition(":")
-        factory = getattr(import_module(module), attribute)
-    return factory(config, teacher)
+        factory = resolve_name(factory)
+    method: Method = factory(config, teacher)
+    return method

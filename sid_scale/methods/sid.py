@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sid_scale.config.run import RunConfig
-from sid_scale.diffusion.few_step import denoised
+from sid_scale.diffusion.few_step import denoised, generator_inputs
 from sid_scale.diffusion.sigma import generator_sigma, lognormal_sigma
 from sid_scale.errors import SidScaleError
 from sid_scale.methods import (
@@ -158,9 +158,8 @@ class SiDA(SiD):
 
 def _generator_inputs(batch: MicroBatch) -> tuple[Tensor, Tensor]:
     """z (N, C, H, W) and the noise between the generator's steps (K-1, N, C, H, W)."""
-    z = batch.noise.of("z").normal(*batch.shape)
-    step_noise = batch.noise.of("step_noise").normal(batch.steps - 1, *batch.shape)
-    return z, step_noise.transpose(0, 1)
+    noise = batch.noise
+    return generator_inputs(noise.of("z"), noise.of("step_noise"), batch.shape, batch.steps)
 
 
 # --- the losses ----------------------------------------------------------------------------

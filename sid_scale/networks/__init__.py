@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -89,10 +89,8 @@ def architecture_from(description: Mapping[str, Any]) -> Architecture:
         raise ValueError(f"family {family!r:.64} is none of {', '.join(FAMILIES)}")
     cls = FAMILIES[family]
     if isinstance(cls, str):
-        module, _, attribute = cls.partition(":")
-        cls = getattr(import_module(module), attribute)
-    assert not isinstance(cls, str)
-    architecture = cls(**settings)
+        cls = resolve_name(cls)
+    architecture: Architecture = cls(**settings)
     architecture.check()
     return architecture
 
