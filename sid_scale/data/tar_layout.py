@@ -12,6 +12,7 @@ and .npy headers that belong there. Any other tar file is for `shards.read_shard
 """
 
 import io
+import math
 import os
 from itertools import repeat
 from typing import IO, NamedTuple
@@ -29,6 +30,20 @@ FIXED = {156: b"0", 257: b"ustar\x0000", 345: b"\0"}  # a plain file, by its sho
 FIELDS = {"cls": ("S100", 0), "size": ("S12", SIZE), "class": ("S16", 512), "npy": ("S100", 1024)}
 
 
+def npy_preamble(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
+    """What stands before an array of (2C, H, W) in its .npy file."""
+    preamble = io.BytesIO()
+    header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(preamble, header)
+    return preamble.getvalue()
+
+
+def sample_stride(shape: tuple[int, ...], dtype: np.dtype) -> int:
+    """Bytes from one sample of a shard to the next."""
+    npy = len(npy_preamble(shape, dtype)) + math.prod(shape) * dtype.itemsize
+    return 3 * TAR_BLOCK + -(-npy // TAR_BLOCK) * TAR_BLOCK
+
+
 class Heads(NamedTuple):
     """The heads of n samples, as they were read, and two views of them."""
 
@@ -41,21 +56,18 @@ class Layout:
     """Where samples of one shape and dtype are in a shard, and how its heads must look."""
 
     def __init__(self, index: ShardIndex):
-        preamble = io.BytesIO()
         dtype = DTYPES[index.dtype]
-        header = {"descr": dtype.str, "fortran_order": False, "shape": index.sample_shape}
-        np.lib.format.write_array_header_1_0(preamble, header)
+        preamble = npy_preamble(index.sample_shape, dtype)
         # The class for what a header says of its member's size and what the member holds.
         digits = [b"%d" % label for label in range(max(1, index.num_classes))]
         self._classes = {(b"%011o" % len(text), text): int(text) for text in digits}
-        payload = int(np.prod(index.sample_shape)) * dtype.itemsize
-        npy = len(preamble.getvalue()) + payload
-        self.head_bytes = 3 * TAR_BLOCK + len(preamble.getvalue())
+        npy = len(preamble) + math.prod(index.sample_shape) * dtype.itemsize
+        self.head_bytes = 3 * TAR_BLOCK + len(preamble)
         self.record_bytes = 3 * TAR_BLOCK + npy  # of a sample, without the zeros behind it
-        self.stride = 3 * TAR_BLOCK + -(-npy // TAR_BLOCK) * TAR_BLOCK
+        self.stride = sample_stride(index.sample_shape, dtype)
         same = {base + at: text for base in (0, 2 * TAR_BLOCK) for at, text in FIXED.items()}
         same[2 * TAR_BLOCK + SIZE] = b"%011o\0" % npy
-        same[3 * TAR_BLOCK] = preamble.getvalue()
+        same[3 * TAR_BLOCK] = preamble
         # What is the same in all heads, and where; as words, for speed.
         wanted, fixed = np.zeros((2, self.head_bytes), np.uint8)
         for at, text in same.items():

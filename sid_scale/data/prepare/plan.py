@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import tarfile
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from sid_scale.data.order import permutation
 from sid_scale.data.prepare.shard_writer import SampleFormat
 from sid_scale.data.prepare.sources import Source
+from sid_scale.data.tar_layout import TAR_RECORD
 
 FORMAT_VERSION = 1
 
@@ -68,8 +68,8 @@ def describe_source(source: Source) -> dict[str, Any]:
 
 def shard_count(samples: int, sample_format: SampleFormat, shard_bytes: int) -> int:
     """How many shards of at most so many bytes it takes; a shard holds at least one sample."""
-    room = shard_bytes - tarfile.RECORDSIZE  # which a tar file's end may take
-    return -(-samples // max(1, room // sample_format.record_bytes))
+    room = shard_bytes - TAR_RECORD  # which a tar file's end may take
+    return -(-samples // max(1, room // sample_format.stride))
 
 
 def shuffled(source: Source, seed: int, copies: int = 1) -> np.ndarray:

@@ -26,10 +26,10 @@ from sid_scale.data.shards import (
     checked_label,
     write_index,
 )
+from sid_scale.data.tar_layout import sample_stride
 
 # WebDataset cuts a key at its first dot and skips `__names`; ustar has room for 100 characters.
 KEY = re.compile(r"(?!__)[A-Za-z0-9_/-]{1,90}")
-TAR_BLOCK = 512
 BUFFER = 1 << 20  # tarfile writes bits of 10 kB
 
 
@@ -50,11 +50,9 @@ class SampleFormat:
     num_classes: int
 
     @property
-    def record_bytes(self) -> int:
+    def stride(self) -> int:
         """What a sample takes in a tar file: two headers, the class, the array behind its own."""
-        npy = io.BytesIO()
-        np.save(npy, np.broadcast_to(np.zeros((), DTYPES[self.dtype]), self.shape))
-        return 3 * TAR_BLOCK + -(-len(npy.getvalue()) // TAR_BLOCK) * TAR_BLOCK
+        return sample_stride(self.shape, DTYPES[self.dtype])
 
     def record(self, sample: Sample) -> dict[str, Any]:
         """A sample, checked and ready for `write_shard`.
