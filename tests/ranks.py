@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from sid_scale.ranks import tell_deepspeed
+from sid_scale.ranks import Ranks, tell_deepspeed
 
 PRELOADED = ["sid_scale.distill.loop"]
 
@@ -23,6 +23,11 @@ def run_ranks(world_size: int, work: Callable[..., Any], *arguments: Any) -> Non
     mp.set_forkserver_preload(PRELOADED)
     place = (world_size, free_port(), work, arguments)
     mp.start_processes(_rank, place, nprocs=world_size, start_method="forkserver")
+
+
+def joined() -> Ranks:
+    """This process among those of `run_ranks`, on a CPU."""
+    return Ranks(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
 
 
 def free_port() -> int:

@@ -22,7 +22,7 @@ from sid_scale.networks import FAMILIES, architecture_from, describe_architectur
 from sid_scale.networks.folder import NetworkFolder, load_network, save_network
 from sid_scale.ranks import Ranks
 from tests.conftest import ROOT
-from tests.ranks import run_ranks
+from tests.ranks import joined, run_ranks
 from tests.tiny import config, prepare
 
 pytestmark = pytest.mark.distributed
@@ -76,7 +76,7 @@ def _distil(rank: int, folder: Path) -> None:
     if rank == 0:
         toy_teacher(folder / "toy")
     dist.barrier()
-    here = Ranks(rank, 2, torch.device("cpu"))
+    here = joined()
     ends = []
     for stage in (2, 3):
         run = folder / f"run{stage}"

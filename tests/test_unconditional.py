@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
 from sid_scale import OneStepGenerator
 from sid_scale.cli import main
@@ -17,9 +16,8 @@ from sid_scale.diffusion.heun import denoiser, heun_sample
 from sid_scale.distill.loop import train
 from sid_scale.generators.folder import GeneratorError
 from sid_scale.networks.folder import NetworkFolder, load_network, save_network
-from sid_scale.ranks import Ranks
 from tests.evaluate.evaluations import evaluate, read
-from tests.ranks import run_ranks
+from tests.ranks import joined, run_ranks
 from tests.tiny import ARCHITECTURE, config, prepare
 
 pytestmark = pytest.mark.distributed
@@ -48,7 +46,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _train(rank: int, folder: Path) -> None:
-    here = Ranks(rank, dist.get_world_size(), torch.device("cpu"))
+    here = joined()
     for stage in (2, 3):
         given = {"deepspeed": folder / f"stage{stage}.json", "data": folder / "plain"}
         train(config(folder, run_dir=folder / f"run{stage}", **given), here)

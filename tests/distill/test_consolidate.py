@@ -13,10 +13,9 @@ import torch.distributed as dist
 from sid_scale.distill.consolidate import consolidate
 from sid_scale.distill.loop import train
 from sid_scale.networks.folder import CheckpointError, load_network
-from sid_scale.ranks import Ranks
 from sid_scale.zero.saved import TrainingStateError
 from tests.conftest import ROOT, flip_last_bit
-from tests.ranks import run_ranks
+from tests.ranks import joined, run_ranks
 from tests.tiny import config, prepare
 
 pytestmark = pytest.mark.distributed
@@ -34,7 +33,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _runs(rank: int, folder: Path) -> None:
-    place = Ranks(rank, 2, torch.device("cpu"))
+    place = joined()
     for stage in STAGES:
         run = {"run_dir": folder / f"run{stage}", "deepspeed": folder / f"stage{stage}.json"}
         train(config(folder, **run, **{"log.samples_every_images": 0}), place)

@@ -20,10 +20,10 @@ from sid_scale.config.run import ConfigError, RunConfig, load_config
 from sid_scale.demo.prepare import TEACHER, write_digit_shards
 from sid_scale.distill.loop import train
 from sid_scale.networks.folder import NetworkFolder, load_network, save_network
-from sid_scale.ranks import Ranks, joined_ranks
+from sid_scale.ranks import joined_ranks
 from sid_scale.zero.saved import TrainingStateError
 from tests.conftest import ROOT, flip_last_bit
-from tests.ranks import PRELOADED, free_port, run_ranks
+from tests.ranks import PRELOADED, free_port, joined, run_ranks
 from tests.tiny import (
     ARCHITECTURE,
     config,
@@ -49,10 +49,6 @@ def losses(run: Path) -> list[dict]:
     """What the records say of the mathematics; rates and memory are another matter."""
     told = ("images_seen", "skipped_updates", "loss/", "logits/", "grad_norm/", "sid_loss")
     return [{k: v for k, v in record.items() if k.startswith(told)} for record in records(run)]
-
-
-def ranks() -> Ranks:
-    return Ranks(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
 
 
 def same_weights(a: Path, b: Path) -> bool:
@@ -166,23 +162,23 @@ def _resumed(rank: int, folder: Path) -> None:
             "objective.warm_up.generator_images": 8,  # its stream is behind the other one's
         }
         whole, parts = folder / f"whole{stage}", folder / f"parts{stage}"
-        train(config(folder, run_dir=whole, **same), ranks())
+        train(config(folder, run_dir=whole, **same), joined())
         for total in (16, 32):
-            train(config(folder, run_dir=parts, total_images=total, **same), ranks())
+            train(config(folder, run_dir=parts, total_images=total, **same), joined())
         dist.barrier()  # rank 0 writes
         assert same_weights(whole / "generator", parts / "generator"), stage
         assert losses(whole) == losses(parts)
     with pytest.raises(TrainingStateError, match="seed: 0 -> 1"):
-        train(config(folder, run_dir=folder / "parts2", seed=1), ranks())
+        train(config(folder, run_dir=folder / "parts2", seed=1), joined())
     with pytest.raises(TrainingStateError, match="resume is never"):
-        train(config(folder, run_dir=folder / "parts2", resume="never"), ranks())
+        train(config(folder, run_dir=folder / "parts2", resume="never"), joined())
     assert load_config(folder / "parts2" / "config.yaml").seed == 0  # refused: nothing changed
     older = folder / "parts2" / "checkpoints" / "000000000016"
     with pytest.raises(TrainingStateError, match="000000000032 is newer"):
-        train(config(folder, run_dir=folder / "parts2", resume=older), ranks())
+        train(config(folder, run_dir=folder / "parts2", resume=older), joined())
     branch = {"run_dir": folder / "branch", "resume": older}
     same["deepspeed"] = folder / "stage2.json"
-    train(config(folder, **same, **branch), ranks())
+    train(config(folder, **same, **branch), joined())
     dist.barrier()
     assert same_weights(folder / "branch" / "generator", folder / "whole2" / "generator")
 
@@ -215,7 +211,7 @@ def _digits(rank: int, folder: Path, name: str, stage: int, total: int) -> None:
         "log.samples_every_images": 0,
         "dropout": 0.1,
     }
-    train(load_config("digits", [f"{k}={v}" for k, v in overrides.items()]), ranks())
+    train(load_config("digits", [f"{k}={v}" for k, v in overrides.items()]), joined())
 
 
 # --- damage and refusals ------------------------------------------------------------------
@@ -231,7 +227,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _finish(rank: int, folder: Path) -> None:
-    train(config(folder), ranks())
+    train(config(folder), joined())
 
 
 @pytest.fixture

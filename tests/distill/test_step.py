@@ -4,14 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from sid_scale.distill.build import Run, build_run
 from sid_scale.distill.meter import Meter
 from sid_scale.distill.step import apply
 from sid_scale.methods import GENERATOR, TEACHER, Loss, MicroBatch, Update
-from sid_scale.ranks import Ranks
-from tests.ranks import run_ranks
+from tests.ranks import joined, run_ranks
 from tests.tiny import config, prepare
 
 pytestmark = pytest.mark.distributed
@@ -19,7 +17,7 @@ FAKE_SCORE = "fake_score"
 
 
 def build(folder: Path, **overrides: object) -> Run:
-    here = Ranks(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
+    here = joined()
     return build_run(config(folder, **overrides), here)
 
 

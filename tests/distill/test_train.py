@@ -20,10 +20,9 @@ from sid_scale.distill.consolidate import consolidate
 from sid_scale.distill.loop import DivergedError, train
 from sid_scale.methods import sid
 from sid_scale.networks.folder import load_network, save_network
-from sid_scale.ranks import Ranks
 from tests.conftest import ROOT
 from tests.data.shards import put_value
-from tests.ranks import free_port, run_ranks
+from tests.ranks import free_port, joined, run_ranks
 from tests.tiny import config, prepare, settings, write_deepspeed_json
 
 pytestmark = pytest.mark.distributed
@@ -64,10 +63,6 @@ def finish(process: subprocess.Popen, seconds: float = 180) -> str:
 
 def records(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def ranks() -> Ranks:
-    return Ranks(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
 
 
 def test_a_launched_run_leaves_what_scripts_rely_on(tmp_path: Path, launch):
@@ -199,7 +194,7 @@ def _every_method(rank: int, folder: Path) -> None:
     ]
     for number, case in enumerate(cases):
         run = folder / f"run{number}"
-        train(config(folder, run_dir=run, total_images=16, **case), ranks())
+        train(config(folder, run_dir=run, total_images=16, **case), joined())
         dist.barrier()  # rank 0 writes
         generator = load_network(run / "generator")
         start = load_network(folder / "teacher")
@@ -222,10 +217,10 @@ def test_half_precision_trains_at_every_stage(tmp_path: Path):
 
 def _half_precision(rank: int, folder: Path) -> None:
     quiet = {"log.samples_every_images": 0}
-    train(config(folder, run_dir=folder / "float32", **quiet), ranks())
+    train(config(folder, run_dir=folder / "float32", **quiet), joined())
     for stage in (0, 1, 2, 3):
         ds = write_deepspeed_json(folder / str(rank), stage, bf16={"enabled": True})
-        train(config(folder, run_dir=folder / f"bf16-{stage}", deepspeed=ds, **quiet), ranks())
+        train(config(folder, run_dir=folder / f"bf16-{stage}", deepspeed=ds, **quiet), joined())
         if rank == 0:
             for half, whole in zip(
                 records(folder / f"bf16-{stage}"), records(folder / "float32"), strict=True
@@ -245,7 +240,7 @@ def _warm_up(rank: int, folder: Path) -> None:
         "objective.warm_up.generator_images": 16,
         "objective.warm_up.adversarial_images": 24,
     }
-    train(config(folder, **warm), ranks())
+    train(config(folder, **warm), joined())
     if rank == 0:
         told = {r["images_seen"]: r for r in records(folder / "run")}
         assert all("loss/discriminator" in r for r in told.values())
@@ -270,7 +265,7 @@ def test_the_first_average_is_the_first_generator(tmp_path: Path):
 
 
 def _first_average(rank: int, folder: Path) -> None:
-    train(config(folder, total_images=8, **{"ema.ramp_up": 1.0}), ranks())
+    train(config(folder, total_images=8, **{"ema.ramp_up": 1.0}), joined())
     dist.barrier()
     if rank == 0:
         consolidate(folder / "run" / "checkpoints" / "latest", "generator", "master", folder / "g")
@@ -294,7 +289,7 @@ def _diverges(rank: int, folder: Path) -> None:
     broken = {"teacher": folder / "broken", "max_skipped": 3, "log.samples_every_images": 0}
     where = r"3 updates of the fake_score in a row .* the last one at 16 images seen .*nan"
     with pytest.raises(DivergedError, match=where):
-        train(config(folder, **broken), ranks())
+        train(config(folder, **broken), joined())
 
 
 @pytest.mark.faults
@@ -312,7 +307,7 @@ def _generator_diverges(rank: int, folder: Path) -> None:
 
     sid.generator_loss = broken
     with pytest.raises(DivergedError, match="3 updates of the generator in a row"):
-        train(config(folder, max_skipped=3, total_images=160), ranks())
+        train(config(folder, max_skipped=3, total_images=160), joined())
 
 
 @pytest.mark.faults
@@ -338,7 +333,7 @@ def test_what_a_finished_run_cannot_put_beside_its_generator_is_told_not_fatal(t
 def _without_vae(rank: int, folder: Path) -> None:
     quiet = {"method": "sid", "data": "null", "log.samples_every_images": 0, "total_images": 8}
     with redirect_stdout(StringIO()) as told:
-        train(config(folder, **quiet), ranks())
+        train(config(folder, **quiet), joined())
     assert "generator: no VAE (" in told.getvalue()
     assert "done after 8 images" in told.getvalue()
 
@@ -368,7 +363,7 @@ def test_an_exception_on_one_rank_ends_all_and_is_printed_once(tmp_path: Path, f
 
 def train_some(rank: int, folder: Path, total_images: int) -> None:
     with redirect_stdout(StringIO()):
-        train(config(folder, total_images=total_images, stream__on_bad_sample="skip"), ranks())
+        train(config(folder, total_images=total_images, stream__on_bad_sample="skip"), joined())
 
 
 @pytest.mark.faults

@@ -5,14 +5,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
-
 from sid_scale.commands.evaluate import add_arguments
 from sid_scale.evaluate.offline import evaluate_generator, evaluate_teacher
 from sid_scale.evaluate.references.compute import make_reference
-from sid_scale.ranks import Ranks
-from tests.ranks import run_ranks
+from tests.ranks import joined, run_ranks
 
 WORK = {"run": evaluate_generator, "teacher": evaluate_teacher, "reference": make_reference}
 
@@ -24,7 +20,7 @@ def evaluate(command: str, *words: object, ranks: int = 1) -> None:
 
 def work(rank: int, command: str, words: list[str]) -> None:
     """What one rank of `evaluate` does."""
-    here = Ranks(rank, dist.get_world_size(), torch.device("cpu"))
+    here = joined()
     WORK[command](options(command, words), here)
 
 

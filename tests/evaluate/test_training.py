@@ -20,11 +20,10 @@ from sid_scale.evaluate.features import MetricError
 from sid_scale.evaluate.references.files import ReferenceFile, ReferenceFileError, write_reference
 from sid_scale.jobs.stop import stop_requests
 from sid_scale.networks.folder import load_network, save_network
-from sid_scale.ranks import Ranks
 from sid_scale.zero.writer import CheckpointWriter
 from tests.evaluate.detectors import write_inception
 from tests.evaluate.evaluations import read, work
-from tests.ranks import run_ranks
+from tests.ranks import joined, run_ranks
 from tests.tiny import config, prepare, settings
 
 pytestmark = pytest.mark.distributed
@@ -55,10 +54,6 @@ def evaluated(folder: Path, **overrides: object) -> dict[str, object]:
     }
 
 
-def ranks() -> Ranks:
-    return Ranks(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
-
-
 def records(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
@@ -86,11 +81,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _train(rank: int, place: Path) -> None:
     for stage in (2, 3):
         same = {"deepspeed": place / f"stage{stage}.json", "dropout": 0.1}
-        train(config(place, run_dir=place / f"plain{stage}", **same), ranks())
+        train(config(place, run_dir=place / f"plain{stage}", **same), joined())
         with_it = evaluated(place, **same)
-        train(config(place, run_dir=place / f"evaluated{stage}", **with_it), ranks())
+        train(config(place, run_dir=place / f"evaluated{stage}", **with_it), joined())
     for total in (16, 32):
-        train(config(place, run_dir=place / "resumed", total_images=total, **with_it), ranks())
+        train(config(place, run_dir=place / "resumed", total_images=total, **with_it), joined())
     dist.barrier()  # rank 0 writes
 
 
@@ -156,11 +151,11 @@ def test_an_evaluation_that_is_not_worth_more_replaces_nothing(tmp_path: Path):
 def _nothing_better(rank: int, folder: Path) -> None:
     run = folder / "run"
     only = evaluated(folder, **{"evaluation.metrics": "fd_latents"})
-    train(config(folder, total_images=16, **only), ranks())
+    train(config(folder, total_images=16, **only), joined())
     lines = [r | {"evaluation/fd_latents": 1e-9} for r in records(run)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     before = (run / "best_generator" / "model.safetensors").stat()
-    train(config(folder, total_images=32, **only), ranks())
+    train(config(folder, total_images=32, **only), joined())
     after = (run / "best_generator" / "model.safetensors").stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
     assert (run / "checkpoints" / "best").resolve().name == "000000000016"
@@ -179,7 +174,7 @@ def _best_survives(rank: int, folder: Path) -> None:
     CheckpointWriter.is_writing = property(lambda _: True)
     often = {"checkpoint.every_images": 8, "checkpoint.keep": 1}
     train(config(folder, **evaluated(folder, **{"evaluation.metrics": "fd_latents", **often})),
-          ranks())  # fmt: skip
+          joined())  # fmt: skip
     checkpoints = folder / "run" / "checkpoints"
     assert {p.name for p in checkpoints.glob("0*")} == {"000000000016", "000000000032"}
     assert (checkpoints / "best").resolve().name == "000000000016"
@@ -218,7 +213,7 @@ def test_a_run_that_asks_for_an_evaluation_is_never_started_without(tmp_path: Pa
 
 def _without(rank: int, folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"evaluation\.every_images: .* started without one"):
-        loop.train(config(folder, **evaluated(folder)), ranks())
+        loop.train(config(folder, **evaluated(folder)), joined())
     assert not (folder / "run").exists()
 
 
@@ -235,7 +230,7 @@ def _could_not_work(rank: int, folder: Path) -> None:
         changed = {f"evaluation.{k}": v for k, v in overrides.items()}
         quiet = {"method": "sid", "data": "null", "log.samples_every_images": 0}
         with pytest.raises(error, match=match):
-            train(config(folder, **{**evaluated(folder), **quiet, **changed}), ranks())
+            train(config(folder, **{**evaluated(folder), **quiet, **changed}), joined())
         assert not (folder / "run").exists()
 
     refused(DetectorError, r"inception-2015-12-05.pt.*evaluation.inception", inception="null")
@@ -278,7 +273,7 @@ def _no_numbers(rank: int, folder: Path) -> None:
     broken.state["unet.out_conv.weight"].fill_(float("nan"))
     save_network(folder / "broken", broken)
     only = evaluated(folder, **{"evaluation.metrics": "fd_latents", "teacher": folder / "broken"})
-    train(config(folder, total_images=16, **only), ranks())
+    train(config(folder, total_images=16, **only), joined())
     assert [r["evaluation/fd_latents"] for r in records(folder / "run")] == [None, None]
     assert not (folder / "run" / "best_generator").exists()
     given = ["--generator", folder / "run" / "generator", "--reference", folder / "real.npz"]
@@ -306,11 +301,11 @@ def _gives_up(rank: int, folder: Path) -> None:
     training_evaluation.AverageSampler.latents = asked_to_stop
     only = evaluated(folder, **{"evaluation.metrics": "fd_latents", "evaluation.num": 10**7})
     with stop_requests(600) as stop:
-        train(config(folder, **only), ranks(), stop)
+        train(config(folder, **only), joined(), stop)
     run = folder / "run"
     assert [p.name for p in (run / "checkpoints").glob("0*")] == ["000000000008"]
     assert figures(run) == [{}]
     assert not (run / ".evaluation").exists()
     once = {**only, "evaluation.num": NUM, "total_images": 16}
-    train(config(folder, **once), ranks())
+    train(config(folder, **once), joined())
     assert records(run)[-1]["evaluation/fd_latents"] > 0

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 
 from sid_scale.class_lists import ListError
 from sid_scale.cli import main
@@ -24,9 +23,8 @@ from sid_scale.generators.generator import OneStepGenerator
 from sid_scale.generators.image_folder import ImageFolderError, check_grid
 from sid_scale.image_grid import read_png, write_png
 from sid_scale.networks.folder import CheckpointError, load_network
-from sid_scale.ranks import Ranks
 from tests.generators.tiny import demo_generator, edit_description, tiny_generator
-from tests.ranks import free_port, run_ranks
+from tests.ranks import free_port, joined, run_ranks
 
 ALONE = [sys.executable, "-m", "sid_scale", "generate"]
 
@@ -68,7 +66,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def generate(*arguments: object) -> None:
     """The command, in this process: one of one rank."""
-    here = Ranks(dist.get_rank(), dist.get_world_size(), torch.device("cpu"))
+    here = joined()
     planned = plan(parse([str(argument) for argument in arguments]))
     make_images(planned, here)
     put_together(planned)

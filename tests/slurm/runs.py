@@ -3,14 +3,12 @@
 import json
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
 import yaml
 
 from sid_scale.config.run import load_config
 from sid_scale.distill.loop import train
-from sid_scale.ranks import Ranks
 from tests.conftest import ROOT
+from tests.ranks import joined
 from tests.slurm.cluster import Cluster
 
 SCRIPT = str(ROOT / "slurm" / "distill.sbatch")
@@ -55,4 +53,4 @@ def seen(run: Path) -> int:
 def in_process(rank: int, run: Path, run_dir: Path) -> None:
     """The same run without SLURM, on ranks of the test's own; one checkpoint, at its end."""
     config = load_config(run, [f"run_dir={run_dir}", f"checkpoint.every_images={ENDLESS}"])
-    train(config, Ranks(dist.get_rank(), dist.get_world_size(), torch.device("cpu")))
+    train(config, joined())
