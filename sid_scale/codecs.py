@@ -22,6 +22,7 @@ from sid_scale.errors import SidScaleError
 
 # EDM2's assumed mean and standard deviation of the Stability VAE's latents over ImageNet-512,
 # for images in [0, 1]; normalised latents have mean 0 and standard deviation 0.5.
+STABILITY_VAE = "stabilityai/sd-vae-ft-mse"  # its name on the hub
 STABILITY_MEAN = (5.81, 3.25, 0.12, -2.15)
 STABILITY_STD = (4.17, 4.62, 3.71, 3.28)
 SIGMA_DATA = 0.5
@@ -104,8 +105,8 @@ class VAECodec:
             if not (self.folder / name).is_file():
                 raise CodecError(
                     f"{self.folder}: no {name} there. The VAE is a diffusers folder "
-                    "(for EDM2's ImageNet-512 models: stabilityai/sd-vae-ft-mse, which "
-                    "`hf download stabilityai/sd-vae-ft-mse --local-dir FOLDER` fetches); "
+                    f"(for EDM2's ImageNet-512 models: {STABILITY_VAE}, which "
+                    f"`hf download {STABILITY_VAE} --local-dir FOLDER` fetches); "
                     "the codec's `vae` in index.json or config.json names it. A generator's "
                     "may also be in its own folder as vae/, or be named with `--vae`."
                 )

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from pathlib import Path
 
 from sid_scale.errors import UsageError
 
@@ -26,6 +27,27 @@ def check_least(options: argparse.Namespace, **least: int) -> None:
         value = getattr(options, name, None)
         if value is not None and value < smallest:
             raise UsageError(f"--{name.replace('_', '-')} {value} is below {smallest}")
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """How many processes do the work."""
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes (default: as many as there are cores)"
+    )
+
+
+def add_data_set(parser: argparse.ArgumentParser) -> None:
+    """Where a new data set goes, and what holds for one of any source."""
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill")
+    parser.add_argument(
+        "--shard-size",
+        type=byte_count,
+        default="512MB",
+        metavar="SIZE",
+        help="of a shard, at most (default 512MB)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the shuffle (default 0)")
+    parser.add_argument("--unlabelled", action="store_true", help="make a data set without classes")
 
 
 def byte_count(text: str) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sid_scale.commands.arguments import check_least
+from sid_scale.commands.arguments import add_workers, check_least
 
 if TYPE_CHECKING:
     from sid_scale.data.prepare.verify import Report
@@ -18,12 +18,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="holds index.json and the shards")
-    parser.add_argument(
-        "--workers",
-        type=int,
-        metavar="N",
-        help="processes (default: as many as there are cores)",
-    )
+    add_workers(parser)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sid_scale.commands.arguments import byte_count, check_least
+from sid_scale.commands.arguments import add_data_set, check_least
 from sid_scale.dtypes import COMPUTE, STORED
 from sid_scale.errors import UsageError, launched_rank
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", type=Path, required=True, metavar="IMAGES", help="see above")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill")
+    add_data_set(parser)
     parser.add_argument(
         "--vae",
         metavar="FOLDER",
@@ -54,14 +54,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dtype", choices=STORED, default="float32", help="of what is stored")
     parser.add_argument(
-        "--shard-size",
-        type=byte_count,
-        default="512MB",
-        metavar="SIZE",
-        help="of a shard, at most (default 512MB)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the shuffle (default 0)")
-    parser.add_argument(
         "--batch-size", type=int, default=32, metavar="N", help="images at once on a GPU"
     )
     parser.add_argument(
@@ -76,7 +68,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--num-classes", type=int, metavar="N", help="default: the class folders, or largest label"
     )
-    parser.add_argument("--unlabelled", action="store_true", help="make a data set without classes")
 
 
 def _part(text: str) -> tuple[int, int]:

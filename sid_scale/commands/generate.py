@@ -4,7 +4,7 @@
 
 Under `deepspeed --module sid_scale generate ...` or `torchrun -m sid_scale generate ...` each rank
 does its share. Interrupted and started again, it makes only what is missing. On a CPU the same
-seed gives the same image in any company.
+seed gives the same image, whatever is made beside it.
 """
 
 import argparse

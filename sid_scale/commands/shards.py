@@ -15,39 +15,23 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sid_scale.commands.arguments import byte_count, check_least
+from sid_scale.commands.arguments import add_data_set, add_workers, check_least
 from sid_scale.dtypes import STORED
 
 if TYPE_CHECKING:
     from sid_scale.codecs import Codec
 
-STABILITY = "stabilityai/sd-vae-ft-mse"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", type=Path, required=True, help="a folder or a zip archive")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill")
-    parser.add_argument(
-        "--shard-size",
-        type=byte_count,
-        default="512MB",
-        metavar="SIZE",
-        help="of a shard, at most (default 512MB)",
-    )
+    add_data_set(parser)
     parser.add_argument(
         "--dtype",
         choices=STORED,
         help="of what is stored; default: float32 for latents, and float16 for pixels, of which "
         "it holds 8 bits exactly",
     )
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=None,
-        metavar="N",
-        help="processes (default: as many as there are cores)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the shuffle (default 0)")
+    add_workers(parser)
     parser.add_argument(
         "--resolution",
         type=int,
@@ -61,12 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "teacher's, or a JSON file that describes the codec; default: EDM2's, the Stability VAE",
     )
     parser.add_argument(
-        "--vae", metavar="FOLDER", help=f"where that codec's VAE lies (EDM2's: {STABILITY})"
+        "--vae",
+        metavar="FOLDER",
+        help="where that codec's VAE is (EDM2's: stabilityai/sd-vae-ft-mse)",
     )
     parser.add_argument(
         "--num-classes", type=int, metavar="N", help="default: up to the largest label"
     )
-    parser.add_argument("--unlabelled", action="store_true", help="make a data set without classes")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -104,7 +89,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _codec(options: argparse.Namespace) -> "Codec":
     """The codec of the source's latents."""
-    from sid_scale.codecs import read_codec, stability_vae
+    from sid_scale.codecs import STABILITY_VAE, read_codec, stability_vae
 
     vae = str(Path(options.vae).resolve()) if options.vae else None
-    return read_codec(options.codec, vae) if options.codec else stability_vae(vae or STABILITY)
+    return read_codec(options.codec, vae) if options.codec else stability_vae(vae or STABILITY_VAE)

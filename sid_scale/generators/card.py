@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from sid_scale.atomic import atomic_write
-from sid_scale.codecs import VAE_CONFIG
+from sid_scale.codecs import STABILITY_VAE, VAE_CONFIG
 from sid_scale.errors import SidScaleError
 from sid_scale.generators.folder import SAMPLES, VAE, trained_for
 from sid_scale.networks import parameter_count
@@ -234,7 +234,7 @@ def _usage(folder_name: str, has_classes: bool, needs_vae: bool) -> str:
             "",
             "It makes latents; the VAE that decodes them is not in this folder. Put it there as "
             f"`{VAE}/`, or name its folder with `vae=` or `--vae`. For EDM2's ImageNet-512 models "
-            f"it is `stabilityai/sd-vae-ft-mse`: `hf download stabilityai/sd-vae-ft-mse "
+            f"it is `{STABILITY_VAE}`: `hf download {STABILITY_VAE} "
             f"--local-dir {VAE}`.",
         ]
     return "\n".join(lines)

@@ -12,6 +12,7 @@ from sid_scale.codecs import (
     SIGMA_DATA,
     STABILITY_MEAN,
     STABILITY_STD,
+    STABILITY_VAE,
     IdentityCodec,
     VAECodec,
 )
@@ -19,8 +20,6 @@ from sid_scale.networks.edm2.architecture import EDM2Architecture
 from sid_scale.networks.edm2.network import CLIP_ACTIVATION, LABEL_BALANCE, RESIDUAL_BALANCE
 from sid_scale.pickles.reader import PickledObject, PickleError
 from sid_scale.pickles.values import as_object, mapping, number, numbers
-
-VAE = "stabilityai/sd-vae-ft-mse"  # of EDM2's encoder, unless the file names another
 
 # Arguments in the order in which EDM2 takes them.
 _NETWORK_ARGUMENTS = (
@@ -183,7 +182,7 @@ def _read_vae(settings: dict[str, Any], vae: str | None, where: str) -> VAECodec
             raise PickleError(f"{what} is out of range")
         return found
 
-    folder = vae if vae is not None else settings.get("vae_name", VAE)
+    folder = vae if vae is not None else settings.get("vae_name", STABILITY_VAE)
     if not isinstance(folder, str):
         raise PickleError(f"{where}: vae_name of the encoder should be a text")
     means = per_channel("raw_mean", STABILITY_MEAN)
