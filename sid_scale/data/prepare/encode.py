@@ -18,10 +18,11 @@ from torch import Tensor
 
 from sid_scale.codecs import VAE_WEIGHTS, VAECodec
 from sid_scale.data.prepare.build import RejectedSamples, ShardBuild
+from sid_scale.data.prepare.files import SourceError
 from sid_scale.data.prepare.images import centre_crop
 from sid_scale.data.prepare.plan import Plan, describe_source, shard_count, shuffled
+from sid_scale.data.prepare.raw_samples import Raw, Source
 from sid_scale.data.prepare.shard_writer import Sample, SampleFormat
-from sid_scale.data.prepare.sources import Raw, Source, SourceError
 from sid_scale.dtypes import torch_dtype
 from sid_scale.errors import SidScaleError
 from sid_scale.hashing import sha256_file

@@ -11,8 +11,8 @@ from sid_scale.codecs import IdentityCodec
 from sid_scale.data.prepare.build import RejectedSamples, ShardBuild
 from sid_scale.data.prepare.images import centre_crop
 from sid_scale.data.prepare.plan import Plan, describe_source, shard_count, shuffled
+from sid_scale.data.prepare.raw_samples import Raw, Source, SourcePart
 from sid_scale.data.prepare.shard_writer import Sample, SampleFormat
-from sid_scale.data.prepare.sources import Raw, Source, SourcePart
 from sid_scale.data.shards import ShardError
 from sid_scale.process_pool import over_processes
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from sid_scale.data.order import permutation
+from sid_scale.data.prepare.raw_samples import Source
 from sid_scale.data.prepare.shard_writer import SampleFormat
-from sid_scale.data.prepare.sources import Source
 from sid_scale.data.tar_layout import TAR_RECORD
 
 FORMAT_VERSION = 1

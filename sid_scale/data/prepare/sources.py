@@ -12,59 +12,24 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, islice
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from sid_scale.codecs import IdentityCodec
 from sid_scale.data.prepare.class_labels import LABELS, labels_by_folder, labels_in_json
-from sid_scale.data.prepare.files import Files, Part, SourceError, open_files
+from sid_scale.data.prepare.files import Files, Part, SourceError
 from sid_scale.data.prepare.images import SUFFIXES, decode_image
+from sid_scale.data.prepare.pixel_shards import PixelShards
+from sid_scale.data.prepare.places import open_files
+from sid_scale.data.prepare.raw_samples import Raw, Source
 from sid_scale.data.prepare.shard_writer import checked_key
-from sid_scale.data.shards import INDEX, ShardIndex, decode, read_index, read_shard
+from sid_scale.data.shards import INDEX
 
 LATENT = ".npy"
 _NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9_/-]")
-
-
-class Raw(NamedTuple):
-    """A sample of a source, not yet read.
-
-    `load` returns latents, float (2C, H, W), or an image, uint8 (H, W, 3), and raises
-    `SidScaleError` if it is damaged; `where` is its name in messages.
-    """
-
-    key: str
-    label: int
-    where: str
-    load: Callable[[], np.ndarray]
-
-
-class SourcePart(Protocol):
-    """Some of a source's samples: small, and fit to be sent to another process."""
-
-    def open(self) -> AbstractContextManager[Iterator[Raw]]:
-        """Inside, the samples in order, each of which can be loaded."""
-
-
-class Source(Protocol):
-    """Samples, numbered from 0."""
-
-    kind: str  # "latents" or "images"
-    num_classes: int
-    fingerprint: str  # of names, classes and, where that costs no reading, contents
-    classes: list[str]  # names of the folders that classes come from, if they do
-    shuffled: bool  # its own order is a fair one, and the only one that it reads fast
-
-    def __len__(self) -> int: ...
-
-    def part(self, numbers: np.ndarray) -> SourcePart:
-        """The samples with these numbers, in this order."""
 
 
 def open_source(
@@ -90,9 +55,6 @@ def open_source(
 def key_of(name: str) -> str:
     """The key of a file: its name without the suffix, `_` for what a key cannot hold."""
     return _NOT_IN_KEYS.sub("_", name[: name.rfind(".")]).lstrip("_/")
-
-
-# --- files --------------------------------------------------------------------------------
 
 
 class FileSource:
@@ -199,64 +161,3 @@ def _latents(content: bytes) -> np.ndarray:
         raise ValueError(f"no sound {LATENT}: {dtype} {shape} in {size} bytes")
     numbers = np.frombuffer(content, dtype, offset=npy.tell())
     return numbers.reshape(shape, order="F" if transposed else "C")
-
-
-# --- pixel shards -------------------------------------------------------------------------
-
-
-class PixelShards:
-    """The images of pixel shards, in the order of the shards: it is shuffled already,
-    and read from end to end, which no other order would be."""
-
-    kind = "images"
-    shuffled = True
-
-    def __init__(self, folder: Path):
-        self.folder, self.index = folder, read_index(folder)
-        if self.index.codec != IdentityCodec().describe() or self.index.sample_shape[0] != 6:
-            kind = self.index.codec.get("kind")
-            raise SourceError(
-                f"{folder} holds shards of latents already (codec {kind}); of shards, only those "
-                "of pixels can be a source"
-            )
-        self.num_classes = self.index.num_classes
-        self.classes: list[str] = []
-        digests = "".join(shard.sha256 for shard in self.index.shards)
-        self.fingerprint = hashlib.sha256(digests.encode()).hexdigest()
-
-    def __len__(self) -> int:
-        return self.index.samples
-
-    def part(self, numbers: np.ndarray) -> "ShardPart":
-        return ShardPart(self.folder, self.index, numbers)
-
-
-@dataclass(frozen=True)
-class ShardPart:
-    """Some neighbours out of pixel shards."""
-
-    folder: Path
-    index: ShardIndex
-    numbers: np.ndarray
-
-    @contextmanager
-    def open(self) -> Iterator[Iterator[Raw]]:
-        runs = np.split(self.numbers, np.flatnonzero(np.diff(self.numbers) != 1) + 1)
-        yield chain.from_iterable(self._run(int(run[0]), len(run)) for run in runs)
-
-    def _run(self, first: int, count: int) -> Iterator[Raw]:
-        """The samples from number `first` on."""
-        for shard in self.index.shards:
-            if count and first < shard.samples:
-                for record in islice(read_shard(self.folder, shard, first), count):
-                    stored, label = decode(record, self.index)
-                    load = partial(_pixels, stored)
-                    yield Raw(record.key, label, f"{record.url}: {record.key}", load)
-                count -= min(count, shard.samples - first)
-            first = max(0, first - shard.samples)
-
-
-def _pixels(stored: np.ndarray) -> np.ndarray:
-    """What IdentityCodec made stored pixels of: (6, H, W) -> uint8 (H, W, 3)."""
-    pixels = np.rint((stored[:3].astype(np.float32) + 1) * 127.5)
-    return pixels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)

@@ -10,9 +10,10 @@ import torch
 from sid_scale.codecs import IdentityCodec, VAECodec, open_codec, read_codec, stability_vae
 from sid_scale.data.prepare.build import Part, ShardBuild
 from sid_scale.data.prepare.encode import Encoder, Encoding, EncodingError, encode, plan_encoding
+from sid_scale.data.prepare.files import SourceError
 from sid_scale.data.prepare.images import centre_crop
 from sid_scale.data.prepare.shard_writer import write_shards
-from sid_scale.data.prepare.sources import SourceError, open_source
+from sid_scale.data.prepare.sources import open_source
 from sid_scale.data.shards import ShardError, ShardIndex, read_shard
 from sid_scale.demo.prepare import ASSETS, TEACHER
 from tests.sources import contents, digits, latents, png, samples, write_folder, write_zip

@@ -13,8 +13,9 @@ from sid_scale.codecs import IdentityCodec, stability_vae
 from sid_scale.data.prepare.build import Part, ShardBuild
 from sid_scale.data.prepare.pack import Packing, pack, plan_packing
 from sid_scale.data.prepare.plan import Plan, shuffled
+from sid_scale.data.prepare.raw_samples import Source
 from sid_scale.data.prepare.shard_writer import SampleFormat
-from sid_scale.data.prepare.sources import Source, open_source
+from sid_scale.data.prepare.sources import open_source
 from sid_scale.data.shards import ShardError, ShardIndex
 from tests.conftest import flip_last_bit
 from tests.sources import (

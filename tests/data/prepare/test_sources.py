@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from sid_scale.codecs import IdentityCodec
+from sid_scale.data.prepare.files import SourceError
+from sid_scale.data.prepare.raw_samples import Source
 from sid_scale.data.prepare.shard_writer import write_shards
-from sid_scale.data.prepare.sources import Source, SourceError, open_source
+from sid_scale.data.prepare.sources import open_source
 from sid_scale.data.shards import ShardError
 from sid_scale.errors import SidScaleError
 from tests.data.test_shards import Exploit

@@ -1,0 +1,74 @@
+"""Pixel shards as a source."""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+
+from sid_scale.codecs import IdentityCodec
+from sid_scale.data.prepare.files import SourceError
+from sid_scale.data.prepare.raw_samples import Raw
+from sid_scale.data.shards import ShardIndex, decode, read_index, read_shard
+
+
+class PixelShards:
+    """The images of pixel shards, in the order of the shards: it is shuffled already,
+    and read from end to end, which no other order would be."""
+
+    kind = "images"
+    shuffled = True
+
+    def __init__(self, folder: Path):
+        self.folder, self.index = folder, read_index(folder)
+        if self.index.codec != IdentityCodec().describe() or self.index.sample_shape[0] != 6:
+            kind = self.index.codec.get("kind")
+            raise SourceError(
+                f"{folder} holds shards of latents already (codec {kind}); of shards, only those "
+                "of pixels can be a source"
+            )
+        self.num_classes = self.index.num_classes
+        self.classes: list[str] = []
+        digests = "".join(shard.sha256 for shard in self.index.shards)
+        self.fingerprint = hashlib.sha256(digests.encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return self.index.samples
+
+    def part(self, numbers: np.ndarray) -> "ShardPart":
+        return ShardPart(self.folder, self.index, numbers)
+
+
+@dataclass(frozen=True)
+class ShardPart:
+    """Some neighbours out of pixel shards."""
+
+    folder: Path
+    index: ShardIndex
+    numbers: np.ndarray
+
+    @contextmanager
+    def open(self) -> Iterator[Iterator[Raw]]:
+        runs = np.split(self.numbers, np.flatnonzero(np.diff(self.numbers) != 1) + 1)
+        yield chain.from_iterable(self._run(int(run[0]), len(run)) for run in runs)
+
+    def _run(self, first: int, count: int) -> Iterator[Raw]:
+        """The samples from number `first` on."""
+        for shard in self.index.shards:
+            if count and first < shard.samples:
+                for record in islice(read_shard(self.folder, shard, first), count):
+                    stored, label = decode(record, self.index)
+                    load = partial(_pixels, stored)
+                    yield Raw(record.key, label, f"{record.url}: {record.key}", load)
+                count -= min(count, shard.samples - first)
+            first = max(0, first - shard.samples)
+
+
+def _pixels(stored: np.ndarray) -> np.ndarray:
+    """What IdentityCodec made stored pixels of: (6, H, W) -> uint8 (H, W, 3)."""
+    pixels = np.rint((stored[:3].astype(np.float32) + 1) * 127.5)
+    return pixels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)
