@@ -2,7 +2,6 @@
 
 import argparse
 import re
-from pathlib import Path
 
 from sid_scale.errors import UsageError
 
@@ -34,20 +33,6 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes (default: as many as there are cores)"
     )
-
-
-def add_data_set(parser: argparse.ArgumentParser) -> None:
-    """Where a new data set goes, and what holds for one of any source."""
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill")
-    parser.add_argument(
-        "--shard-size",
-        type=byte_count,
-        default="512MB",
-        metavar="SIZE",
-        help="of a shard, at most (default 512MB)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the shuffle (default 0)")
-    parser.add_argument("--unlabelled", action="store_true", help="make a data set without classes")
 
 
 def byte_count(text: str) -> int:

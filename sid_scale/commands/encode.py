@@ -3,8 +3,9 @@
     torchrun --nproc_per_node 8 -m sid_scale encode --source ILSVRC2012/train \\
         --vae sd-vae-ft-mse --out /data/imagenet512 --vae-dtype bfloat16
 
-SOURCE is a folder of class folders, as ImageNet's; a zip archive or folder with a dataset.json as
-EDM2 writes it; or pixel shards. Images are cropped and resized as ADM does it.
+SOURCE is a folder of class folders, as ImageNet's, or a .zip, a .tar, a tar of class tars, several
+of them, or pixel shards; `sid-scale shards --help` says where classes come from. Images are cropped
+and resized as ADM does it.
 
 Each process makes shards of its own in a folder that all share: ranks of `torchrun` or `deepspeed`,
 parts of a SLURM array (`--part $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT`, from 0 on), or both.
@@ -15,10 +16,10 @@ checksums and kept.
 
 import argparse
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sid_scale.commands.arguments import add_data_set, check_least
+from sid_scale.commands.arguments import check_least
+from sid_scale.commands.data_set import add_data_set, max_bad, open_data_set_source
 from sid_scale.dtypes import COMPUTE, STORED
 from sid_scale.errors import UsageError, launched_rank
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--source", type=Path, required=True, metavar="IMAGES", help="see above")
     add_data_set(parser)
     parser.add_argument(
         "--vae",
@@ -65,9 +65,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--part", type=_part, default=(0, 1), metavar="i/n", help="make part i of n, from 0 on"
     )
-    parser.add_argument(
-        "--num-classes", type=int, metavar="N", help="default: the class folders, or largest label"
-    )
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -80,13 +77,12 @@ def _part(text: str) -> tuple[int, int]:
 def run(options: argparse.Namespace) -> int:
     if not options.vae and not options.codec:
         raise UsageError("give --vae FOLDER, or --codec")
-    check_least(options, resolution=1, seed=0, batch_size=1, threads=1, num_classes=1)
+    check_least(options, resolution=1, seed=0, batch_size=1, threads=1, num_classes=1, max_bad=0)
     import torch
     from tqdm import tqdm
 
     from sid_scale.data.prepare.build import ShardBuild
     from sid_scale.data.prepare.encode import Encoder, Encoding, encode, plan_encoding
-    from sid_scale.data.prepare.sources import open_source
 
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else "cpu"
@@ -101,10 +97,10 @@ def run(options: argparse.Namespace) -> int:
         options.threads or _threads(),
     )
     codec = _codec(options)
-    source = open_source(options.source, options.num_classes, options.unlabelled)
+    source = open_data_set_source(options)
     encoder = Encoder(codec, encoding, torch.device(device))
     plan = plan_encoding(source, codec, encoding, encoder)
-    build = ShardBuild(options.out, plan, share_of_rank(*options.part))
+    build = ShardBuild(options.out, plan, share_of_rank(*options.part), max_bad(options))
     with build.claimed():
         if not build.is_finished:
             mine = sum(plan.count(number) for number in build.mine)

@@ -3,9 +3,11 @@
     sid-scale shards --source img512-sd.zip --out /data/imagenet512 --workers 16
     sid-scale shards --source ILSVRC2012/train --out /data/imagenet64 --resolution 64
 
-SOURCE is a folder or a zip archive, which is read in place, with a dataset.json as EDM2 writes it,
-{"labels": [[file, class], ...]}, and files beside it: .npy of (2C, H, W), mean and standard
-deviation of a VAE's posterior, or images. Images may lie in class folders instead, as ImageNet's.
+SOURCE is a folder, a .zip or a .tar, which are read in place, or several of them: files .npy of
+(2C, H, W), mean and standard deviation of a VAE's posterior, or images. Classes come from a
+dataset.json as EDM2 writes it, {"labels": [[file, class], ...]}, from WebDataset's .cls beside each
+sample, or from class folders as ImageNet's (or class archives), in the order of their names; all
+named by numbers, they are the classes of these numbers. Of splits the training images are taken.
 
 The order is a seeded shuffle of all samples: any run of shards is a fair sample of all classes.
 The bytes do not depend on the number of workers. Interrupted and started again, it goes on.
@@ -15,7 +17,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sid_scale.commands.arguments import add_data_set, add_workers, check_least
+from sid_scale.commands.arguments import add_workers, check_least
+from sid_scale.commands.data_set import add_data_set, max_bad, open_data_set_source
 from sid_scale.dtypes import STORED
 
 if TYPE_CHECKING:
@@ -23,7 +26,6 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--source", type=Path, required=True, help="a folder or a zip archive")
     add_data_set(parser)
     parser.add_argument(
         "--dtype",
@@ -49,21 +51,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="where that codec's VAE is (EDM2's: stabilityai/sd-vae-ft-mse)",
     )
-    parser.add_argument(
-        "--num-classes", type=int, metavar="N", help="default: up to the largest label"
-    )
 
 
 def run(options: argparse.Namespace) -> int:
-    check_least(options, workers=1, seed=0, resolution=1, num_classes=1)
+    check_least(options, workers=1, seed=0, resolution=1, num_classes=1, max_bad=0)
     from tqdm import tqdm
 
     from sid_scale.data.prepare.build import ShardBuild
     from sid_scale.data.prepare.pack import Packing, pack, plan_packing
-    from sid_scale.data.prepare.sources import open_source
     from sid_scale.process_pool import usable_cores
 
-    source = open_source(options.source, options.num_classes, options.unlabelled)
+    source = open_data_set_source(options)
     packing = Packing(
         options.shard_size,
         options.dtype,
@@ -71,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
         options.resolution,
         _codec(options).describe(),
     )
-    build = ShardBuild(options.out, plan_packing(source, packing))
+    build = ShardBuild(options.out, plan_packing(source, packing), max_bad=max_bad(options))
     with build.claimed():
         if not build.is_finished:
             with tqdm(total=len(source), unit=" samples") as bar:

@@ -1,10 +1,14 @@
 """Making shards, and checking them.
 
-    sources.py       what a data set is made of;  files.py  folders and archives by name
-    class_labels.py  which class a file is of;  images.py  pixels out of files
+    raw_samples.py   what every source of samples offers
+    sources.py       latents and images in files;  pixel_shards.py  images in shards
+    places.py        what a source names: files.py a folder, archives.py a zip or tar, or several
+    folder_levels.py which folder is meant;  class_labels.py  which class a file is of
+    keys.py          names of samples;  images.py, latents.py  numbers out of files
     plan.py          all that the bytes depend on, decided beforehand
     pack.py          latents and pixels into shards;  encode.py  images through a VAE
-    build.py         a folder that any number of processes fill;  shard_writer.py  one shard
+    build.py         a folder that any number of processes fill;  notes.py  what is done of it
+    refusals.py      samples that have no place in a data set;  shard_writer.py  one shard
     verify.py        what is wrong with a data set
 
 Imports: data, codecs, dtypes, errors, hashing, inputs_changed, process_pool, thread_map.

@@ -4,8 +4,10 @@ with the archive's own sizes and checksums.
 Only the list is held, a few tens of bytes a member.
 """
 
+import io
 import os
 import struct
+import tarfile
 import zipfile
 import zlib
 from array import array
@@ -14,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple, cast
 
 import numpy as np
 
@@ -22,6 +24,9 @@ from sid_scale.data.prepare.files import MOST_BYTES, SourceError, is_hidden
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, and how long name and extra field are
 _METHODS = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated"}
+
+
+# --- zip ----------------------------------------------------------------------------------
 
 
 class Member(NamedTuple):
@@ -40,10 +45,14 @@ class ZipFiles:
     def __init__(self, path: Path):
         self.path = path
         self.names: list[str] = []
+        self.folders: list[str] = []
         members = array("q")
         with zipfile.ZipFile(path) as archive:
             for info in archive.filelist:
-                if info.is_dir() or is_hidden(info.filename):
+                if is_hidden(info.filename):
+                    continue
+                if info.is_dir():
+                    self.folders.append(info.filename.rstrip("/"))
                     continue
                 _check_member(path, info)
                 self.names.append(info.filename)
@@ -102,4 +111,101 @@ def _read_member(descriptor: int, member: Member) -> bytes:
         raise SourceError(f"damaged: {len(content)} bytes, not {member.size}")
     if zlib.crc32(content) != member.crc:
         raise SourceError("damaged: another checksum than the archive's directory has")
+    return content
+
+
+# --- tar ----------------------------------------------------------------------------------
+
+
+class TarFiles:
+    """A tar archive's files; those of tar archives in it are in folders of these archives' names,
+    as ImageNet's classes are."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.names: list[str] = []
+        self.folders: list[str] = []
+        places = array("q")
+        with open(path, "rb") as file:
+            for name, offset, size in self._members(file, ""):
+                self.names.append(name)
+                places.extend((offset, size))
+        self._places = np.array(places).reshape(-1, 2)  # offset and size of each file
+
+    def check(self, number: int) -> str:
+        return str(self._places[number, 1])
+
+    def part(self, numbers: Sequence[int]) -> "TarPart":
+        return TarPart(self.path, [(int(o), int(s)) for o, s in self._places[list(numbers)]])
+
+    def _members(self, file: IO[bytes], prefix: str) -> Iterator[tuple[str, int, int]]:
+        """Name, offset in the outermost archive and size of each file."""
+        inner: list[tuple[str, int, int]] = []
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            while (member := archive.next()) is not None:
+                archive.members = []  # type: ignore[attr-defined]  # it would grow to gigabytes
+                name = prefix + member.name
+                if is_hidden(name):
+                    continue
+                if member.isdir():
+                    self.folders.append(name)
+                elif member.issparse() or not member.isreg():
+                    raise SourceError(
+                        f"{self.path}: {name} is a link, or no plain file; pack what it leads to"
+                    )
+                elif name.endswith(".tar"):
+                    inner.append((name, member.offset_data, member.size))
+                elif member.size > MOST_BYTES:
+                    raise SourceError(f"{self.path}: {name} claims {member.size} bytes: no sample")
+                else:
+                    yield name, member.offset_data, member.size
+        for name, begin, size in inner:
+            if prefix:
+                raise SourceError(f"{self.path}: {name} is an archive in an archive in an archive")
+            window = cast(IO[bytes], Window(file, begin, size))
+            for below, offset, length in self._members(window, name.removesuffix(".tar") + "/"):
+                yield below, begin + offset, length
+
+
+class Window(io.RawIOBase):
+    """Some bytes of a file as a file, to be read."""
+
+    def __init__(self, file: IO[bytes], begin: int, size: int):
+        self._file, self._begin, self._size, self._at = file, begin, size, 0
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._size - self._at)
+        self._file.seek(self._begin + self._at)
+        content = self._file.read(left if size < 0 else min(size, left))
+        self._at += len(content)
+        return content
+
+
+@dataclass(frozen=True)
+class TarPart:
+    """Some files of a tar archive."""
+
+    path: Path
+    places: list[tuple[int, int]]
+
+    @contextmanager
+    def open(self) -> Iterator[list[Callable[[], bytes]]]:
+        with open(self.path, "rb", buffering=0) as file:
+            yield [partial(_read_span, file.fileno(), *place) for place in self.places]
+
+
+def _read_span(descriptor: int, offset: int, size: int) -> bytes:
+    try:
+        content = os.pread(descriptor, size, offset)
+    except OSError as error:
+        raise SourceError(f"damaged ({error})") from error
+    if len(content) != size:
+        raise SourceError(f"damaged: the archive ends in it, after {len(content)} of {size} bytes")
     return content

@@ -6,28 +6,25 @@ other. Each finished shard leaves a note in `.making/`; a process that is starte
 shards that still are what their notes say. The process that finds all notes there writes the index.
 """
 
-import dataclasses
 import fcntl
 import json
 import os
 import shutil
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from sid_scale.data.prepare.notes import RECIPE, WORK, Notes
 from sid_scale.data.prepare.plan import Plan
-from sid_scale.data.prepare.shard_writer import WrittenShard, index_of, shard_name, write_shard
+from sid_scale.data.prepare.refusals import Refusals, RefusedSamples, list_refusals
+from sid_scale.data.prepare.shard_writer import index_of, shard_name, write_shard
 from sid_scale.data.shards import INDEX, Shard, ShardError, ShardIndex, read_index, write_index
-from sid_scale.errors import SidScaleError
 from sid_scale.inputs_changed import changed_inputs
 
-RECIPE = "recipe.json"
-WORK = ".making"
-MOST_TOLD = 20  # refused samples in one message
+MOST_REFUSED = 1000  # samples; after so many the source is not what it is taken for
 GO_ON = "With that mended, the same command goes on from here"
 
 
@@ -44,16 +41,26 @@ class Part:
 
 @dataclass(frozen=True)
 class ShardBuild:
-    """A folder in which a data set is being made, as one process sees it."""
+    """A folder in which a data set is being made, as one process sees it.
+
+    Args:
+        max_bad: so many of the source's samples may be left out because they are refused; None: a
+            shard with such a sample is not written.
+    """
 
     folder: Path
     plan: Plan
     part: Part = Part()
+    max_bad: int | None = None
 
     @property
     def mine(self) -> range:
         """Numbers of this process's shards."""
         return range(self.part.number, self.plan.shards, self.part.of)
+
+    @property
+    def notes(self) -> Notes:
+        return Notes(self.folder, self.plan)
 
     @property
     def _scratch(self) -> Path:
@@ -81,27 +88,54 @@ class ShardBuild:
         with held:
             yield
 
-    def make(self, number: int, records: Callable[[], Iterable[dict[str, Any]]]) -> int:
-        """Shard number `number`: as it is, if it is finished and sound, or else made of records.
+    def make(self, number: int, records: Callable[[Refusals], Iterable[dict[str, Any]]]) -> int:
+        """Shard number `number`: as it is, if it is finished and sound, or else made of records;
+        of those that are refused, see `raise_refused`.
 
         Returns:
-            How many samples it holds.
+            How many of the plan's samples are done with.
 
         Raises:
-            ShardError: it cannot be written.
+            ShardError: it cannot be written, or too many samples are refused.
         """
         path = self.folder / shard_name(number)
         count = self.plan.count(number)
         try:
-            noted = self._noted(number)
-            if noted is not None and path.is_file() and Shard.of(path, count) == noted.shard:
+            noted = self.notes.finished(number)
+            if noted and path.is_file() and Shard.of(path, noted.shard.samples) == noted.shard:
                 return count
             if noted is None and self.is_finished:  # by another, who cleared the notes away
                 return count
-            self._note(number, write_shard(path, records(), self._scratch / path.name))
+            refusals = Refusals(leave_out=self.max_bad is not None)
+            try:
+                written = write_shard(path, _all(records, refusals), self._scratch / path.name)
+            except RefusedSamples:
+                self.notes.write_refused(number, refusals.found)
+                if len(self.notes.refused(self.mine)) >= MOST_REFUSED:
+                    self.raise_refused()
+                return count
+            self.notes.write_refused(number, refusals.found)
+            self.notes.write(number, written, refusals.left_out, self._scratch)
+            if refusals.left_out:
+                self._check_bad()
         except OSError as error:
             raise ShardError(f"{path} cannot be written: {error}. {GO_ON}") from error
         return count
+
+    def raise_refused(self) -> None:
+        """Reports the refused samples of this process's shards that are not written.
+
+        Raises:
+            ShardError: there are some.
+        """
+        waiting = [n for n in self.mine if not self.is_finished and self.notes.finished(n) is None]
+        if refused := self.notes.refused(waiting):
+            raise ShardError(
+                f"{len(refused):,} samples are refused:\n{list_refusals(refused)}\n"
+                f"All others are looked at and kept. Mend these in their place, or delete them; or "
+                f"leave them out: --on-bad-image skip --max-bad {len(refused)}. The same command "
+                "then goes on from here"
+            )
 
     def finish(self) -> ShardIndex | None:
         """Writes the index if all shards are there; returns it.
@@ -111,10 +145,11 @@ class ShardBuild:
         Raises:
             ShardError: it cannot be written.
         """
-        noted = [self._noted(number) for number in range(self.plan.shards)]
+        noted = [self.notes.finished(number) for number in range(self.plan.shards)]
         shards = [written for written in noted if written is not None]
         try:
             if len(shards) == self.plan.shards and not self.is_finished:
+                self._list_refused()
                 write_index(self._scratch, index_of(shards, self.plan.format, self.plan.codec))
                 os.replace(self._scratch / INDEX, self.folder / INDEX)
         except OSError as error:
@@ -162,59 +197,43 @@ class ShardBuild:
             left_over.unlink()
         return lock
 
-    def _note_path(self, number: int) -> Path:
-        return self.folder / WORK / f"{shard_name(number)}.json"
-
-    def _note(self, number: int, written: WrittenShard) -> None:
-        note = {
-            "plan": self.plan.digest,
-            "shard": dataclasses.asdict(written.shard),
-            "classes": sorted(written.classes.items()),
-        }
-        partial = self._scratch / f"{shard_name(number)}.json"
-        partial.write_text(json.dumps(note))
-        os.replace(partial, self._note_path(number))
-
-    def _noted(self, number: int) -> WrittenShard | None:
-        """What the note of a shard says; None if there is none, or one of another plan."""
-        try:
-            note = json.loads(self._note_path(number).read_text())
-            if note["plan"] != self.plan.digest:
-                return None
-            return WrittenShard(Shard(**note["shard"]), Counter(dict(note["classes"])))
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            return None
-
-
-# --- samples ------------------------------------------------------------------------------
-
-
-class RejectedSamples:
-    """Samples of a shard that have no place in a data set: reported together, and the shard is not
-    written."""
-
-    def __init__(self) -> None:
-        self._told: list[str] = []
-
-    @contextmanager
-    def collected(self, where: str) -> Iterator[None]:
-        """A `SidScaleError` inside is kept for later."""
-        try:
-            yield
-        except SidScaleError as error:
-            self._told.append(f"{where}: {error}")
-            if len(self._told) == MOST_TOLD:
-                self.raise_any()
-
-    @property
-    def any(self) -> bool:
-        return bool(self._told)
-
-    def raise_any(self) -> None:
-        """Raises ShardError if there were some."""
-        if self._told:
+    def _check_bad(self) -> None:
+        """Raises ShardError if more samples are left out than may be."""
+        left_out = self.notes.left_out()
+        if self.max_bad is not None and len(left_out) > self.max_bad:
             raise ShardError(
-                f"{len(self._told)} of a shard's samples refused:\n  "
-                + "\n  ".join(self._told)
-                + "\nMend them in their place; what is finished stays, and the same command goes on"
+                f"{len(left_out):,} samples are refused, more than --max-bad {self.max_bad}:\n"
+                f"{list_refusals(left_out)}\nWhat is finished stays; with a larger --max-bad the "
+                "same command goes on from here"
             )
+
+    def _list_refused(self) -> None:
+        """Puts into the recipe which samples were refused, and which of them are left out."""
+        refused = self.notes.for_recipe()
+        if refused:
+            recipe = json.loads((self.folder / RECIPE).read_text())
+            (self._scratch / RECIPE).write_text(
+                json.dumps({**recipe, "refused": refused}, indent=1) + "\n"
+            )
+            os.replace(self._scratch / RECIPE, self.folder / RECIPE)
+
+
+def _all(
+    records: Callable[[Refusals], Iterable[dict[str, Any]]], refusals: Refusals
+) -> Iterator[dict[str, Any]]:
+    """A shard's records.
+
+    Raises:
+        RefusedSamples: some were refused, and the shard is not to be without them.
+        ShardError: none was not.
+    """
+    is_empty = True
+    for record in records(refusals):
+        yield record
+        is_empty = False
+    refusals.raise_any()
+    if is_empty:
+        raise ShardError(
+            f"all samples of a shard are refused:\n{list_refusals(refusals.found)}\nAn empty "
+            "shard cannot be; mend some of them"
+        )

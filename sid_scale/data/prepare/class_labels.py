@@ -1,73 +1,242 @@
-"""Which class each file of a source is of: by EDM2's `dataset.json`, or by ImageNet's folders."""
+"""Which class each file of a source is of: by EDM2's `dataset.json`, by WebDataset's `.cls` files,
+or by ImageNet's folders, one a class."""
 
 import json
-from pathlib import Path
+import re
+from collections.abc import Set
+from typing import NamedTuple
 
 from sid_scale.data.prepare.files import Files, SourceError
+from sid_scale.data.prepare.folder_levels import CLASS, LABELS, Level, name_some
 
-LABELS = "dataset.json"
-SPLITS = {"train", "val", "valid", "validation", "test"}
+_DIGITS = re.compile(r"(\d+)")
 
 
-def labels_in_json(path: Path, files: Files, numbers: list[int]) -> list[int]:
-    """The classes of the files with these numbers, as `dataset.json` has them.
+class ClassCount(NamedTuple):
+    """How many classes there must be, and what says so."""
+
+    number: int
+    origin: str  # "--num-classes", "the teacher in FOLDER"
+
+
+class Labels(NamedTuple):
+    """Classes of a level's files, in their order."""
+
+    labels: list[int]
+    num_classes: int
+    folders: list[str]  # names of the class folders, if they are what labels come from
+    notes: list[str]
+
+
+def find_labels(
+    where: str,
+    files: Files,
+    level: Level,
+    expected: ClassCount | None,
+    empty_classes: bool,
+    gone: Set[str],
+) -> Labels:
+    """The classes of a level's files.
+
+    Args:
+        empty_classes: a class folder without samples is a class all the same.
+        gone: names of files that are known not to be there any more.
 
     Raises:
-        SourceError: it is damaged, or does not fit the files.
+        SourceError: they are damaged, do not fit the files, or leave more than one reading.
     """
-    where = f"{path}: {LABELS}"
-    with files.part([files.names.index(LABELS)]).open() as (read,):
-        try:
-            labels = json.loads(read())["labels"]
-            if not isinstance(labels, list | None):
-                raise TypeError("no list")
-            known = dict(labels or ())
-        except (ValueError, TypeError, KeyError) as error:
+    if level.root + LABELS in files.names:
+        labels = _in_json(where, files, level, gone)
+    elif any(name.endswith(CLASS) for name in files.names):
+        labels = _beside(where, files, level)
+    else:
+        _refuse_deeper_json(where, files, level)
+        return _by_folder(where, files, level, expected, empty_classes)
+    number = expected.number if expected else max(labels) + 1
+    for label, file in zip(labels, level.numbers, strict=True):
+        if not 0 <= label < number:
+            reason = f", and {expected.origin} has {number} classes" if expected else ""
             raise SourceError(
-                f'{where}: not of the form {{"labels": [[file, class], ...]}} '
-                f"({type(error).__name__}: {error})"
-            ) from error
+                f"{where}: {files.names[file]}: class {label} is not in 0..{number - 1}{reason}"
+            )
+    return Labels(labels, number, [], [])
+
+
+# --- dataset.json -------------------------------------------------------------------------
+
+
+def _in_json(where: str, files: Files, level: Level, gone: Set[str]) -> list[int]:
+    """Labels by `dataset.json`, whose names are relative to its folder."""
+    json_name = level.root + LABELS
+    where = f"{where}: {json_name}"
+    known: dict[str, int] = {}
+    copies = [number for number, name in enumerate(files.names) if name == json_name]
+    with files.part(copies).open() as reads:  # parts of a data set may have one each
+        for read in reads:
+            for name, label in _parse(where, read()).items():
+                if known.setdefault(name, label) != label:
+                    raise SourceError(f"{where}: {name} is of class {known[name]}, and of {label}")
     if not known:
         raise SourceError(f"{where} holds no labels; --unlabelled makes a set without classes")
-    names = [files.names[number] for number in numbers]
+    names = [files.names[number][len(level.root) :] for number in level.numbers]
     for name in names:
         if type(known.get(name, 0)) is not int:
             raise SourceError(f"{where}: {name}: class {known[name]!r:.80} is no integer")
-    _name_some(set(names) - known.keys(), f"{where}: these files have no class")
-    _name_some(known.keys() - set(names), f"{where}: these files have a class, but are not there")
+    if without := set(names) - known.keys():
+        raise SourceError(f"{where}: these files have no class: {name_some(without)}")
+    missing = known.keys() - set(names) - {name.removeprefix(level.root) for name in gone}
+    if missing:
+        raise SourceError(
+            f"{where}: these files have a class, but are not there: {name_some(missing)}"
+        )
     return [known[name] for name in names]
 
 
-def _name_some(names: set[str], complaint: str) -> None:
-    if names:
-        some = ", ".join(map(str, sorted(names, key=str)[:5]))
-        raise SourceError(f"{complaint}: {some}{' ...' if len(names) > 5 else ''} ({len(names)})")
+def _parse(where: str, content: bytes) -> dict[str, int]:
+    try:
+        labels = json.loads(content)["labels"]
+        if not isinstance(labels, list | None):
+            raise TypeError("no list")
+        return dict(labels or ())
+    except (ValueError, TypeError, KeyError) as error:
+        raise SourceError(
+            f'{where}: not of the form {{"labels": [[file, class], ...]}} '
+            f"({type(error).__name__}: {error})"
+        ) from error
 
 
-def labels_by_folder(
-    path: Path, files: Files, numbers: list[int]
-) -> tuple[list[int], list[int], list[str]]:
-    """Files in class folders, their classes, and the folders' names in the order of classes.
+def _refuse_deeper_json(where: str, files: Files, level: Level) -> None:
+    below = [n for n in files.names if n.startswith(level.root) and n.endswith(f"/{LABELS}")]
+    if below:
+        folders = name_some(name.removesuffix(LABELS) for name in below)
+        raise SourceError(
+            f"{where}: {LABELS} lies in {folders}, not at the top: give that folder as the source "
+            "(of an archive: pack what is in that folder)"
+        )
+    if level.kind == "latents":
+        raise SourceError(f"{where}: there is no {LABELS} that says what class a file is of")
 
-    Of a data set's splits only `train` is taken.
 
-    Raises:
-        SourceError: a file is in no folder.
-    """
-    parts = [files.names[number].split("/") for number in numbers]
-    depth = 0
-    if {part[0] for part in parts if len(part) > 1} <= SPLITS and any(
-        part[0] == "train" and len(part) > 2 for part in parts
-    ):
-        depth = 1
-        chosen = [i for i, part in enumerate(parts) if part[0] == "train"]
-        numbers, parts = [numbers[i] for i in chosen], [parts[i] for i in chosen]
-    for part in parts:
-        if len(part) < depth + 2:
+# --- WebDataset ---------------------------------------------------------------------------
+
+
+def _beside(where: str, files: Files, level: Level) -> list[int]:
+    """Labels by the `.cls` file beside each sample."""
+    number_of = {name: n for n, name in enumerate(files.names) if name.endswith(CLASS)}
+    beside = [_class_file(files.names[number]) for number in level.numbers]
+    if without := set(beside) - number_of.keys():
+        raise SourceError(
+            f"{where}: some samples have a {CLASS}, these do not: {name_some(without)}"
+        )
+    labels = []
+    with files.part([number_of[name] for name in beside]).open() as reads:
+        for name, read in zip(beside, reads, strict=True):
+            content = read()
+            if not re.fullmatch(rb"\s*\d{1,9}\s*", content):
+                raise SourceError(f"{where}: {name} holds {content[:20]!r}, not a class")
+            labels.append(int(content))
+    return labels
+
+
+def _class_file(name: str) -> str:
+    folder, slash, file = name.rpartition("/")
+    return f"{folder}{slash}{file.split('.')[0]}{CLASS}"
+
+
+# --- class folders ------------------------------------------------------------------------
+
+
+def _by_folder(
+    where: str, files: Files, level: Level, expected: ClassCount | None, empty_classes: bool
+) -> Labels:
+    """Labels by class folders, in the order of their numbers or names."""
+    below = [files.names[number][len(level.root) :].split("/") for number in level.numbers]
+    for parts in below:
+        if len(parts) < 2:
             raise SourceError(
-                f"{path}: {'/'.join(part)} is in no class folder, and there is no {LABELS}. "
+                f"{where}: {level.root}{parts[0]} is in no class folder, and there is no {LABELS}. "
                 "Put each class's images in a folder, or --unlabelled makes a set without classes"
             )
-    classes = sorted({part[depth] for part in parts})
+    filled = {parts[0] for parts in below}
+    found = filled | _folders_in(level.root, files.folders)
+    if (empty := found - filled) and not empty_classes:
+        raise SourceError(
+            f"{where}: class folders without a sample: {name_some(empty)}. The classes behind them "
+            "would move up: fill or remove these folders, or give --empty-classes to keep them as "
+            "classes without samples"
+        )
+    numbers_only = all(re.fullmatch("[0-9]{1,6}", name) for name in found)
+    if numbers_only:
+        classes, notes = _by_number(where, found, expected, empty_classes), []
+    else:
+        classes, notes = sorted(found), _order_notes(where, found)
+    _check_depth(where, below, len(classes), expected)
+    if expected and expected.number != len(classes):
+        message = f"{where}: {len(classes)} classes, but {expected.origin} has {expected.number}"
+        if len(classes) > 1:
+            raise SourceError(
+                f"{message}. Give the folder that holds all class folders, or a {LABELS} that "
+                "says the class of each file"
+            )
+        notes.append(f"{message}: all samples are of class 0, and a run needs as many classes")
     number_of = {name: number for number, name in enumerate(classes)}
-    return numbers, [number_of[part[depth]] for part in parts], classes
+    return Labels([number_of[parts[0]] for parts in below], len(classes), classes, notes)
+
+
+def _folders_in(root: str, folders: list[str]) -> set[str]:
+    return {f[len(root) :].split("/")[0] for f in folders if f.startswith(root)} - {""}
+
+
+def _by_number(
+    where: str, names: set[str], expected: ClassCount | None, empty_classes: bool
+) -> list[str]:
+    """Class folders that are numbers, each at its number; a class without one has its number."""
+    by_number: dict[int, str] = {}
+    for name in sorted(names):
+        if (other := by_number.setdefault(int(name), name)) != name:
+            raise SourceError(f"{where}: class folders {other} and {name} are one number")
+    count = max(by_number) + 1
+    if empty_classes and expected:
+        count = max(count, expected.number)
+    missing = set(range(count)) - by_number.keys()
+    if missing and not empty_classes:
+        raise SourceError(
+            f"{where}: class folders named by numbers are the classes of these numbers, from 0 on, "
+            f"and these are missing: {name_some(missing)}. Rename the folders, or give "
+            "--empty-classes to have classes without samples"
+        )
+    return [by_number.get(number, str(number)) for number in range(count)]
+
+
+def _order_notes(where: str, names: set[str]) -> list[str]:
+    """What a user may have meant otherwise about the order of class folders."""
+    as_text = sorted(names)
+    as_people_count = sorted(
+        names, key=lambda n: [int(p) if p.isdecimal() else p.casefold() for p in _DIGITS.split(n)]
+    )
+    for number, (here, there) in enumerate(zip(as_text, as_people_count, strict=True)):
+        if here != there:
+            return [
+                f"{where}: class folders are numbered in the order of their names as text: "
+                f"class {number} is {here}, not {there}"
+            ]
+    if any(map(str.isdecimal, names)):
+        return [f"{where}: some class folders are named by numbers and some are not: all are text"]
+    return []
+
+
+def _check_depth(
+    where: str, below: list[list[str]], count: int, expected: ClassCount | None
+) -> None:
+    """Refuses class folders that seem to be a level too high, unless their number is as it must."""
+    inner: dict[str, set[str]] = {}
+    for parts in below:
+        if len(parts) > 2:
+            inner.setdefault(parts[0], set()).add(parts[1])
+    several = [name for name, folders in inner.items() if len(folders) > 1]
+    if several and not (expected and expected.number == count):
+        raise SourceError(
+            f"{where}: this makes {name_some(several)} a class folder, whose images lie in folders "
+            f"of their own: {name_some(inner[min(several)])}. Give the folder that holds the class "
+            f"folders; if these are the classes, say --num-classes {count}"
+        )

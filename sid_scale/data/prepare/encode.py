@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -17,18 +18,18 @@ import torch
 from torch import Tensor
 
 from sid_scale.codecs import VAE_WEIGHTS, VAECodec
-from sid_scale.data.prepare.build import RejectedSamples, ShardBuild
+from sid_scale.data.prepare.build import ShardBuild
 from sid_scale.data.prepare.files import SourceError
 from sid_scale.data.prepare.images import centre_crop
+from sid_scale.data.prepare.keys import FLIPPED
 from sid_scale.data.prepare.plan import Plan, describe_source, shard_count, shuffled
 from sid_scale.data.prepare.raw_samples import Raw, Source
+from sid_scale.data.prepare.refusals import Refusals
 from sid_scale.data.prepare.shard_writer import Sample, SampleFormat
 from sid_scale.dtypes import torch_dtype
 from sid_scale.errors import SidScaleError
 from sid_scale.hashing import sha256_file
 from sid_scale.thread_map import one_thread_each
-
-FLIPPED = "_flipped"  # what the key of an image's mirror image ends with
 
 
 class EncodingError(SidScaleError):
@@ -146,14 +147,14 @@ def encode(
             work = _Shard(source, chosen, making.plan.format, encoding, encoder, pool, done)
             count = making.make(number, work.records)
             done(count - work.encoded)  # what was there already
+    making.raise_refused()
 
 
 class _ReadImage(NamedTuple):
     """An image to be encoded; `pixels` becomes uint8 (R, R, 3)."""
 
-    key: str
-    label: int
-    where: str
+    raw: Raw
+    flip: bool
     pixels: Future[np.ndarray]
 
 
@@ -170,36 +171,33 @@ class _Shard:
     done: Callable[[int], object]
     encoded: int = 0
 
-    def records(self) -> Iterator[dict[str, Any]]:
+    def records(self, refusals: Refusals) -> Iterator[dict[str, Any]]:
         """What the shard holds, in order."""
-        rejected = RejectedSamples()
         with self.source.part(self.chosen % len(self.source)).open() as raws:
             ready = _ahead(self._begun(raws), self.encoding.threads + 2 * self.encoding.batch_size)
             while read := list(islice(ready, self.encoding.batch_size)):
-                pixels = []
-                for image in read:
-                    with rejected.collected(image.where):
-                        pixels.append(image.pixels.result())
-                if not rejected.any:  # else there will be no shard: look only for more of them
-                    yield from self._encode(read, pixels, rejected)
-        rejected.raise_any()
+                cropped = [refusals.attempt(image.raw, image.pixels.result) for image in read]
+                sound = [(i, p) for i, p in zip(read, cropped, strict=True) if p is not None]
+                if sound and not refusals.stop:  # else only further refusals matter
+                    yield from self._encode(sound, refusals)
+                self.encoded += len(read)
+                self.done(len(read))
 
     def _begun(self, raws: Iterable[Raw]) -> Iterator[_ReadImage]:
         for raw, flip in zip(raws, (self.chosen >= len(self.source)).tolist(), strict=True):
             pixels = self.pool.submit(_cropped, raw.load, flip, self.encoding.resolution)
-            yield _ReadImage(raw.key + FLIPPED * flip, raw.label, raw.where, pixels)
+            yield _ReadImage(raw, flip, pixels)
 
     def _encode(
-        self, read: list[_ReadImage], pixels: list[np.ndarray], rejected: RejectedSamples
+        self, sound: list[tuple[_ReadImage, np.ndarray]], refusals: Refusals
     ) -> Iterator[dict[str, Any]]:
-        images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
-        for image, stored in zip(read, self.encoder(images), strict=True):
-            with rejected.collected(image.where):
-                record = self.format.record(Sample(image.key, stored, image.label))
-            if not rejected.any:
+        images = torch.from_numpy(np.stack([pixels for _, pixels in sound])).permute(0, 3, 1, 2)
+        for (image, _), stored in zip(sound, self.encoder(images), strict=True):
+            raw = image.raw
+            sample = Sample(raw.key + FLIPPED * image.flip, stored, raw.entry.label)
+            record = refusals.attempt(raw, partial(self.format.record, sample))
+            if record is not None and not refusals.stop:
                 yield record
-        self.encoded += len(read)
-        self.done(len(read))
 
 
 def _cropped(load: Callable[[], np.ndarray], flip: bool, resolution: int) -> np.ndarray:

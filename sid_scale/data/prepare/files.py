@@ -16,6 +16,15 @@ from typing import Protocol
 from sid_scale.errors import SidScaleError
 
 MOST_BYTES = 1 << 28  # of one file: what claims more is no sample
+# Folders of Synology's and QNAP's servers and of Windows; names with a dot come on top.
+_JUNK = {
+    "@eaDir",
+    "#recycle",
+    "@Recycle",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+    "lost+found",
+}
 
 
 class SourceError(SidScaleError):
@@ -34,6 +43,7 @@ class Files(Protocol):
     """Files of a folder or an archive, in an order of its own."""
 
     names: list[str]
+    folders: list[str]  # those that are known of, with files or without
 
     def part(self, numbers: Sequence[int]) -> Part:
         """The files with these numbers."""
@@ -43,8 +53,9 @@ class Files(Protocol):
 
 
 def is_hidden(name: str) -> bool:
+    """Whether a file belongs to an operating system or a file server, not to the data."""
     parts = (part for part in name.split("/") if part not in (".", ".."))
-    return any(part.startswith((".", "__MACOSX")) for part in parts)
+    return any(part.startswith((".", "__MACOSX")) or part in _JUNK for part in parts)
 
 
 # --- folders ------------------------------------------------------------------------------
@@ -56,10 +67,18 @@ class FolderFiles:
     def __init__(self, root: Path):
         self.root = root
         self.names: list[str] = []
-        for folder, _, files in os.walk(root, followlinks=True, onerror=_raise):
+        self.folders: list[str] = []
+        for folder, inside, files in os.walk(root, followlinks=True, onerror=_raise):
             inner = os.path.relpath(folder, root)
             prefix = "" if inner == "." else inner.replace(os.sep, "/") + "/"
-            self.names += [prefix + file for file in files]
+            inside[:] = [name for name in inside if not is_hidden(name)]
+            for name in inside:
+                _refuse_loop(folder, name)
+            self.folders += [prefix + name for name in inside]
+            for name in files:
+                # A link that leads nowhere may be a class folder that is not mounted.
+                is_file = "." in name or os.path.exists(os.path.join(folder, name))
+                (self.names if is_file else self.folders).append(prefix + name)
         self.names = [name for name in self.names if not is_hidden(name)]
 
     def check(self, number: int) -> str:
@@ -90,6 +109,14 @@ def _read_file(path: Path) -> bytes:
     if len(content) > MOST_BYTES:
         raise SourceError(f"larger than {MOST_BYTES} bytes: no sample")
     return content
+
+
+def _refuse_loop(folder: str, name: str) -> None:
+    path = os.path.join(folder, name)
+    if os.path.islink(path):
+        leads_to = os.path.realpath(path)
+        if os.path.commonpath([leads_to, os.path.realpath(folder)]) == leads_to:
+            raise SourceError(f"{path} is a link to a folder that holds it; remove the link")
 
 
 def _raise(error: OSError) -> None:

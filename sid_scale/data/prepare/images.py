@@ -3,18 +3,24 @@
 import io
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
 # Read by content, not by name; PIL's other decoders are many, and some start other programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
+AVIF = features.check("avif")  # in Pillow's own wheels from 11.3 on
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", *(("AVIF",) if AVIF else ()))
+SUFFIXES = (
+    *(".jpeg", ".jpg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tiff", ".tif", ".gif"),
+    *((".avif",) if AVIF else ()),
+)
 # The modes that `convert("RGB")` keeps the looks of; it would cut 16 bits off at white.
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
 def decode_image(content: bytes) -> np.ndarray:
-    """An image file's pixels, uint8 (H, W, 3). Transparency is dropped, and a camera's note on
-    which side is up is not looked at, as in the field's preprocessing.
+    """An image file's pixels, uint8 (H, W, 3), of its first frame.
+
+    Transparency is dropped, and a camera's note on which side is up is not looked at, as in the
+    field's preprocessing.
 
     Raises:
         ValueError: it is damaged, cut short, or no image that is known here.

@@ -2,19 +2,23 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from sid_scale.codecs import IdentityCodec
-from sid_scale.data.prepare.build import RejectedSamples, ShardBuild
+from sid_scale.data.prepare.build import ShardBuild
 from sid_scale.data.prepare.images import centre_crop
 from sid_scale.data.prepare.plan import Plan, describe_source, shard_count, shuffled
 from sid_scale.data.prepare.raw_samples import Raw, Source, SourcePart
+from sid_scale.data.prepare.refusals import Refusals, list_refusals
 from sid_scale.data.prepare.shard_writer import Sample, SampleFormat
 from sid_scale.data.shards import ShardError
 from sid_scale.process_pool import over_processes
+
+FIRST_FEW = 100  # samples that are tried for one that is sound
 
 
 @dataclass(frozen=True)
@@ -36,17 +40,12 @@ class Packing:
 
 
 def plan_packing(source: Source, packing: Packing) -> Plan:
-    """What packing a source will make. Its first sample is read, for its shape.
+    """What packing a source will make. Its first sound sample is read, for its shape.
 
     Raises:
-        SidScaleError: the first sample is damaged, or no latents of that codec.
+        SidScaleError: the first samples are all damaged, or no latents of that codec.
     """
-    with source.part(np.array([0])).open() as raws:
-        raw = next(raws)
-        try:
-            stored = stored_sample(raw, packing.resolution).stored
-        except ValueError as error:
-            raise ShardError(f"{raw.where}: {error}") from error
+    raw, stored = _first_sound(source, packing.resolution)
     if source.kind == "latents":
         codec = packing.codec
         if 2 * len(codec["scale"]) != stored.shape[0] or 2 * len(codec["bias"]) != stored.shape[0]:
@@ -69,11 +68,24 @@ def plan_packing(source: Source, packing: Packing) -> Plan:
     )
 
 
+def _first_sound(source: Source, resolution: int | None) -> tuple[Raw, np.ndarray]:
+    """The first sample that can be read, as it is stored."""
+    refusals = Refusals(leave_out=True)
+    with source.part(np.arange(min(len(source), FIRST_FEW))).open() as raws:
+        for raw in raws:
+            sample = refusals.attempt(raw, partial(stored_sample, raw, resolution))
+            if sample is not None:
+                return raw, sample.stored
+    raise ShardError(
+        f"the first {FIRST_FEW} samples are all refused:\n{list_refusals(refusals.found)}"
+    )
+
+
 def pack(source: Source, making: ShardBuild, workers: int) -> Iterator[int]:
     """Makes a folder's shards, over processes; yields how many samples each one holds.
 
     Raises:
-        ShardError: a sample is refused, or a shard cannot be written.
+        ShardError: samples are refused, or a shard cannot be written.
         WorkerError: a worker was killed.
     """
     order = shuffled(source, making.plan.seed)
@@ -82,6 +94,7 @@ def pack(source: Source, making: ShardBuild, workers: int) -> Iterator[int]:
         for number in making.mine
     )
     yield from over_processes(_pack_shard, tasks, workers)
+    making.raise_refused()
 
 
 def stored_sample(raw: Raw, resolution: int | None) -> Sample:
@@ -95,7 +108,7 @@ def stored_sample(raw: Raw, resolution: int | None) -> Sample:
         pixels = array if resolution is None else centre_crop(array, resolution)
         image = torch.from_numpy(pixels.transpose(2, 0, 1)[None].copy())
         array = IdentityCodec().encode(image)[0].numpy()
-    return Sample(raw.key, array, raw.label)
+    return Sample(raw.key, array, raw.entry.label)
 
 
 @dataclass(frozen=True)
@@ -106,15 +119,15 @@ class _Task:
 
 
 def _pack_shard(task: _Task) -> int:
-    def records() -> Iterator[dict[str, Any]]:
-        rejected = RejectedSamples()
+    def records(refusals: Refusals) -> Iterator[dict[str, Any]]:
         with task.part.open() as raws:
             for raw in raws:
-                with rejected.collected(raw.where):
-                    record = task.making.plan.format.record(stored_sample(raw, resolution))
-                if not rejected.any:
+                record = refusals.attempt(raw, partial(_record, task.making.plan, raw))
+                if record is not None and not refusals.stop:
                     yield record
-        rejected.raise_any()
 
-    resolution = task.making.plan.transform.get("centre_crop")
     return task.making.make(task.number, records)
+
+
+def _record(plan: Plan, raw: Raw) -> dict[str, Any]:
+    return plan.format.record(stored_sample(raw, plan.transform.get("centre_crop")))

@@ -12,7 +12,7 @@ import numpy as np
 
 from sid_scale.codecs import IdentityCodec
 from sid_scale.data.prepare.files import SourceError
-from sid_scale.data.prepare.raw_samples import Raw
+from sid_scale.data.prepare.raw_samples import Entry, Raw
 from sid_scale.data.shards import ShardIndex, decode, read_index, read_shard
 
 
@@ -33,6 +33,7 @@ class PixelShards:
             )
         self.num_classes = self.index.num_classes
         self.classes: list[str] = []
+        self.notes: list[str] = []
         digests = "".join(shard.sha256 for shard in self.index.shards)
         self.fingerprint = hashlib.sha256(digests.encode()).hexdigest()
 
@@ -63,7 +64,8 @@ class ShardPart:
                 for record in islice(read_shard(self.folder, shard, first), count):
                     stored, label = decode(record, self.index)
                     load = partial(_pixels, stored)
-                    yield Raw(record.key, label, f"{record.url}: {record.key}", load)
+                    entry = Entry(record.key, label, "")
+                    yield Raw(record.key, entry, f"{record.url}: {record.key}", load)
                 count -= min(count, shard.samples - first)
             first = max(0, first - shard.samples)
 

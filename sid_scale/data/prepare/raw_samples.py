@@ -6,6 +6,20 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from sid_scale.data.prepare.files import SourceError
+
+
+class GoneSample(SourceError):
+    """A sample that was refused before, and that the source does not hold any more."""
+
+
+class Entry(NamedTuple):
+    """A sample as its source lists it."""
+
+    name: str  # of its file
+    label: int
+    check: str  # what is known of its contents without reading them
+
 
 class Raw(NamedTuple):
     """A sample of a source, not yet read.
@@ -15,7 +29,7 @@ class Raw(NamedTuple):
     """
 
     key: str
-    label: int
+    entry: Entry
     where: str
     load: Callable[[], np.ndarray]
 
@@ -35,6 +49,7 @@ class Source(Protocol):
     fingerprint: str  # of names, classes and, where that costs no reading, contents
     classes: list[str]  # names of the folders that classes come from, if they do
     shuffled: bool  # its own order is a fair one, and the only one that it reads fast
+    notes: list[str]  # what its user should know
 
     def __len__(self) -> int: ...
 

@@ -6,7 +6,6 @@ set is refused by its key.
 
 import io
 import os
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import webdataset as wds
 
+from sid_scale.data.prepare.keys import KEY
 from sid_scale.data.shards import (
     DTYPES,
     INDEX,
@@ -28,8 +28,6 @@ from sid_scale.data.shards import (
 )
 from sid_scale.data.tar_layout import sample_stride
 
-# WebDataset cuts a key at its first dot and skips `__names`; ustar has room for 100 characters.
-KEY = re.compile(r"(?!__)[A-Za-z0-9_/-]{1,90}")
 BUFFER = 1 << 20  # tarfile writes bits of 10 kB
 
 

@@ -1,6 +1,7 @@
 """Statistics of real images: from `reference`'s options to the file."""
 
 import argparse
+import sys
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from sid_scale.evaluate.features import (
 from sid_scale.evaluate.metrics.distances import FeatureStatistics
 from sid_scale.evaluate.references.files import ReferenceFile, ReferenceFileError, write_reference
 from sid_scale.evaluate.references.real_images import (
-    FolderSource,
+    ImageSource,
     RealBatch,
     RealImageError,
     ShardSource,
@@ -52,6 +53,9 @@ def make_reference(options: argparse.Namespace, ranks: Ranks) -> None:
     if not metrics:
         raise MetricError(f"metrics: {', '.join(options.metrics)} are compared with nothing")
     source = open_source(options.data, options.crop)
+    if ranks.is_first:
+        for note in source.notes:
+            print(f"note: {note}", file=sys.stderr)
     files = DetectorFiles(options.inception, options.dinov2)
     detectors = open_detectors(metrics, files, ranks.device)
     codec = _codec(source, options, list(detectors.extract))
@@ -104,7 +108,7 @@ def make_reference(options: argparse.Namespace, ranks: Ranks) -> None:
 
 
 def _codec(
-    source: ShardSource | FolderSource, options: argparse.Namespace, kinds: list[str]
+    source: ShardSource | ImageSource, options: argparse.Namespace, kinds: list[str]
 ) -> Codec | None:
     """What turns latents into images or images into latents, if that is needed."""
     codec: Codec | None = None

@@ -1,10 +1,10 @@
-"""Real images, from shards or from a folder, as `reference` goes through them.
+"""Real images, from shards, a folder or an archive, as `reference` goes through them.
 
 A source has parts, which ranks read in turn: of shards each is one, of a folder's images some
 hundreds. Its images are numbered; of these every one is taken, or some that are spread evenly.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from sid_scale.codecs import Codec
-from sid_scale.data.prepare.images import SUFFIXES, centre_crop, decode_image
+from sid_scale.data.prepare import sources
+from sid_scale.data.prepare.images import centre_crop
 from sid_scale.data.shards import INDEX, decode, read_index, read_shard
 from sid_scale.diffusion.noise import SeededNoise, keyed_seeds
 from sid_scale.errors import SidScaleError
@@ -41,6 +42,10 @@ class RealImageSource(Protocol):
     """What every source offers."""
 
     @property
+    def notes(self) -> Sequence[str]:
+        """What the user should know of how it was read."""
+
+    @property
     def count(self) -> int:
         """How many images there are."""
 
@@ -54,6 +59,8 @@ class RealImageSource(Protocol):
 
 class ShardSource:
     """Latent shards."""
+
+    notes: tuple[str, ...] = ()
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -79,65 +86,69 @@ class ShardSource:
         return RealBatch(torch.tensor(numbers), None, stored)
 
 
-class FolderSource:
-    """Images in a folder and in those below, in the order of their paths.
+class ImageSource:
+    """Images in a folder or an archive, listed as `sid-scale shards` lists them: of splits the
+    training images, and nothing that belongs to a file server.
 
     With a `resolution` the middle square of each, at that size (data/prepare/images.py);
     without, they must all be squares of one size.
     """
 
-    def __init__(self, folder: Path, resolution: int | None = None):
-        self._paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    def __init__(self, path: Path, resolution: int | None = None):
+        self._source = sources.open_source(path, unlabelled=True)
+        if self._source.kind != "images":
+            raise RealImageError(f"{path} holds latents: make shards of them (`sid-scale shards`)")
+        self.notes = self._source.notes
         self._resolution = resolution
-        if not self._paths:
-            raise RealImageError(
-                f"{folder}: neither shards ({INDEX}) nor images ({', '.join(SUFFIXES)}) there"
-            )
-        self.count, self.parts = len(self._paths), -(-len(self._paths) // BATCH)
-        self._shape = self._read(self._paths[0]).shape
+        self.count = len(self._source)
+        self.parts = -(-self.count // BATCH)
+        [first] = self._read([0])
+        self._shape = first[1].shape
 
     def read(self, part: int, taken: Taken) -> Iterator[RealBatch]:
         every = range(part * BATCH, min((part + 1) * BATCH, self.count))
         numbers = [number for number in every if taken(number)]
         if numbers:
-            images = np.stack([self._image(self._paths[number]) for number in numbers])
+            images = np.stack([self._checked(*image) for image in self._read(numbers)])
             yield RealBatch(
                 torch.tensor(numbers), torch.from_numpy(images).permute(0, 3, 1, 2), None
             )
 
-    def _image(self, path: Path) -> np.ndarray:
-        pixels = self._read(path)
+    def _checked(self, where: str, pixels: np.ndarray) -> np.ndarray:
         height, width, _ = pixels.shape
         if pixels.shape != self._shape or height != width:
             raise RealImageError(
-                f"{path}: {width}x{height} pixels; all images must be squares of one size, that of "
-                f"the network's (the first has {self._shape[1]}x{self._shape[0]}). --crop SIZE "
+                f"{where}: {width}x{height} pixels; all images must be squares of one size, that "
+                f"of the network's (the first has {self._shape[1]}x{self._shape[0]}). --crop SIZE "
                 "takes the middle of each"
             )
         return pixels
 
-    def _read(self, path: Path) -> np.ndarray:
-        """uint8 (H, W, 3)."""
-        try:
-            pixels = decode_image(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise RealImageError(f"{path}: cannot be read: {error}") from error
-        return pixels if self._resolution is None else centre_crop(pixels, self._resolution)
+    def _read(self, numbers: list[int]) -> Iterator[tuple[str, np.ndarray]]:
+        """Where each image is, and its pixels, uint8 (H, W, 3)."""
+        with self._source.part(np.array(numbers)).open() as raws:
+            for raw in raws:
+                try:
+                    pixels = raw.load()
+                except SidScaleError as error:
+                    raise RealImageError(f"{raw.where}: cannot be read: {error}") from error
+                cropped = (
+                    pixels if self._resolution is None else centre_crop(pixels, self._resolution)
+                )
+                yield raw.where, cropped
 
 
-def open_source(folder: Path, resolution: int | None = None) -> ShardSource | FolderSource:
-    """What is in a folder; `resolution` is that of images, see `FolderSource`.
+def open_source(path: Path, resolution: int | None = None) -> ShardSource | ImageSource:
+    """What is in a folder or an archive; `resolution` is that of images, see `ImageSource`.
 
     Raises:
-        ShardError, RealImageError: neither shards nor images are there, or they are damaged.
+        SidScaleError: neither shards nor images are there, or they are damaged.
     """
-    if not folder.is_dir():
-        raise RealImageError(f"{folder}: no folder; give one of shards or of images")
-    if not (folder / INDEX).is_file():
-        return FolderSource(folder, resolution)
+    if not (path / INDEX).is_file():
+        return ImageSource(path, resolution)
     if resolution is not None:
-        raise RealImageError(f"{folder} holds shards, whose images have their size: no --crop")
-    return ShardSource(folder)
+        raise RealImageError(f"{path} holds shards, whose images have their size: no --crop")
+    return ShardSource(path)
 
 
 def sampled(codec: Codec, batch: RealBatch) -> Tensor:

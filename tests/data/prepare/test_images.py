@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sid_scale.data.prepare.images import centre_crop, decode_image
+from sid_scale.data.prepare.images import FORMATS, centre_crop, decode_image
 from tests.sources import png
 
 RAMP = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -41,6 +41,19 @@ def test_a_small_image_is_enlarged() -> None:
     assert centre_crop(RAMP, 24).shape == (24, 24, 3)
 
 
+@pytest.mark.parametrize("kind", [*FORMATS])
+def test_every_format_with_a_known_suffix_is_read(kind: str) -> None:
+    pixels = decode_image(png(np.full((8, 8, 3), 204, np.uint8), kind))
+    np.testing.assert_allclose(pixels, 204, atol=4)
+
+
+def test_of_an_animation_the_first_frame_is_taken() -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("white", "black")]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    assert decode_image(buffer.getvalue()).min() == 255
+
+
 @pytest.mark.parametrize(("kind", "mode"), [("PNG", "L"), ("PNG", "P"), ("JPEG", "CMYK")])
 def test_whatever_the_mode_it_comes_out_as_rgb(kind: str, mode: str) -> None:
     grey = np.full((5, 7, 3), 204, np.uint8)  # a colour that P has
@@ -57,8 +70,8 @@ def test_whatever_the_mode_it_comes_out_as_rgb(kind: str, mode: str) -> None:
         (b"no image", "no sound image"),
         (png(RAMP)[:-40], "no sound image"),
         (png(RAMP, "JPEG")[:-40], "truncated"),
-        (png(RAMP, "GIF"), "no sound image"),
-        (b"hello", "^no sound image: none of JPEG, PNG, WEBP, BMP$"),
+        (png(RAMP, "PPM"), "no sound image"),
+        (b"hello", "^no sound image: none of JPEG, PNG, WEBP, BMP, TIFF, GIF"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "no sound image"),
     ],
 )

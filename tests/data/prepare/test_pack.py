@@ -67,7 +67,7 @@ def test_latents_keep_their_values_and_classes(source: Source, tmp_path: Path) -
         for raw in raws:
             array, label = found.pop(raw.key)
             np.testing.assert_array_equal(array, raw.load())
-            assert label == raw.label
+            assert label == raw.entry.label
     assert not found
     assert sorted(contents(tmp_path / "out")) == [
         "index.json",
@@ -258,18 +258,17 @@ OTHER = npy(np.zeros((8, 4, 5), np.float32))
 
 @pytest.mark.faults
 @pytest.mark.parametrize("workers", [1, 2])
-def test_bad_samples_are_refused_by_name_and_key_all_of_a_shard_at_once(
-    tmp_path: Path, workers: int
-) -> None:
+def test_bad_samples_are_refused_by_name_and_key_all_at_once(tmp_path: Path, workers: int) -> None:
     files = latents() | {BAD: NAN, WORSE: OTHER}
     source = open_source(write_zip(tmp_path / "bad.zip", files))
     with pytest.raises(ShardError) as caught:
-        make(source, tmp_path / "set", workers, shard_bytes=10**6)
+        make(source, tmp_path / "set", workers)
     told = str(caught.value)
-    assert told.startswith("2 of a shard's samples refused")
+    assert told.startswith("2 samples are refused")
     assert f"bad.zip: {BAD}: sample '00001/img-latents-00000017': NaN" in told
     assert f"bad.zip: {WORSE}: sample '00002/img-latents-00000023': shape (8, 4, 5)" in told
-    assert not list((tmp_path / "set").glob("*.tar"))
+    assert len(list((tmp_path / "set").glob("*.tar"))) == 4  # of 6: those of others are made
+    assert not (tmp_path / "set" / "index.json").exists()
 
 
 @pytest.mark.faults

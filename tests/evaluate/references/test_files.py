@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from sid_scale.codecs import CodecError
+from sid_scale.data.prepare.files import SourceError
 from sid_scale.evaluate.features import pixel_features
 from sid_scale.evaluate.metrics.distances import frechet_distance
 from sid_scale.evaluate.references.files import (
@@ -216,6 +217,25 @@ def test_some_of_the_images_are_spread_over_all(tmp_path: Path, images: torch.Te
     np.testing.assert_allclose(mu, chosen.mean(axis=0), atol=1e-9)
 
 
+@pytest.mark.distributed
+def test_a_folder_is_listed_as_for_shards(tmp_path: Path, images: torch.Tensor):
+    """Of splits the training images, through links, without what a file server leaves behind."""
+    train = tmp_path / "set" / "train"
+    train.mkdir(parents=True)
+    for folder in (tmp_path / "pictures").iterdir():
+        (train / folder.name).symlink_to(folder)
+    for junk in ("val/class0/1.png", "train/class0/._1.png", "train/@eaDir/class0/1.png"):
+        (tmp_path / "set" / junk).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / junk).write_bytes(b"no image")
+    evaluate("reference", "--data", tmp_path / "set", "--metrics", "fd_pixels",
+             "--out", tmp_path / "set.npz")  # fmt: skip
+    reference = read_reference(tmp_path / "set.npz")
+    assert reference.about["images"] == 40
+    np.testing.assert_allclose(
+        reference.moments["fd_pixels"][0], pixel_features(images).numpy().mean(axis=0), atol=1e-9
+    )
+
+
 @pytest.mark.faults
 @pytest.mark.distributed
 def test_what_cannot_become_a_reference_is_refused(tmp_path: Path, images: torch.Tensor):
@@ -229,9 +249,9 @@ def _refused(rank: int, folder: Path) -> None:
             work(rank, "reference", ["--data", str(folder / data), *given])
         assert not (folder / "x.npz").exists()
 
-    refused(RealImageError, "no folder", "nowhere")
+    refused(SourceError, "no such folder or archive", "nowhere")
     (folder / "empty").mkdir()
-    refused(RealImageError, "neither shards", "empty")
+    refused(SourceError, "neither latents nor images", "empty")
     (folder / "one").mkdir()
     Image.new("RGB", (8, 8)).save(folder / "one" / "only.png")
     refused(RealImageError, "one holds fewer than two images", "one")

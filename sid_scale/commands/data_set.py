@@ -1,0 +1,117 @@
+"""Arguments of the commands that make a data set, and the source that they name."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sid_scale.commands.arguments import byte_count
+from sid_scale.errors import UsageError, launched_rank
+
+if TYPE_CHECKING:
+    from sid_scale.data.prepare.class_labels import ClassCount
+    from sid_scale.data.prepare.raw_samples import Source
+
+
+def add_data_set(parser: argparse.ArgumentParser) -> None:
+    """What the data set is made of, and where it goes."""
+    parser.add_argument(
+        "--source",
+        type=Path,
+        required=True,
+        nargs="+",
+        action="extend",
+        metavar="SOURCE",
+        help="see above; several hold parts of one data set",
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill")
+    parser.add_argument(
+        "--shard-size",
+        type=byte_count,
+        default="512MB",
+        metavar="SIZE",
+        help="of a shard, at most (default 512MB)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the shuffle (default 0)")
+    _add_classes(parser)
+    parser.add_argument(
+        "--on-bad-image",
+        choices=("stop", "skip"),
+        default="stop",
+        help="stop (default): try all, report all that are refused, write no shard without them; "
+        "skip: leave them out, and list them in recipe.json",
+    )
+    parser.add_argument(
+        "--max-bad",
+        type=int,
+        default=100,
+        metavar="N",
+        help="skip so many at most (default 100); more is an error, and what is finished stays",
+    )
+
+
+def _add_classes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--unlabelled", action="store_true", help="make a data set without classes")
+    parser.add_argument(
+        "--num-classes",
+        type=int,
+        metavar="N",
+        help="how many classes there must be (default: as many as the network of --codec has, or "
+        "as there are class folders, or up to the largest label)",
+    )
+    parser.add_argument(
+        "--empty-classes",
+        action="store_true",
+        help="class folders without samples, and numbers without a folder, are classes too",
+    )
+
+
+def open_data_set_source(options: argparse.Namespace) -> "Source":
+    """The source that is named, whose notes are printed on stderr.
+
+    Raises:
+        SidScaleError: it cannot be used.
+    """
+    from sid_scale.data.prepare.notes import known_refusals
+    from sid_scale.data.prepare.sources import open_source
+
+    source = open_source(
+        options.source,
+        _expected_classes(options),
+        unlabelled=options.unlabelled,
+        empty_classes=options.empty_classes,
+        refused=known_refusals(options.out),
+    )
+    if launched_rank() == 0:
+        for note in source.notes:
+            print(f"note: {note}", file=sys.stderr)
+    return source
+
+
+def max_bad(options: argparse.Namespace) -> int | None:
+    """How many samples may be left out; None: shards without some are not written."""
+    return options.max_bad if options.on_bad_image == "skip" else None
+
+
+def _expected_classes(options: argparse.Namespace) -> "ClassCount | None":
+    """How many classes the user or the network of `--codec` wants.
+
+    Raises:
+        UsageError: they want different numbers.
+    """
+    from sid_scale.data.prepare.class_labels import ClassCount
+    from sid_scale.networks.folder import WEIGHTS, read_description
+
+    given = ClassCount(options.num_classes, "--num-classes") if options.num_classes else None
+    folder = Path(options.codec or "")
+    if not options.codec or not (folder / WEIGHTS).is_file():
+        return given
+    label_dim = read_description(folder).architecture.label_dim
+    if not label_dim:
+        return given  # an unconditional network has no use for classes, whatever they are
+    if given and given.number != label_dim:
+        raise UsageError(
+            f"--num-classes {given.number}, but the network in {folder} has {label_dim} classes; "
+            "give the one or the other"
+        )
+    return ClassCount(label_dim, f"the network in {folder}")

@@ -1,0 +1,105 @@
+"""Samples that have no place in a data set: damaged, of another shape, or not finite.
+
+Those of a shard are collected, not met one at a time. Either the shard is not written, and all that
+were refused are reported when all shards have been tried; or they are left out, and listed.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from sid_scale.atomic import atomic_write
+from sid_scale.data.prepare.raw_samples import Entry, GoneSample, Raw
+from sid_scale.data.shards import ShardError
+from sid_scale.errors import SidScaleError
+
+T = TypeVar("T")
+
+MOST_TOLD = 20  # in one message
+
+
+class Refusal(NamedTuple):
+    """A sample that was refused, as it was then."""
+
+    entry: Entry
+    where: str
+    why: str
+
+    def as_json(self) -> dict[str, Any]:
+        return {**self.entry._asdict(), "where": self.where, "why": self.why}
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "Refusal":
+        entry = Entry(*(fields[name] for name in Entry._fields))
+        return cls(entry, fields["where"], fields["why"])
+
+
+class RefusedSamples(ShardError):
+    """Samples of a shard are refused, and it is not written."""
+
+
+@dataclass
+class Refusals:
+    """Those of one shard.
+
+    Args:
+        leave_out: the shard is written without them.
+    """
+
+    leave_out: bool
+    found: list[Refusal] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)  # names
+
+    @property
+    def stop(self) -> bool:
+        """Whether the shard will not be written, so that only further refusals matter."""
+        return bool(self.found) and not self.leave_out
+
+    def attempt(self, raw: Raw, make: Callable[[], T]) -> T | None:
+        """What `make` makes of a sample; None if it is refused, or gone since it was."""
+        try:
+            return make()
+        except GoneSample:
+            self.left_out.append(raw.entry.name)
+        except SidScaleError as error:
+            self.found.append(Refusal(raw.entry, raw.where, str(error)))
+            if self.leave_out:
+                self.left_out.append(raw.entry.name)
+        return None
+
+    def raise_any(self) -> None:
+        """Raises RefusedSamples if the shard is not to be written."""
+        if self.stop:
+            raise RefusedSamples(f"{len(self.found)} samples of a shard are refused")
+
+
+def write_refusals(path: Path, refusals: Iterable[Refusal]) -> None:
+    """Adds refusals to those in a file."""
+    known = {refusal.entry.name: refusal for refusal in read_refusals(path)}
+    for refusal in refusals:
+        known.setdefault(refusal.entry.name, refusal)  # as it was when it was met first
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps([refusal.as_json() for refusal in known.values()]))
+
+
+def read_refusals(path: Path) -> list[Refusal]:
+    """The refusals in a file; none if there is no such file.
+
+    Raises:
+        ShardError: it is damaged.
+    """
+    try:
+        return [Refusal.from_json(fields) for fields in json.loads(path.read_text())]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ShardError(f"{path}: damaged ({error}); delete it") from error
+
+
+def list_refusals(refusals: list[Refusal]) -> str:
+    """Refusals as the lines of a message."""
+    lines = [f"  {refusal.where}: {refusal.why}" for refusal in refusals[:MOST_TOLD]]
+    more = len(refusals) - len(lines)
+    return "\n".join([*lines, f"  ... and {more:,} more"] if more else lines)

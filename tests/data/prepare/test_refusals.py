@@ -1,0 +1,161 @@
+"""Samples that are refused: all reported at once, mended, deleted or left out, and nothing lost."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sid_scale.cli import main
+from sid_scale.data.prepare.build import Part, ShardBuild
+from sid_scale.data.prepare.notes import known_refusals
+from sid_scale.data.prepare.pack import Packing, pack, plan_packing
+from sid_scale.data.prepare.sources import open_source
+from sid_scale.data.shards import ShardError, ShardIndex, read_index
+from sid_scale.demo.prepare import TEACHER
+from tests.sources import SHAPE, contents, digits, latents, npy, samples, write_folder, write_zip
+
+pytestmark = pytest.mark.faults
+
+NAN = npy(np.full(SHAPE, np.nan, np.float32))
+FILES = latents()
+BAD = [name for name in FILES if name.endswith(".npy")][3::13]  # three of forty
+WHOLE = Part()
+SHARD = 30_000  # six of them
+PACKING = Packing(SHARD, None, 0, None, {"kind": "vae", "scale": [1.0] * 4, "bias": [0.0] * 4})
+
+
+def make(place: Path, out: Path, part: Part = WHOLE, max_bad: int | None = None) -> Any:
+    source = open_source(place, refused=known_refusals(out))
+    build = ShardBuild(out, plan_packing(source, PACKING), part, max_bad)
+    with build.claimed():
+        list(pack(source, build, workers=1))
+        return build.finish()
+
+
+def inodes(out: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_ino for path in out.glob("*.tar")}
+
+
+def place(folder: Path, kind: str, files: dict[str, bytes]) -> Path:
+    """The files as a folder or a zip archive, in place of what was there."""
+    if kind == "zip":
+        return write_zip(folder / "set.zip", files)
+    for path in (folder / "set").rglob("*.npy"):
+        path.unlink()
+    return write_folder(folder / "set", files)
+
+
+def mended(files: dict[str, bytes]) -> dict[str, bytes]:
+    return FILES
+
+
+def deleted(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: content for name, content in FILES.items() if name not in BAD}
+
+
+def deleted_and_unlisted(files: dict[str, bytes]) -> dict[str, bytes]:
+    labels = json.loads(FILES["dataset.json"])["labels"]
+    left = [[name, label] for name, label in labels if name not in BAD]
+    return deleted(files) | {"dataset.json": json.dumps({"labels": left}).encode()}
+
+
+@pytest.mark.parametrize("kind", ["zip", "folder"])
+@pytest.mark.parametrize("cure", [mended, deleted, deleted_and_unlisted])
+def test_a_cured_source_goes_on_and_finished_shards_are_kept(
+    tmp_path: Path, kind: str, cure: Callable[[dict[str, bytes]], dict[str, bytes]]
+) -> None:
+    bad = FILES | dict.fromkeys(BAD, NAN)
+    out = tmp_path / "out"
+    with pytest.raises(ShardError, match="3 samples are refused") as caught:
+        make(place(tmp_path, kind, bad), out)
+    assert all(name in str(caught.value) for name in BAD)
+    before = inodes(out)
+    assert 0 < len(before) < 6
+
+    cured = place(tmp_path, kind, cure(bad))
+    index: ShardIndex = make(cured, out)
+    assert before.items() <= inodes(out).items()
+    lost = 0 if cure is mended else len(BAD)
+    assert index.samples == sum(index.class_histogram) == 40 - lost
+    assert len(samples(out)) == 40 - lost
+    recipe = json.loads((out / "recipe.json").read_text())
+    assert {fields["name"]: fields["left_out"] for fields in recipe["refused"]} == dict.fromkeys(
+        BAD, bool(lost)
+    )
+    # Once more: the finished set still belongs to this source.
+    again = contents(out)
+    assert make(cured, out) == index
+    assert contents(out) == again
+
+
+def test_what_is_left_out_is_listed_and_all_else_is_as_without(tmp_path: Path) -> None:
+    path = place(tmp_path, "zip", FILES | dict.fromkeys(BAD, NAN))
+    index = make(path, tmp_path / "out", max_bad=3)
+    assert index.samples == 37
+    straight = make(place(tmp_path / "other", "folder", FILES), tmp_path / "straight")
+    assert straight.samples == 40
+    found, whole = samples(tmp_path / "out"), samples(tmp_path / "straight")
+    assert found.keys() == whole.keys() - {name.removesuffix(".npy") for name in BAD}
+    recipe = json.loads((tmp_path / "out" / "recipe.json").read_text())
+    assert [fields["left_out"] for fields in recipe["refused"]] == [True] * 3
+    assert all("NaN" in fields["why"] for fields in recipe["refused"])
+
+
+def test_more_than_may_be_left_out_is_an_error_that_loses_nothing(tmp_path: Path) -> None:
+    path = place(tmp_path, "zip", FILES | dict.fromkeys(BAD, NAN))
+    with pytest.raises(ShardError, match="samples are refused, more than --max-bad 1"):
+        make(path, tmp_path / "out", max_bad=1)
+    before = inodes(tmp_path / "out")
+    assert before
+    assert make(path, tmp_path / "out", max_bad=3).samples == 37
+    assert before.items() <= inodes(tmp_path / "out").items()
+
+
+def test_parts_count_together_what_is_left_out(tmp_path: Path) -> None:
+    path = place(tmp_path, "zip", FILES | dict.fromkeys(BAD, NAN))
+    assert make(path, tmp_path / "out", Part(0, 2), max_bad=3) is None
+    assert make(path, tmp_path / "out", Part(1, 2), max_bad=3).samples == 37
+    make(path, tmp_path / "one", max_bad=3)
+    assert contents(tmp_path / "one") == contents(tmp_path / "out")
+
+
+def test_a_change_elsewhere_in_the_source_is_another_source(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match="refused"):
+        make(place(tmp_path, "zip", FILES | dict.fromkeys(BAD, NAN)), tmp_path / "out")
+    other = next(name for name in FILES if name not in BAD)
+    changed = mended(FILES) | {other: npy(np.ones(SHAPE, np.float32))}
+    with pytest.raises(ShardError, match="fingerprint"):
+        make(place(tmp_path, "zip", changed), tmp_path / "out")
+
+
+def test_a_shard_of_refused_samples_alone_is_no_shard(tmp_path: Path) -> None:
+    path = place(tmp_path, "zip", FILES | {name: NAN for name in FILES if name.endswith(".npy")})
+    with pytest.raises(ShardError, match="all samples of a shard are refused"):
+        make(path, tmp_path / "out", max_bad=100)
+
+
+def test_a_first_sample_that_is_bad_does_not_set_the_shape(tmp_path: Path) -> None:
+    first = min(name for name in FILES if name.endswith(".npy"))
+    path = place(tmp_path, "zip", FILES | {first: b"no numbers"})
+    assert make(path, tmp_path / "out", max_bad=1).samples == 39
+
+
+def test_encoding_skips_an_image_and_its_mirror_image_as_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = digits(each=3, classes=10)
+    bad = sorted(files)[7::11]
+    images = write_folder(tmp_path / "set", files | {name: files[name][:60] for name in bad})
+    words = ["encode", "--source", str(images), "--codec", str(TEACHER), "--resolution", "32"]
+    words += ["--flip", "--shard-size", "40kB", "--out", str(tmp_path / "out")]
+    assert main(words) == 1
+    told = capsys.readouterr().err
+    assert f"{len(bad)} samples are refused" in told
+    assert all(name in told for name in bad)
+    assert main([*words, "--on-bad-image", "skip", "--max-bad", "1"]) == 1
+    assert "more than --max-bad 1" in capsys.readouterr().err
+    assert main([*words, "--on-bad-image", "skip", "--max-bad", str(len(bad))]) == 0
+    assert read_index(tmp_path / "out").samples == 2 * (30 - len(bad))
