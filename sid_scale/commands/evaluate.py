@@ -144,8 +144,8 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="FILE",
-        help="EDM2's .pkl, EDM's or ADM's .npz, or what `reference` wrote; of several, each metric takes "
-        "the first that has it",
+        help="EDM2's .pkl, EDM's or ADM's .npz, or what `reference` wrote; of several, each metric "
+        "takes the first that has it",
     )
     # Launchers take `--num` for the beginning of options of their own.
     parser.add_argument(
