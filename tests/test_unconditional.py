@@ -81,7 +81,7 @@ def test_the_command_takes_no_classes(place: Path, tmp_path: Path, capsys):
     made = {path.name for path in (tmp_path / "o").glob("*.png")}
     assert made == {"grid.png", *(f"seed{n:06d}.png" for n in (3, 4, 5))}
     with np.load(tmp_path / "o" / "images.npz") as held:
-        assert sorted(held.files) == ["images", "seeds"]
+        assert sorted(held.files) == ["arr_0", "seeds"]
 
 
 def test_heun_samples_and_evaluation(place: Path, tmp_path: Path):

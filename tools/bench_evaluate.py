@@ -116,7 +116,7 @@ def figures_seconds(
 ) -> float:
     """What the figures take once the features are there; compared with themselves."""
     references = {
-        metric: Reference("", "", {}, sum_statistics(store, blocks, FEATURES[metric], ranks))
+        metric: Reference("", {}, sum_statistics(store, blocks, FEATURES[metric], ranks))
         for metric in metrics
         if metric in FRECHET
     }

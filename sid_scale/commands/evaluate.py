@@ -144,8 +144,8 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
         action="extend",
         default=[],
         metavar="FILE",
-        help="EDM2's .pkl, EDM's .npz, or what `reference` wrote; of several, each metric takes "
-        "the first that has it",
+        help="EDM2's .pkl, EDM's or ADM's .npz, or what `reference` wrote; of several, each metric "
+        "takes the first that has it",
     )
     # Launchers take `--num` for the beginning of options of their own.
     parser.add_argument(
@@ -188,7 +188,8 @@ def add_detectors(parser: argparse.ArgumentParser) -> None:
         "--inception",
         type=Path,
         metavar="FILE",
-        help="inception-2015-12-05.pt, for fid, is, precision and recall",
+        help="inception-2015-12-05.pt, or the weights of pytorch-fid or torch-fidelity "
+        "(...-inception-2015-12-05-6726825d.pth); for fid, is, precision and recall",
     )
     parser.add_argument(
         "--dinov2", type=Path, metavar="DIR", help="facebook/dinov2-large, for fd_dinov2"

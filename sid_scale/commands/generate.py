@@ -48,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--grid", action="store_true", help="write grid.png: a row a class, a column a seed"
     )
     parser.add_argument(
-        "--npz", action="store_true", help="write images.npz: images (N,H,W,3), classes, seeds"
+        "--npz",
+        action="store_true",
+        help="write images.npz: arr_0 (images, N,H,W,3, as ADM's evaluator wants), classes, seeds",
     )
 
 

@@ -123,7 +123,7 @@ class EvaluationConfig:
     reference: Texts = ()
     """files of reference statistics"""
     inception: str | None = None
-    """inception-2015-12-05.pt"""
+    """inception-2015-12-05.pt, or weights of pytorch-fid or torch-fidelity"""
     dinov2: str | None = None
     """folder of facebook/dinov2-large"""
     best_by: str | None = None

@@ -1,7 +1,8 @@
 """The networks that look at images: files that the user has.
 
-- Inception: `inception-2015-12-05.pt`, the TorchScript file with which EDM, EDM2 and SiD compute
-  FID. It is a program and runs as one: take it from NVIDIA.
+- Inception: `inception-2015-12-05.pt`, StyleGAN2-ADA's TorchScript file, or the same network's
+  weights as pytorch-fid and torch-fidelity have them. TorchScript is a program and runs as one:
+  take it from NVIDIA. EDM and EDM2 fetch the network as a pickle, which only their code can open.
 - DINOv2 ViT-L/14: a folder in transformers' form, config.json and model.safetensors.
 
 A metric's figures compare with published ones only if these are the published files; `metrics.json`
@@ -31,9 +32,11 @@ from sid_scale.evaluate.features import (
     latent_features,
     pixel_features,
 )
+from sid_scale.evaluate.inception_files import open_inception
 from sid_scale.hashing import sha256_file
 
 INCEPTION_FILE = "inception-2015-12-05.pt"
+INCEPTION_WEIGHTS = "inception-2015-12-05-6726825d.pth"
 DINOV2_NAME = "facebook/dinov2-large"
 DINOV2_WEIGHTS = "model.safetensors"
 DINOV2_PIXELS = 224
@@ -92,10 +95,12 @@ def open_detectors(metrics: Sequence[str], files: DetectorFiles, device: torch.d
 
 
 INCEPTION_HELP = (
-    f"the Inception network, a file usually named {INCEPTION_FILE} (TorchScript; in NVIDIA's "
-    "stylegan3 metrics at api.ngc.nvidia.com/v2/models/nvidia/research/stylegan3/versions/1/files/"
-    f"metrics/{INCEPTION_FILE}, also where EDM and SiD fetch it). Name it with --inception FILE, "
-    "or in a run's YAML with evaluation.inception"
+    f"the Inception network of 2015-12-05: {INCEPTION_FILE} (TorchScript; "
+    f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{INCEPTION_FILE}), "
+    f"or its weights pt_{INCEPTION_WEIGHTS} (https://github.com/mseitzer/pytorch-fid/releases/"
+    f"download/fid_weights/pt_{INCEPTION_WEIGHTS}) or weights-{INCEPTION_WEIGHTS}, which "
+    "pytorch-fid and torch-fidelity leave in ~/.cache/torch/hub/checkpoints. Name it with "
+    "--inception FILE, or in a run's YAML with evaluation.inception"
 )
 DINOV2_HELP = (
     f"DINOv2 ViT-L/14, a folder with config.json and {DINOV2_WEIGHTS} (`hf download {DINOV2_NAME} "
@@ -113,16 +118,14 @@ def _existing(path: Path | None, metrics: Sequence[str], what: str) -> Path:
 
 
 class Inception:
-    """The TorchScript file, called as EDM and StyleGAN call it."""
+    """The Inception network, called as EDM and StyleGAN call it."""
 
     def __init__(self, path: Path, device: torch.device):
         try:
-            self._network = torch.jit.load(path, map_location=device).eval()
-        except (RuntimeError, ValueError, OSError) as error:
-            raise DetectorError(
-                f"{path}: no TorchScript file ({str(error).splitlines()[0]}). What is wanted is "
-                f"{INCEPTION_HELP}"
-            ) from error
+            self._network = open_inception(path, device)
+        except (ValueError, OSError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise DetectorError(f"{path}: {reason}. What is wanted is {INCEPTION_HELP}") from error
         self._path = path
 
     def features(self, images: Tensor) -> Tensor:
@@ -131,7 +134,7 @@ class Inception:
 
     def classes(self, images: Tensor) -> Tensor:
         """uint8 (N, 3, H, W) -> probabilities (N, 1008) float32; the last layer's bias is left
-        out, as in the published Inception Scores of this file."""
+        out, as in published Inception Scores."""
         return self._call(images, no_output_bias=True)
 
     def _call(self, images: Tensor, **options: bool) -> Tensor:

@@ -139,15 +139,17 @@ def _is_finished(
     out: Path, options: argparse.Namespace, references: Mapping[str, Reference], ranks: Ranks
 ) -> bool:
     """Whether what is asked for is in `out` already; it is then printed. Collective."""
-    asked = {
-        "num": options.num,
-        "first_seed": options.first_seed,
-        "repeats": options.repeats,
-        "references": {metric: r.sha256 for metric, r in references.items()},
-    }
-    finished = on_first_rank(
-        lambda: read_finished(out, options.metrics, asked, options.save_features)
-    )
+
+    def look() -> dict[str, Any] | None:
+        asked = {
+            "num": options.num,
+            "first_seed": options.first_seed,
+            "repeats": options.repeats,
+            "references": {metric: r.sha256 for metric, r in references.items()},
+        }
+        return read_finished(out, options.metrics, asked, options.save_features)
+
+    finished = on_first_rank(look)
     if finished is not None and ranks.is_first:
         print(f"{out / METRICS_FILE} is there already:")
         print_metrics(finished)

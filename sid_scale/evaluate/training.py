@@ -107,6 +107,11 @@ class TrainingEvaluation:
             run.codec.check()
         self._references = find_references(metrics, settings.reference)
         smoke_test(self._sampler, self._detectors, self._references)
+        # images seen -> figure that decides which generator is the best
+        self._values = on_first_rank(self._earlier_values)
+
+    def _earlier_values(self) -> dict[int, float]:
+        settings, run = self._settings, self._run
         basis = {
             "num": settings.num,
             "first_seed": settings.first_seed,
@@ -114,10 +119,7 @@ class TrainingEvaluation:
             "detectors": self._detectors.hashes,
             "vae_dtype": settings.vae_dtype,
         }
-        # images seen -> figure that decides which generator is the best
-        self._values = on_first_rank(
-            lambda: comparable_metrics(run.folder, self._best_by, basis, run.progress.images_seen)
-        )
+        return comparable_metrics(run.folder, self._best_by, basis, run.progress.images_seen)
 
     def measure_if_due(
         self, telemetry: Telemetry, *, finished: bool, stopped: Callable[[], bool]

@@ -188,8 +188,10 @@ def write_grid(folder: Path, classes: Sequence[int | None], seeds: Sequence[int]
 
 
 def write_npz(folder: Path, items: Sequence[Item]) -> Path:
-    """Writes `images.npz`: images (N, H, W, 3) uint8, classes (N,) if there are any, seeds
-    (N,), in this order.
+    """Writes `images.npz`: arr_0 (N, H, W, 3) uint8, the images; classes (N,) if there are any;
+    seeds (N,), in this order.
+
+    ADM's evaluator and its like look for images under the name that numpy gives by itself, arr_0.
 
     One image at a time is in memory: 50,000 of 512x512 are 39 GB.
 
@@ -210,7 +212,7 @@ def _write_npz(path: Path, folder: Path, items: Sequence[Item]) -> None:
     shape = (len(items), height, width, 3)
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     with zipfile.ZipFile(path, "w") as archive:
-        with archive.open("images.npy", "w", force_zip64=True) as file:
+        with archive.open("arr_0.npy", "w", force_zip64=True) as file:
             np.lib.format.write_array_header_1_0(file, header)
             for image in read_images(folder, items):
                 file.write(image.permute(1, 2, 0).numpy().tobytes())

@@ -131,7 +131,7 @@ def test_what_is_missing_or_something_else_is_named(tmp_path: Path, images: torc
     refused(r"fd_dinov2: need .*facebook/dinov2-large.*--dinov2 FOLDER", "fd_dinov2")
     refused("nowhere: not there", "is", inception=tmp_path / "nowhere")
     (tmp_path / "text.pt").write_text("no network")
-    refused("text.pt: no TorchScript file", "recall", inception=tmp_path / "text.pt")
+    refused("text.pt: neither TorchScript", "recall", inception=tmp_path / "text.pt")
     (tmp_path / "empty").mkdir()
     refused(r"empty: no model\.safetensors there", "fd_dinov2", dinov2=tmp_path / "empty")
     damaged = write_dinov2(tmp_path / "damaged")

@@ -103,7 +103,9 @@ def test_one_process_and_two_make_the_same_images(tmp_path: Path, start):
     assert archive["classes"].tolist() == [3] * 5 + [7] * 5 + [8] * 5
     assert archive["seeds"].tolist() == [0, 1, 2, 3, 11] * 3
     direct = OneStepGenerator.from_pretrained(folder).generate(archive["classes"], archive["seeds"])
-    assert np.array_equal(archive["images"], direct.permute(0, 2, 3, 1).numpy())
+    assert archive.files == ["arr_0", "classes", "seeds"]
+    assert archive["arr_0"].dtype == np.uint8  # (N, H, W, 3), as ADM's evaluator wants
+    assert np.array_equal(archive["arr_0"], direct.permute(0, 2, 3, 1).numpy())
     grid = read_png(tmp_path / "one" / "grid.png")
     size = direct.shape[-1]
     assert grid.shape == (3, 3 * size, 5 * size)

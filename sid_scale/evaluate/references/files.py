@@ -3,18 +3,21 @@
 Three kinds of files are read, none of which can run code:
 
 - EDM2's `img512.pkl`: {"fid": {"mu", "sigma"}, "fd_dinov2": {"mu", "sigma"}}.
-- EDM's `.npz`: arrays `mu` and `sigma`, of FID.
+- EDM's and ADM's `.npz`: arrays `mu` and `sigma`, of FID. ADM's (`VIRTUAL_imagenet512.npz`) holds
+  10,000 images besides, many gigabytes that are not read.
 - Ours, `sid-scale evaluate reference`: arrays `METRIC.mu`, `METRIC.sigma`; for precision
   and recall `precision.features` (N, D), of the real images themselves; and `about`, JSON text:
   how many images of which size, and the detectors that saw them.
 """
 
 import json
-import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -27,7 +30,11 @@ from sid_scale.pickles.reader import PickleError, open_pickle
 from sid_scale.pickles.values import array, mapping
 
 FORMAT_VERSION = 1
+DAMAGED = (ValueError, KeyError, EOFError, MemoryError, RuntimeError, BadZipFile, zlib.error)
 MANIFOLD = "precision"  # whose features precision and recall share
+ARRAYS = {"about", "mu", "sigma", f"{MANIFOLD}.features"}.union(
+    f"{metric}.{name}" for metric in FRECHET for name in ("mu", "sigma")
+)
 MAKE_ONE = "`sid-scale evaluate reference` makes one of shards or of a folder of images"
 
 
@@ -40,10 +47,21 @@ class Reference:
     """What one metric is compared with: `statistics`, or for precision and recall `features`."""
 
     file: str
-    sha256: str
     about: dict[str, Any]  # of a file of our own: resolution, images, detectors
     statistics: FeatureStatistics | None = None
     features: np.ndarray | None = None  # (N, D)
+
+    @cached_property
+    def sha256(self) -> str:
+        """The file's. All of it is read, which may take a while: for one rank of many.
+
+        Raises:
+            ReferenceFileError: it cannot be read any more.
+        """
+        try:
+            return sha256_file(self.file)
+        except OSError as error:
+            raise ReferenceFileError(f"reference {self.file}: cannot be read: {error}") from error
 
     @property
     def size(self) -> int:
@@ -70,13 +88,12 @@ def find_references(metrics: Sequence[str], files: Sequence[str | Path]) -> dict
         ReferenceFileError: a file is missing, damaged or of no known kind, or none has a metric.
     """
     contents = [(Path(file), read_reference(file)) for file in files]
-    hashes = {path: sha256_file(path) for path, _ in contents}
     found: dict[str, Reference] = {}
     for metric in metrics:
         if metric not in FRECHET + NEIGHBOURS:
             continue
         for path, held in contents:
-            reference = _pick(metric, held, str(path), hashes[path])
+            reference = _pick(metric, held, str(path))
             if reference is not None:
                 found[metric] = reference
                 break
@@ -141,7 +158,8 @@ def read_reference(path: str | Path) -> ReferenceFile:
     except OSError as error:
         raise ReferenceFileError(
             f"reference {path}: cannot be read: {error.strerror or error}. EDM2's is named "
-            "img512.pkl (nvlabs-fi-cdn.nvidia.com/edm2/dataset-refs/), EDM's imagenet-64x64.npz; "
+            "img512.pkl (nvlabs-fi-cdn.nvidia.com/edm2/dataset-refs/), EDM's imagenet-64x64.npz, "
+            "ADM's VIRTUAL_imagenet512.npz; "
             f"{MAKE_ONE}"
         ) from error
     except PickleError as error:
@@ -170,15 +188,15 @@ def write_reference(path: Path, held: ReferenceFile) -> None:
         raise ReferenceFileError(f"{path} cannot be written: {error}") from error
 
 
-def _pick(metric: str, held: ReferenceFile, file: str, digest: str) -> Reference | None:
+def _pick(metric: str, held: ReferenceFile, file: str) -> Reference | None:
     if metric in NEIGHBOURS:
         if held.features is None:
             return None
-        return Reference(file, digest, held.about, features=held.features)
+        return Reference(file, held.about, features=held.features)
     if metric not in held.moments:
         return None
     statistics = FeatureStatistics.from_moments(*held.moments[metric])
-    return Reference(file, digest, held.about, statistics)
+    return Reference(file, held.about, statistics)
 
 
 def _names(held: ReferenceFile) -> str:
@@ -189,9 +207,9 @@ def _names(held: ReferenceFile) -> str:
 def _read_npz(path: Path) -> ReferenceFile:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+            arrays = {name: archive[name] for name in archive.files if name in ARRAYS}
         about = json.loads(str(arrays.pop("about", "{}")))
-    except (ValueError, zipfile.BadZipFile, EOFError, KeyError, MemoryError, RuntimeError) as error:
+    except DAMAGED as error:
         raise ReferenceFileError(
             f"reference {path}: damaged, or not arrays of numbers: {error}; fetch or make it again"
         ) from error
@@ -226,7 +244,7 @@ def _check(held: ReferenceFile, path: Path) -> None:
     if not held.moments and held.features is None:
         raise ReferenceFileError(
             f"reference {path}: holds statistics of no metric known here "
-            f"({', '.join(FRECHET + NEIGHBOURS)})"
+            f"({', '.join(FRECHET + NEIGHBOURS)}). {MAKE_ONE}"
         )
     features = held.features
     arrays = [a for pair in held.moments.values() for a in pair]

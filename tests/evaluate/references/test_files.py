@@ -1,5 +1,6 @@
 """References: EDM2's, EDM's and our own are read; what is none of them is refused, never run."""
 
+import hashlib
 import io
 import json
 import pickle
@@ -16,6 +17,7 @@ from sid_scale.data.prepare.files import SourceError
 from sid_scale.evaluate.features import pixel_features
 from sid_scale.evaluate.metrics.distances import frechet_distance
 from sid_scale.evaluate.references.files import (
+    Reference,
     ReferenceFile,
     ReferenceFileError,
     find_references,
@@ -52,6 +54,29 @@ def test_edm2s_pickle_is_read_whatever_the_protocol(tmp_path: Path, protocol: in
 def test_edms_npz_is_of_fid(tmp_path: Path):
     np.savez(tmp_path / "imagenet.npz", **moments(20))
     assert read_reference(tmp_path / "imagenet.npz").moments.keys() == {"fid"}
+
+
+def test_of_adms_npz_only_the_statistics_are_read(tmp_path: Path):
+    """Its images, here broken and of a petabyte, are not looked at."""
+    path, held = tmp_path / "VIRTUAL_imagenet512.npz", moments(20)
+    np.savez(path, **held, mu_s=np.zeros(3), sigma_s=np.eye(3))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("arr_0.npy", header_of((1 << 47, 512, 512, 3), "|u1"))
+    found = find_references(["fid"], [path])["fid"]
+    np.testing.assert_allclose(found.statistics.cov, held["sigma"])
+    assert found.size == 20
+    assert found.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    path.unlink()
+    again = Reference(str(path), {}, found.statistics)
+    with pytest.raises(ReferenceFileError, match=r"imagenet512\.npz: cannot be read"):
+        _ = again.sha256
+
+
+def header_of(shape: tuple[int, ...], dtype: str) -> bytes:
+    header = io.BytesIO()
+    described = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, described)
+    return header.getvalue()
 
 
 def test_what_was_written_is_read_back_and_each_metric_takes_the_first_that_has_it(tmp_path: Path):
@@ -114,14 +139,19 @@ def npz(**arrays: object) -> bytes:
     return file.getvalue()
 
 
+def deflated_and_damaged() -> bytes:
+    file = io.BytesIO()
+    np.savez_compressed(file, mu=np.zeros(400), sigma=np.eye(400))
+    contents = bytearray(file.getvalue())
+    contents[60:80] = b"\xff" * 20
+    return bytes(contents)
+
+
 def claims_a_petabyte() -> bytes:
     """An array whose header promises far more than follows."""
-    header = io.BytesIO()
-    shape = {"descr": "<f8", "fortran_order": False, "shape": (1 << 47,)}
-    np.lib.format.write_array_header_1_0(header, shape)
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("mu.npy", header.getvalue())
+        archive.writestr("mu.npy", header_of((1 << 47,), "<f8"))
         archive.writestr("sigma.npy", b"")
     return file.getvalue()
 
@@ -143,6 +173,11 @@ def claims_a_petabyte() -> bytes:
         (npz(mu=np.zeros(2), sigma=np.eye(2))[:-60], "damaged"),
         (npz(about=np.array(json.dumps({"format_version": 9}))), "another version"),
         (claims_a_petabyte(), "damaged"),
+        (deflated_and_damaged(), "damaged"),
+        (
+            npz(arr_0=np.zeros((2, 8, 8, 3), np.uint8)),
+            "no metric.*`sid-scale evaluate reference` make",
+        ),
         (b"", "empty"),
         (b"hello, world", "no pickle"),
     ],
