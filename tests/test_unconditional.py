@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from sid_scale.data.prepare.shard_writer import write_shards
 from sid_scale.diffusion.heun import denoiser, heun_sample
 from sid_scale.distill.loop import train
 from sid_scale.generators.folder import GeneratorError
-from sid_scale.networks.folder import NetworkFolder, load_network, save_network
+from sid_scale.networks.folder import load_network
 from tests.evaluate.evaluations import evaluate, read
+from tests.networks.edm2.published import persistent, published, settings_of, snapshot, write
 from tests.ranks import joined, run_ranks
 from tests.tiny import ARCHITECTURE, config, prepare
 
@@ -26,12 +28,15 @@ UNCONDITIONAL = dataclasses.replace(ARCHITECTURE, label_dim=0)
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An unconditional teacher, data without classes, and runs of both at ZeRO 2 and 3."""
+    """An unconditional teacher as EDM2 publishes it, and runs with data at ZeRO 2 and 3."""
     folder = prepare(tmp_path_factory.mktemp("unconditional"))
     torch.manual_seed(0)
-    save_network(
-        folder / "teacher", NetworkFolder(UNCONDITIONAL, UNCONDITIONAL.build().state_dict())
-    )
+    state = UNCONDITIONAL.build().state_dict()
+    network = published(UNCONDITIONAL, state, **settings_of(UNCONDITIONAL))
+    rgb = persistent("StandardRGBEncoder")
+    pickled = write(folder / "edm2-img512-xs-uncond.pkl", snapshot(network, rgb))
+    shutil.rmtree(folder / "teacher")
+    assert main(["import", str(pickled), str(folder / "teacher")]) == 0
     images = np.random.default_rng(0).integers(0, 256, (40, 3, 8, 8), dtype=np.uint8)
     stored = IdentityCodec().encode(torch.from_numpy(images)).numpy()
     write_shards(
@@ -48,7 +53,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _train(rank: int, folder: Path) -> None:
     here = joined()
     for stage in (2, 3):
-        given = {"deepspeed": folder / f"stage{stage}.json", "data": folder / "plain"}
+        # With classes or without: to an unconditional teacher they say nothing.
+        data = folder / ("plain" if stage == 2 else "data")
+        given = {"deepspeed": folder / f"stage{stage}.json", "data": data}
         train(config(folder, run_dir=folder / f"run{stage}", **given), here)
     sid = {"method": "sid", "data": "null", "total_images": 8}
     train(config(folder, run_dir=folder / "sid", **sid), here)

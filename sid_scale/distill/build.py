@@ -236,7 +236,8 @@ def _check_data(config: RunConfig, teacher: NetworkFolder, codec: Codec) -> Shar
     index = read_index(config.data, retry, config.stream.timeout_seconds)
     channels, height, width = architecture.sample_shape
     expected = (2 * channels, height, width)
-    if index.sample_shape != expected or index.num_classes != architecture.label_dim:
+    classes = architecture.label_dim or index.num_classes  # an unconditional teacher takes any
+    if index.sample_shape != expected or index.num_classes != classes:
         raise CheckpointError(
             f"data {config.data} holds samples {index.sample_shape} of {index.num_classes} "
             f"classes; teacher {config.teacher} wants {expected} of {architecture.label_dim}"

@@ -58,7 +58,8 @@ def _others_frozen(run: Run, role: str) -> Iterator[Networks]:
 def _micro_batch(run: Run, role: str, batch: Batch | LabelBatch) -> MicroBatch:
     device, config = run.ranks.device, run.config
     condition = None
-    if batch.labels is not None:
+    if run.teacher.architecture.label_dim:  # to an unconditional teacher the data's say nothing
+        assert batch.labels is not None  # `build_run` has compared teacher and data
         condition = batch.labels.to(device, non_blocking=True)
     noise = KeyedNoise(config.seed, role, batch.index, device)
     last_step = _last_step(run)
