@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sid_scale.errors import SidScaleError
+from sid_scale.paths import expand
 
 # EDM2's assumed mean and standard deviation of the Stability VAE's latents over ImageNet-512,
 # for images in [0, 1]; normalised latents have mean 0 and standard deviation 0.5.
@@ -191,7 +192,10 @@ def open_codec(description: dict[str, Any], beside: str | Path | None = None) ->
             "the VAE codec is described by a folder and two lists of numbers, not by "
             f"vae {vae!r}, scale {scale!r}, bias {bias!r}"
         )
-    folder = Path(vae)
+    try:
+        folder = Path(expand(vae))
+    except ValueError as error:
+        raise CodecError(f"the VAE codec, {vae}: {error}") from error
     if beside is not None and (Path(beside) / folder).is_dir():
         folder = Path(beside) / folder
     return VAECodec(folder, scale, bias)

@@ -18,6 +18,7 @@ BASE = {
     "image_grid",
     "inputs_changed",
     "metrics_log",
+    "paths",
     "process_pool",
     "ranks",
     "tensor_file",

@@ -2,8 +2,23 @@
 
 import argparse
 import re
+from pathlib import Path
 
 from sid_scale.errors import UsageError
+from sid_scale.paths import expand
+
+
+def location(text: str) -> str:
+    """A path, a URL or a name, with the home folder and environment variables put in."""
+    try:
+        return expand(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text}: {error}") from error
+
+
+def path(text: str) -> Path:
+    """A path, with the home folder and environment variables put in."""
+    return Path(location(text))
 
 
 def positive(text: str) -> int:

@@ -12,14 +12,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sid_scale.commands.arguments import check_least
+from sid_scale.commands.arguments import check_least, path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("generator", type=Path, metavar="GENERATOR_DIR", help="its folder")
-    parser.add_argument("--metrics", type=Path, metavar="FILE", help="JSON of what was measured")
+    parser.add_argument("generator", type=path, metavar="GENERATOR_DIR", help="its folder")
+    parser.add_argument("--metrics", type=path, metavar="FILE", help="JSON of what was measured")
     parser.add_argument("--base-model", metavar="ID", help="the teacher's id on the hub")
-    parser.add_argument("--vae", type=Path, metavar="DIR", help="a VAE to copy there as vae/")
+    parser.add_argument("--vae", type=path, metavar="DIR", help="a VAE to copy there as vae/")
     parser.add_argument(
         "--samples", type=int, default=36, metavar="N", help="images in the grid (default 36)"
     )

@@ -7,17 +7,16 @@ Prints what was found as a table, and every fault. Exit status: 0 if all is well
 
 import argparse
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sid_scale.commands.arguments import add_workers, check_least
+from sid_scale.commands.arguments import add_workers, check_least, path
 
 if TYPE_CHECKING:
     from sid_scale.data.prepare.verify import Report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="DIR", help="holds index.json and the shards")
+    parser.add_argument("folder", type=path, metavar="DIR", help="holds index.json and the shards")
     add_workers(parser)
 
 

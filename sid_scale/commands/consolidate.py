@@ -13,6 +13,7 @@ import argparse
 import shutil
 from pathlib import Path
 
+from sid_scale.commands.arguments import path
 from sid_scale.dtypes import COMPUTE
 from sid_scale.errors import UsageError
 
@@ -20,8 +21,8 @@ ALL = "all"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", type=Path, help="a checkpoint's folder")
-    parser.add_argument("out_dir", type=Path, help="network folder to write")
+    parser.add_argument("checkpoint", type=path, help="a checkpoint's folder")
+    parser.add_argument("out_dir", type=path, help="network folder to write")
     parser.add_argument("--role", required=True, metavar="ROLE", help="see above")
     parser.add_argument("--dtype", default="float32", choices=COMPUTE, help="default: float32")
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sid_scale.commands.arguments import byte_count
+from sid_scale.commands.arguments import byte_count, path
 from sid_scale.errors import UsageError, launched_rank
 
 if TYPE_CHECKING:
@@ -17,14 +17,14 @@ def add_data_set(parser: argparse.ArgumentParser) -> None:
     """What the data set is made of, and where it goes."""
     parser.add_argument(
         "--source",
-        type=Path,
+        type=path,
         required=True,
         nargs="+",
         action="extend",
         metavar="SOURCE",
         help="see above; several hold parts of one data set",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to fill")
+    parser.add_argument("--out", type=path, required=True, metavar="DIR", help="folder to fill")
     parser.add_argument(
         "--shard-size",
         type=byte_count,

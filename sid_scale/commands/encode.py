@@ -18,7 +18,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING
 
-from sid_scale.commands.arguments import check_least
+from sid_scale.commands.arguments import check_least, location
 from sid_scale.commands.data_set import add_data_set, max_bad, open_data_set_source
 from sid_scale.dtypes import COMPUTE, STORED
 from sid_scale.errors import UsageError, launched_rank
@@ -32,12 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_set(parser)
     parser.add_argument(
         "--vae",
+        type=location,
         metavar="FOLDER",
         help="diffusers folder of the VAE; without --codec it is taken for the Stability VAE, "
         "whose normalisation EDM2's ImageNet-512 models have",
     )
     parser.add_argument(
         "--codec",
+        type=location,
         metavar="FOLDER|FILE",
         help="VAE and normalisation: a network folder, such as the teacher's, or a JSON file "
         'such as {"kind": "vae", "vae": FOLDER, "scale": [...], "bias": [...]}',

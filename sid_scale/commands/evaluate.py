@@ -9,9 +9,8 @@ each rank does its share.
 """
 
 import argparse
-from pathlib import Path
 
-from sid_scale.commands.arguments import check_least
+from sid_scale.commands.arguments import check_least, path
 from sid_scale.dtypes import COMPUTE
 from sid_scale.errors import UsageError
 
@@ -50,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     """Measures a generator: --generator DIR --reference FILE --metrics fid,... --out DIR."""
     parser.add_argument(
-        "--generator", type=Path, required=True, metavar="DIR", help="the generator's folder"
+        "--generator", type=path, required=True, metavar="DIR", help="the generator's folder"
     )
     parser.add_argument("--steps", type=int, metavar="K", help="NFE of an image (default: its own)")
     _add_shared(parser)
@@ -62,7 +61,7 @@ def _add_teacher(parser: argparse.ArgumentParser) -> None:
     With several NFE (`--evaluations 17,35,63`) each has a folder in DIR.
     """
     parser.add_argument(
-        "--teacher", type=Path, required=True, metavar="DIR", help="the teacher's folder"
+        "--teacher", type=path, required=True, metavar="DIR", help="the teacher's folder"
     )
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
@@ -75,7 +74,7 @@ def _add_teacher(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--guide",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="a network to be guided by: an unconditional one (classifier-free guidance) or a "
         "lesser one (autoguidance)",
@@ -98,12 +97,12 @@ def _add_reference(parser: argparse.ArgumentParser) -> None:
     network's.
     """
     parser.add_argument(
-        "--data", type=Path, required=True, metavar="DIR", help="shards, or a folder of images"
+        "--data", type=path, required=True, metavar="DIR", help="shards, or a folder of images"
     )
     parser.add_argument(
         "--metrics", required=True, metavar="LIST", help="what it shall serve for; by commas"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="an .npz file")
+    parser.add_argument("--out", type=path, required=True, metavar="FILE", help="an .npz file")
     parser.add_argument(
         "--num",
         "--images",
@@ -119,7 +118,7 @@ def _add_reference(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--network",
-        type=Path,
+        type=path,
         metavar="DIR",
         help="a network folder whose codec makes latents of images (for fd_latents of a folder of "
         "images)",
@@ -139,7 +138,7 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--reference",
-        type=Path,
+        type=path,
         nargs="+",
         action="extend",
         default=[],
@@ -167,7 +166,7 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
         help="measure R times, each time with the next N seeds: mean, minimum, std",
     )
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder for metrics.json"
+        "--out", type=path, required=True, metavar="DIR", help="folder for metrics.json"
     )
     parser.add_argument(
         "--save-features", action="store_true", help="write features/METRIC.npy (N, D)"
@@ -186,20 +185,20 @@ def add_detectors(parser: argparse.ArgumentParser) -> None:
     """Where the detectors lie."""
     parser.add_argument(
         "--inception",
-        type=Path,
+        type=path,
         metavar="FILE",
         help="inception-2015-12-05.pt, or the weights of pytorch-fid or torch-fidelity "
         "(...-inception-2015-12-05-6726825d.pth); for fid, is, precision and recall",
     )
     parser.add_argument(
-        "--dinov2", type=Path, metavar="DIR", help="facebook/dinov2-large, for fd_dinov2"
+        "--dinov2", type=path, metavar="DIR", help="facebook/dinov2-large, for fd_dinov2"
     )
 
 
 def _add_vae(parser: argparse.ArgumentParser) -> None:
     """How latents become images."""
     parser.add_argument(
-        "--vae", type=Path, metavar="DIR", help="the VAE's folder, if config.json names another"
+        "--vae", type=path, metavar="DIR", help="the VAE's folder, if config.json names another"
     )
     parser.add_argument(
         "--vae-dtype", choices=COMPUTE, default="float32", help="what the VAE computes in"

@@ -8,14 +8,13 @@ uncertainty head, which a generator has not: `--logvar 128` adds one that says 0
 """
 
 import argparse
-from pathlib import Path
 
-from sid_scale.commands.arguments import check_least
+from sid_scale.commands.arguments import check_least, path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("generator", type=Path, metavar="GENERATOR_DIR", help="a network folder")
-    parser.add_argument("out", type=Path, metavar="OUT.safetensors", help="the file to write")
+    parser.add_argument("generator", type=path, metavar="GENERATOR_DIR", help="a network folder")
+    parser.add_argument("out", type=path, metavar="OUT.safetensors", help="the file to write")
     parser.add_argument("--force", action="store_true", help="replace the file if it is there")
     parser.add_argument(
         "--logvar",

@@ -8,15 +8,14 @@ seed gives the same image, whatever is made beside it.
 """
 
 import argparse
-from pathlib import Path
 
-from sid_scale.commands.arguments import check_least
+from sid_scale.commands.arguments import check_least, path
 from sid_scale.dtypes import COMPUTE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--generator", type=Path, required=True, metavar="DIR", help="the generator's folder"
+        "--generator", type=path, required=True, metavar="DIR", help="the generator's folder"
     )
     parser.add_argument(
         "--classes",
@@ -29,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=path,
         required=True,
         metavar="DIR",
         help="folder for the images; of one generator, number of steps and dtype",
@@ -39,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=COMPUTE, default="float32", help="what the network computes in"
     )
     parser.add_argument(
-        "--vae", type=Path, metavar="DIR", help="the VAE's folder, if config.json names another"
+        "--vae", type=path, metavar="DIR", help="the VAE's folder, if config.json names another"
     )
     parser.add_argument(
         "--batch-size", type=int, default=32, metavar="N", help="images at once on a GPU"

@@ -12,10 +12,12 @@ import argparse
 import math
 from pathlib import Path
 
+from sid_scale.commands.arguments import location
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SOURCE.pkl", help="the published file")
-    parser.add_argument("out", metavar="OUT_DIR", help="folder to make")
+    parser.add_argument("source", type=location, metavar="SOURCE.pkl", help="the published file")
+    parser.add_argument("out", type=location, metavar="OUT_DIR", help="folder to make")
     parser.add_argument(
         "--kind",
         choices=("teacher", "generator"),
@@ -24,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--vae",
+        type=location,
         metavar="FOLDER",
         help="the VAE of a network that sees latents, as a diffusers folder; by default the name "
         "that SOURCE gives, for EDM2 stabilityai/sd-vae-ft-mse",

@@ -7,17 +7,19 @@ without a network. Of a run that is still going on it shows what is there.
 import argparse
 from pathlib import Path
 
+from sid_scale.commands.arguments import path
+
 SAMPLES, SEARCH = 10, 50_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN_DIR", help="a run's folder")
+    parser.add_argument("runs", type=path, nargs="+", metavar="RUN_DIR", help="a run's folder")
     parser.add_argument(
-        "--out", type=Path, default=Path("report.html"), metavar="FILE", help="default report.html"
+        "--out", type=path, default=Path("report.html"), metavar="FILE", help="default report.html"
     )
     parser.add_argument(
         "--metrics",
-        type=Path,
+        type=path,
         nargs="+",
         default=[],
         metavar="FILE",
@@ -38,10 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"real images among which neighbours are looked for (default the first {SEARCH:,})",
     )
     parser.add_argument(
-        "--generator", type=Path, metavar="DIR", help="of one run, instead of its generator/"
+        "--generator", type=path, metavar="DIR", help="of one run, instead of its generator/"
     )
     parser.add_argument(
-        "--vae", type=Path, metavar="DIR", help="the VAE, if the generator's folder has none"
+        "--vae", type=path, metavar="DIR", help="the VAE, if the generator's folder has none"
     )
     parser.add_argument("--data", metavar="DIR", help="shards, instead of those of the run's data")
 

@@ -17,7 +17,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sid_scale.commands.arguments import add_workers, check_least
+from sid_scale.commands.arguments import add_workers, check_least, location
 from sid_scale.commands.data_set import add_data_set, max_bad, open_data_set_source
 from sid_scale.dtypes import STORED
 
@@ -42,12 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--codec",
+        type=location,
         metavar="FOLDER|FILE",
         help="what the latents were made with: a network folder that works with them, such as the "
         "teacher's, or a JSON file that describes the codec; default: EDM2's, the Stability VAE",
     )
     parser.add_argument(
         "--vae",
+        type=location,
         metavar="FOLDER",
         help="where that codec's VAE is (EDM2's: stabilityai/sd-vae-ft-mse)",
     )

@@ -5,11 +5,12 @@ its folder holds no run.
 """
 
 import argparse
-from pathlib import Path
+
+from sid_scale.commands.arguments import path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_dir", type=Path, nargs="+")
+    parser.add_argument("run_dir", type=path, nargs="+")
 
 
 def run(options: argparse.Namespace) -> int:

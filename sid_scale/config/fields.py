@@ -6,7 +6,9 @@ YAML and command lines give numbers as text, too: YAML reads `5e-5` so, and peop
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AllowInfNan, BeforeValidator, ConfigDict, Field, Strict
+from pydantic import AfterValidator, AllowInfNan, BeforeValidator, ConfigDict, Field, Strict
+
+from sid_scale.paths import expand
 
 # Of every group of settings. A field's description is the text below it.
 SETTINGS = ConfigDict(extra="forbid", use_attribute_docstrings=True)
@@ -29,10 +31,16 @@ def _parts(value: Any) -> Any:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
+def _paths(values: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(map(expand, values))
+
+
 Integer = Annotated[int, BeforeValidator(_number)]
 Number = Annotated[float, BeforeValidator(_number), AllowInfNan(False)]
 Flag = Annotated[bool, Strict()]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_parts)]
+Location = Annotated[str, AfterValidator(expand)]  # a path, a URL or a name
+Locations = Annotated[Texts, AfterValidator(_paths)]
 Pair = Annotated[tuple[Number, Number], BeforeValidator(_parts)]
 
 Steps = Annotated[Literal[1, 2, 4], BeforeValidator(_number)]

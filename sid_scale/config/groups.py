@@ -9,6 +9,8 @@ from sid_scale.config.fields import (
     SETTINGS,
     Flag,
     Integer,
+    Location,
+    Locations,
     Natural,
     NotNegative,
     Number,
@@ -70,7 +72,7 @@ class CheckpointConfig:
 class StreamConfig:
     """How real samples are read; nothing here changes which sample comes when."""
 
-    cache_dir: str | None = None
+    cache_dir: Location | None = None
     """shards are copied there before they are read; best on a disk of the node's own"""
     cache_gb: PositiveNumber = 200.0
     """size of the cache; the least recently used shards go"""
@@ -120,11 +122,11 @@ class EvaluationConfig:
     """seeds are those from here on"""
     metrics: Texts = ("fid",)
     """as of `sid-scale evaluate run`"""
-    reference: Texts = ()
+    reference: Locations = ()
     """files of reference statistics"""
-    inception: str | None = None
+    inception: Location | None = None
     """inception-2015-12-05.pt, or weights of pytorch-fid or torch-fidelity"""
-    dinov2: str | None = None
+    dinov2: Location | None = None
     """folder of facebook/dinov2-large"""
     best_by: str | None = None
     """metric by which the best generator is kept; null: the first"""

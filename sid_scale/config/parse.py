@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ArgsKwargs
 
 from sid_scale.errors import SidScaleError
+from sid_scale.paths import expand
 
 T = TypeVar("T")
 
@@ -46,7 +47,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     base = settings.pop("extends", None)
     if base is None:
         return settings
-    return _merge(read_yaml(path.parent / str(base)), settings)
+    try:
+        base = expand(str(base))
+    except ValueError as error:
+        raise ConfigError(f"config: {path}: extends: {error}") from error
+    return _merge(read_yaml(path.parent / base), settings)
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -121,6 +126,8 @@ def _message(cls: type, fault: Any, where: str) -> str:
     if kind == "literal_error":
         choices = _choices(cls, names)
         return f"{key}: {value!r} is none of {', '.join(choices)}{nearest(str(value), choices)}"
+    if kind == "value_error":  # a validator's own words
+        return f"{key}: {limits['error']}, got {value!r}"
     if kind == "dataclass_type":
         return f"{key}: expected a group of settings, got {value!r}"
     wanted = next((word for word in _WANTED if word in kind), None)
@@ -137,7 +144,6 @@ _WANTED = {
     "tuple": "a list",
     "missing": "a longer list",
     "too_long": "a shorter list",
-    "value_error": "a number",
 }
 
 

@@ -18,6 +18,7 @@ from pydantic.dataclasses import dataclass
 from sid_scale.config.fields import (
     SETTINGS,
     Flag,
+    Location,
     Natural,
     Number,
     Positive,
@@ -43,6 +44,7 @@ from sid_scale.config.parse import (
     read_yaml,
 )
 from sid_scale.methods.settings import OBJECTIVES
+from sid_scale.paths import expand
 
 PACKAGE = Path(__file__).parents[1]
 PRESETS = PACKAGE / "presets"
@@ -53,11 +55,11 @@ IN_PACKAGE = "package:"  # begins a path to a file that comes with the package
 class RunConfig:
     """A whole run."""
 
-    run_dir: str
+    run_dir: Location
     """folder that the run writes to"""
-    teacher: str
+    teacher: Location
     """network folder of the teacher"""
-    deepspeed: str
+    deepspeed: Location
     """a DeepSpeed JSON: ZeRO stage 0 to 3, precision, clipping, offload"""
     total_images: Positive
     """images until the run is done"""
@@ -71,11 +73,11 @@ class RunConfig:
     """settings of the method, see below"""
     seed: Natural = 0
     """of all randomness"""
-    data: str | None = None
+    data: Location | None = None
     """shard folder, or its URL; sid needs none"""
-    labels: str = "histogram"
+    labels: Location = "histogram"
     """classes of generated images: as in the data, "uniform", or a file of classes"""
-    generator_init: str | None = None
+    generator_init: Location | None = None
     """network folder that the generator starts from instead of the teacher; sid2a needs one"""
     steps: Steps = 1
     """evaluations that the generator takes for an image"""
@@ -87,7 +89,7 @@ class RunConfig:
     """of the networks in training"""
     teacher_activations: Literal["keep", "checkpoint", "offload"] = "keep"
     """checkpoint computes them again, offload keeps block inputs in host memory, too"""
-    resume: str = "auto"
+    resume: Location = "auto"
     """auto goes on from the newest sound checkpoint, or starts; never; or a checkpoint folder"""
     max_skipped: Positive = 20
     """updates in a row that may be skipped for non-finite gradients"""
@@ -181,6 +183,10 @@ def _path_in_package(value: Any) -> Any:
 
 
 def _find(source: str | Path) -> Path:
+    try:
+        source = expand(str(source))
+    except ValueError as error:
+        raise ConfigError(f"config: {source}: {error}") from error
     for path in (Path(source), PRESETS / f"{source}.yaml"):
         if path.is_file():
             return path

@@ -1,8 +1,11 @@
 """Arguments that several commands share."""
 
+import argparse
+from pathlib import Path
+
 import pytest
 
-from sid_scale.commands.arguments import byte_count
+from sid_scale.commands.arguments import byte_count, path
 
 
 @pytest.mark.parametrize(
@@ -17,6 +20,20 @@ from sid_scale.commands.arguments import byte_count
 )
 def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
     assert byte_count(text) == size
+
+
+def test_home_and_environment_are_put_into_paths(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    monkeypatch.setenv("HOME", "/home/me")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=path)
+    assert parser.parse_args(["--out=~/x"]).out == Path("/home/me/x")
+    assert parser.parse_args(["--out=$SCRATCH/x"]).out == Path("/scratch/x")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--out=$NOWHERE/x"])
+    assert "$NOWHERE/x: the environment has no variable $NOWHERE" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "MB", "-1MB", "0", "5 parsecs", "1TBB"])

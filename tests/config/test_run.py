@@ -53,6 +53,34 @@ def test_overrides_reach_into_groups(write):
     assert (config.seed, config.steps, config.checkpoint.every_images) == (7, 4, 5)
 
 
+def test_home_and_environment_are_put_into_every_path(write, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    config = load_config(
+        write(
+            run_dir="~/runs/x",
+            teacher="$SCRATCH/t",
+            data="s3:/${SCRATCH}/x",
+            deepspeed="~/ds.json",
+            labels="~/labels",
+            stream={"cache_dir": "$SCRATCH/cache"},
+            evaluation={"reference": ["~/r.npz", "r2.npz"], "inception": "~/i", "dinov2": "~/d"},
+        ),
+        ["resume=~/c", "generator_init=$SCRATCH/g"],
+    )
+    assert (config.run_dir, config.teacher) == ("/home/me/runs/x", "/scratch/t")
+    assert (config.data, config.deepspeed) == ("s3://scratch/x", "/home/me/ds.json")
+    assert (config.labels, config.resume) == ("/home/me/labels", "/home/me/c")
+    assert (config.generator_init, config.stream.cache_dir) == ("/scratch/g", "/scratch/cache")
+    evaluation = config.evaluation
+    assert evaluation.reference == ("/home/me/r.npz", "r2.npz")
+    assert (evaluation.inception, evaluation.dinov2) == ("/home/me/i", "/home/me/d")
+
+
+def test_a_command_that_a_shell_runs_is_left_to_it(write):
+    assert load_config(write(data="pipe:cat $X")).data == "pipe:cat $X"
+
+
 def test_the_resolved_config_reads_back_the_same(write, tmp_path: Path):
     config = load_config(write(method="sid2a", generator_init="g"), ["ema.ramp_up=0.1"])
     (tmp_path / "again.yaml").write_text(to_yaml(config))
@@ -82,6 +110,8 @@ def test_presets_load(name: str):
         ({"learning_rate": {"float": 1}}, r"unknown key learning_rate\.float"),
         ({"objective": {"fake-score": 1}}, r"objective\.fake-score; did you mean 'fake_score'"),
         ({"1": 2}, "unknown key 1"),
+        ({"run_dir": "$NOWHERE/x"}, r"run_dir: the environment has no variable \$NOWHERE"),
+        ({"evaluation": {"reference": "a,${NO WAY}"}}, r"evaluation\.reference: .* \$\{NO WAY\}"),
         ({"method": ["sid"]}, r"method: \['sid'\] is none of sid, sida, sid2a"),
         ({"steps": 3}, "steps: 3 is none of 1, 2, 4"),
         ({"steps": True}, "steps: expected a number, got True"),

@@ -73,6 +73,20 @@ def test_from_a_folder_of_images_to_a_distilled_generator(
     assert [record["images_seen"] for record in records] == [64, 128, 192]
 
 
+@pytest.mark.faults
+def test_classes_must_be_those_of_the_teacher_before_anything_is_encoded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = digits(each=1, classes=4)
+    images = write_folder(tmp_path / "images", files)
+    assert main(arguments(images, tmp_path / "out")) == 1
+    told = capsys.readouterr().err
+    assert f"4 classes, but the network in {TEACHER} has 10" in told
+    assert main(arguments(images, tmp_path / "out", "--num-classes", "4")) == 2
+    assert "has 10 classes; give the one or the other" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_ranks_of_a_launcher_share_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
     assert share_of_rank(1, 3) == Part(1, 3)
     monkeypatch.setenv("WORLD_SIZE", "4")
