@@ -232,7 +232,7 @@ def _check_depth(
     inner: dict[str, set[str]] = {}
     for parts in below:
         if len(parts) > 2:
-            inner.setdefault(parts[0], set()).add(parts[1])
+            inner.setdefault(parts[0], set()).add("/".join(parts[1:-1]))
     several = [name for name, folders in inner.items() if len(folders) > 1]
     if several and not (expected and expected.number == count):
         raise SourceError(

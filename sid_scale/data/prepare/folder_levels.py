@@ -83,11 +83,13 @@ def _root(where: str, samples: list[str], files: Files) -> tuple[str, list[str]]
         if split is not None:
             left_out = sum(not name.startswith(split) for name in samples)
             return split, [f"{where}: takes {split}; leaves out {left_out:,} samples beside it"]
-    if common and _children(samples, files.folders, "") == set(common[:1]):
-        top = f"{common[0]}/"
-        if any("/" not in name[len(top) :] for name in samples):
-            return "", []  # this folder is a class itself
-        return top, [f"{where}: class folders are those in {top}"]
+    alone = _children(samples, files.folders, "") == set(common[:1])
+    for depth in range(len(common), 0, -1):
+        root = "".join(f"{folder}/" for folder in common[:depth])
+        holds_samples = any("/" not in name[len(root) :] for name in samples)
+        # A folder that holds samples is a class itself.
+        if not holds_samples and (_split(common[depth - 1]) in TRAINING or (depth == 1 and alone)):
+            return root, [f"{where}: class folders are those in {root}"]
     return "", []
 
 
@@ -112,9 +114,8 @@ def _children(names: Iterable[str], folders: Iterable[str], root: str) -> set[st
 def _training_split(where: str, root: str, names: list[str], folders: list[str]) -> str | None:
     """The folder of the training split, if `root` is divided in splits."""
     children = _children(names, folders, root)
-    splits = {child: child.casefold().rstrip("_-0123456789") for child in children}
-    training = sorted(child for child, split in splits.items() if split in TRAINING)
-    others = sorted(child for child, split in splits.items() if split in OTHER_SPLITS)
+    training = sorted(child for child in children if _split(child) in TRAINING)
+    others = sorted(child for child in children if _split(child) in OTHER_SPLITS)
     if not others or len(training) + len(others) < 2:
         return None
     if len(training) == 1:
@@ -125,6 +126,11 @@ def _training_split(where: str, root: str, names: list[str], folders: list[str])
         f"{where} holds {', '.join(root + child for child in (*training, *others))}, and "
         f"{len(training) or 'none'} of them is for training; give the one that is meant"
     )
+
+
+def _split(folder: str) -> str:
+    """A folder's name as that of a split: `Train`, `train2017` -> `train`."""
+    return folder.casefold().rstrip("_-0123456789")
 
 
 def _other_files(where: str, names: list[str]) -> list[str]:

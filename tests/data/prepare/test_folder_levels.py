@@ -94,6 +94,12 @@ def test_splits_are_known_in_any_case(
     assert f"takes {training}/; leaves out {2 * len(splits) - 2} samples" in source.notes[0]
 
 
+def test_a_training_split_alone_is_stepped_into_however_deep(tmp_path: Path) -> None:
+    source = folder_of(tmp_path, "Data/CLS-LOC/train/a/1.png", "Data/CLS-LOC/train/b/1.png")
+    assert source.classes == ["a", "b"]
+    assert source.notes[0].endswith("class folders are those in Data/CLS-LOC/train/")
+
+
 def test_classes_may_be_called_like_splits_if_they_are_none(tmp_path: Path) -> None:
     assert folder_of(tmp_path, "train/1.png", "car/1.png").classes == ["car", "train"]
 
@@ -115,6 +121,7 @@ def test_what_servers_and_systems_leave_behind_is_no_data(tmp_path: Path) -> Non
         (["a/b/dataset.json", "a/b/0/1.png", "a/b/1/1.png"], r"lies in a/b/ \(1\)"),
         (["x/dataset.json", "x/1.png", "y/dataset.json", "y/2.png"], r"lies in x/, y/ \(2\)"),
         (["top/dogs/a/1.png", "top/dogs/b/1.png"], r"makes dogs \(1\) a class .* a, b \(2\)"),
+        (["x/y/z/a/1.png", "x/y/z/b/1.png"], r"makes y \(1\) a class .* z/a, z/b \(2\)"),
         (["train/a/1.png", "train/b/1.png", "meta/1.png"], r"makes train \(1\) a class folder"),
         (["val/a/1.png", "test/a/1.png"], "holds test, val, and none of them is for training"),
         (["train/a/1.png", "Train/a/1.png", "val/a/1.png"], "holds Train, train, val, and 2"),
