@@ -7,10 +7,9 @@ SOURCE is a folder of class folders, as ImageNet's; a zip archive or folder with
 EDM2 writes it; or pixel shards. Images are cropped and resized as ADM does it.
 
 Each process makes shards of its own in a folder that all share: ranks of `torchrun` or `deepspeed`,
-parts of a SLURM array (`--part $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT`, from 0 on), or both.
-They need not run at the same time. The last one writes the index. Interrupted and
-started again, on any number of processes, it goes on; finished shards are compared with their
-checksums and kept.
+parts of a SLURM array (`--array=0-7` with `--part $SLURM_ARRAY_TASK_ID/8`), or both. They need not
+run at the same time. The last one writes the index. Interrupted and started again, on any number of
+processes, it goes on; finished shards are compared with their checksums and kept.
 """
 
 import argparse
@@ -71,10 +70,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _part(text: str) -> tuple[int, int]:
-    number, of = (int(word) for word in text.split("/"))
-    if not 0 <= number < of:
+    number, slash, of = text.partition("/")
+    if not (number.isdecimal() and slash and of.isdecimal() and int(number) < int(of)):
         raise argparse.ArgumentTypeError(f"{text}: i/n with i from 0 to n - 1 is wanted")
-    return number, of
+    return int(number), int(of)
 
 
 def run(options: argparse.Namespace) -> int:
