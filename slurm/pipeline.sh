@@ -14,13 +14,17 @@
 #     --evaluate OPTION    for `evaluate run`, again and again, as --evaluate --dtype=bfloat16;
 #                          --inception and --dinov2 are those of the run's `evaluation` if not given
 #     --nodes N            to distil on (default 2)
-#     --gpus-per-node N    there (default 8)
+#     --gpus-per-node N    there (default 8), or TYPE:N
 #     --gpu-memory GB      of a GPU, to see whether the run fits (default 80)
 #     --parts N            jobs that encode (default 8)
 #     --sbatch OPTION      for every job, again and again, as --sbatch --account=NAME
 #     --dry-run            print what would be submitted, and submit nothing
 set -Eeuo pipefail
-home=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+home=${SID_SCALE_HOME:-$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")}
+if [ ! -r "$home/slurm/common.sh" ]; then
+    echo "error: $home is not sid_scale's repository: say where that is, by SID_SCALE_HOME=FOLDER" >&2
+    exit 1
+fi
 source "$home/slurm/common.sh"
 
 usage() {
@@ -50,7 +54,12 @@ while [ $# -gt 0 ]; do
         --gpus-per-node) gpus=$2 ;;
         --gpu-memory) memory=$2 ;;
         --parts) parts=$2 ;;
-        --sbatch) common+=("$2") ;;
+        --sbatch)
+            case "$2" in
+                --gres=*gpu* | --gpus* | -G*) fail "--sbatch $2: say it by --gpus-per-node" ;;
+            esac
+            common+=("$2")
+            ;;
         *) fail "unknown option $1; --help lists them" ;;
     esac
     shift 2
@@ -69,6 +78,7 @@ except SidScaleError as error:
     sys.exit(f"error: {error}")
 print("" if value is None else value)' "$@"
 }
+unset SID_SCALE_PARTS # which would be of another encoding
 run=$(setting run_dir "$@")
 data=$(setting data "$@")
 teacher=$(setting teacher "$@")
@@ -106,7 +116,7 @@ fi
 
 # Whether it fits, before it waits in a queue for days.
 plan=$(DS_ACCELERATOR=cpu "${inside[@]}" python -m sid_scale memory --nodes "$nodes" \
-    --gpus-per-node "$gpus" --gpu-memory "$memory" --config "$@") || {
+    --gpus-per-node "${gpus##*:}" --gpu-memory "$memory" --config "$@") || {
     echo "$plan"
     [ -n "$plan" ] || exit 1
     [ -n "$dry" ] || fail "nothing was submitted; --gpu-memory says how much memory a GPU has"

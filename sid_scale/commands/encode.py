@@ -8,10 +8,9 @@ of them, or pixel shards; `sid-scale shards --help` says where classes come from
 and resized as ADM does it.
 
 Each process makes shards of its own in a folder that all share: ranks of `torchrun` or `deepspeed`,
-parts of a SLURM array (`--part $SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT`, from 0 on), or both.
-They need not run at the same time. The last one writes the index. Interrupted and
-started again, on any number of processes, it goes on; finished shards are compared with their
-checksums and kept.
+parts of a SLURM array (`--array=0-7` with `--part $SLURM_ARRAY_TASK_ID/8`), or both. They need not
+run at the same time. The last one writes the index. Interrupted and started again, on any number of
+processes, it goes on; finished shards are compared with their checksums and kept.
 """
 
 import argparse
@@ -70,10 +69,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _part(text: str) -> tuple[int, int]:
-    number, of = (int(word) for word in text.split("/"))
-    if not 0 <= number < of:
+    number, slash, of = text.partition("/")
+    if not (number.isdecimal() and slash and of.isdecimal() and int(number) < int(of)):
         raise argparse.ArgumentTypeError(f"{text}: i/n with i from 0 to n - 1 is wanted")
-    return number, of
+    return int(number), int(of)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -23,6 +23,11 @@ T = TypeVar("T")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 NODES = ("node1", "node2")
 GPUS = 4  # that each node says it has; jobs that share it fit
+# SLURM sets CUDA_VISIBLE_DEVICES for devices of NVIDIA only. Its tasks get it from this.
+PROLOG = """\
+#!/bin/sh
+[ -z "$TEST_DEVICES" ] || echo "export CUDA_VISIBLE_DEVICES=$TEST_DEVICES"
+"""
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
 
 CONF = """\
@@ -45,6 +50,7 @@ SlurmdDebug=info
 SlurmdParameters=config_overrides
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
+TaskProlog={folder}/prolog
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/none
@@ -64,7 +70,7 @@ CompleteWait=0
 EpilogMsgTime=0
 MinJobAge=3600
 GresTypes=gpu
-NodeName=DEFAULT CPUs=8 RealMemory=64000 Gres=gpu:{gpus}
+NodeName=DEFAULT CPUs=8 RealMemory=64000 Gres=gpu:a100:{gpus}
 NodeName={node1} NodeHostname={host} NodeAddr=127.0.0.1 Port={port1}
 NodeName={node2} NodeHostname={host} NodeAddr=127.0.0.1 Port={port2}
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
@@ -104,7 +110,10 @@ class Cluster:
         (folder / "slurm.conf").write_text(text)
         for number in range(GPUS):
             (folder / f"gpu{number}").touch()  # what stands for a device
-        (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-{GPUS - 1}]\n")
+        gpus = f"Name=gpu Type=a100 File={folder}/gpu[0-{GPUS - 1}]\n"
+        (folder / "gres.conf").write_text(gpus)
+        (folder / "prolog").write_text(PROLOG)
+        (folder / "prolog").chmod(0o755)
         key = folder / "munge.key"
         key.write_bytes(os.urandom(128))
         key.chmod(0o400)

@@ -1,6 +1,7 @@
 """Runs as a user of the cluster submits them, and the same without SLURM."""
 
 import json
+import sys
 from pathlib import Path
 
 import yaml
@@ -24,6 +25,17 @@ def distil(cluster: Cluster, run: Path, *options: str, **environment: str) -> in
         f"--chdir={run.parent}",
     ]
     return cluster.submit(*place, *options, SCRIPT, str(run), **environment)
+
+
+def programs(folder: Path, deepspeed: str = "", before_python: str = "") -> Path:
+    """A virtual environment of these programs, as lines of shell; returns its folder."""
+    bin = folder / "bin"
+    bin.mkdir(parents=True)
+    lines = {"python": f'{before_python}\nexec {sys.executable} "$@"', "deepspeed": deepspeed}
+    for name, line in lines.items():
+        (bin / name).write_text(f"#!/bin/sh\n{line}\n")
+        (bin / name).chmod(0o755)
+    return folder
 
 
 def write_run(path: Path, **values: object) -> Path:

@@ -1,7 +1,6 @@
 """`sbatch slurm/distill.sbatch` on two nodes, and all that a scheduler does to a run."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from sid_scale.networks.folder import load_network
 from tests.conftest import ROOT
 from tests.ranks import run_ranks
 from tests.slurm.cluster import Cluster
-from tests.slurm.runs import ENDLESS, distil, in_process, losses, seen, write_run
+from tests.slurm.runs import ENDLESS, distil, in_process, losses, programs, seen, write_run
 from tests.tiny import prepare, settings, write_deepspeed_json
 
 pytestmark = [pytest.mark.slurm, pytest.mark.distributed]
@@ -153,13 +152,8 @@ def test_a_run_that_loses_a_node_goes_on_with_the_others(cluster: Cluster, tmp_p
 
 def test_a_crash_loop_is_broken(cluster: Cluster, tmp_path: Path):
     run, _ = tiny_run(tmp_path)
-    programs = tmp_path / "venv" / "bin"
-    programs.mkdir(parents=True)
-    crashes = {"python": f'exec {sys.executable} "$@"', "deepspeed": "kill -9 $$"}
-    for name, line in crashes.items():
-        (programs / name).write_text(f"#!/bin/sh\n{line}\n")
-        (programs / name).chmod(0o755)
-    environment = {"SID_SCALE_VENV": str(programs.parent), "SID_SCALE_REQUEUES": "2"}
+    venv = programs(tmp_path / "venv", deepspeed="kill -9 $$")
+    environment = {"SID_SCALE_VENV": str(venv), "SID_SCALE_REQUEUES": "2"}
     job = distil(cluster, run, **environment)
     assert cluster.finish(job) == "FAILED"
     assert cluster.restarts(job) == 1

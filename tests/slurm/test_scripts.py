@@ -25,9 +25,9 @@ def test_shellcheck_finds_nothing():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def plan(*arguments: str, expect: int = 0) -> str:
+def plan(*arguments: str, expect: int = 0, pipeline: str = PIPELINE) -> str:
     done = subprocess.run(
-        ["bash", PIPELINE, "--dry-run", *arguments],
+        ["bash", pipeline, "--dry-run", *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -55,10 +55,95 @@ def test_a_dry_run_prints_what_would_be_submitted(tmp_path: Path):
     assert not (tmp_path / "xxl").exists()
 
 
+def test_a_linked_pipeline_takes_a_type_of_gpu(tmp_path: Path):
+    (tmp_path / "mine").symlink_to(PIPELINE)
+    options = ["--images", "i", "--gpus-per-node", "a100:4", "edm2-img512-xs-sida"]
+    told = plan(*options, f"run_dir={tmp_path}/xs", pipeline=f"{tmp_path}/mine")
+    assert "2 nodes x 4 GPUs" in told
+    assert told.count(" --gpus-per-node=a100:4 ") == 2
+
+
 def test_a_run_that_would_not_fit_says_so(tmp_path: Path):
     small = ["--images", "/data/train", "--gpu-memory", "16"]
     told = plan(*small, "edm2-img512-xs-sida", f"run_dir={tmp_path}/xs")
     assert "GB of 16: DOES NOT FIT" in told
+
+
+def encode(folder: Path, tasks: str, task: int, **environment: str) -> tuple[int, str]:
+    """Status and output of a task of an array `--array=TASKS`."""
+    numbers = [int(number) for number in tasks.split(",")]
+    (folder / "srun").write_text('#!/bin/sh\nprintf "%s\\n" "$*"\n')
+    (folder / "srun").chmod(0o755)
+    of_slurm = {
+        "JOB_ID": "7",
+        "ARRAY_TASK_ID": str(task),
+        "ARRAY_TASK_COUNT": str(len(numbers)),
+        "ARRAY_TASK_MIN": str(min(numbers)),
+        "ARRAY_TASK_MAX": str(max(numbers)),
+    }
+    given = {f"SLURM_{name}": value for name, value in of_slurm.items()} | environment
+    place = {"SID_SCALE_HOME": str(ROOT), "SID_SCALE_VENV": sys.prefix}
+    place["PATH"] = f"{folder}:{os.environ['PATH']}"
+    command = ["bash", str(ROOT / "slurm" / "encode_latents.sbatch"), "--out=x"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | place | given)
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("tasks", "task", "parts", "part"),
+    [("0,1,2", 2, None, "2/3"), ("3,7", 7, "8", "7/8"), ("0", 0, "8", "0/8")],
+)
+def test_a_task_of_an_array_makes_the_part_of_its_number(
+    tmp_path: Path, tasks: str, task: int, parts: str | None, part: str
+):
+    status, told = encode(tmp_path, tasks, task, **({"SID_SCALE_PARTS": parts} if parts else {}))
+    assert status == 0
+    assert f"encode --part {part} --out=x" in told
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("tasks", "task", "parts", "message"),
+    [
+        ("3,7", 7, "", "error: part 7 of how many?"),
+        ("3", 3, "", "error: part 3 of how many?"),
+        ("1,2,3", 1, "", "error: part 1 of how many?"),
+        ("0,2,4", 2, "", "error: part 2 of how many?"),
+        ("3,8", 8, "8", "error: SID_SCALE_PARTS=8: there is no part 8"),
+        ("3", 3, "many", "error: SID_SCALE_PARTS=many: there is no part 3"),
+    ],
+)
+def test_an_array_that_does_not_say_its_parts_is_refused(
+    tmp_path: Path, tasks: str, task: int, parts: str, message: str
+):
+    status, told = encode(tmp_path, tasks, task, SID_SCALE_PARTS=parts)
+    assert status == 1
+    assert message in told
+    assert "encode" not in told.replace("encode_latents", "")
+
+
+@pytest.mark.parametrize(
+    ("given", "ranks"),
+    [
+        ({"SLURM_GPUS_PER_NODE": "a100"}, "1"),
+        ({"SLURM_GPUS_PER_NODE": "a100:2,h100:1"}, "3"),
+        ({"SLURM_GPUS_ON_NODE": "4", "SLURM_GPUS_PER_NODE": "8"}, "4"),
+        ({"SLURM_GPUS_PER_NODE": "8", "CUDA_VISIBLE_DEVICES": "GPU-1f,GPU-2e"}, "2"),
+        ({"SLURM_GPUS_PER_TASK": "a100:1", "SLURM_TASKS_PER_NODE": "4(x2)"}, "4"),
+    ],
+)
+def test_ranks_are_the_gpus_of_a_node(given: dict[str, str], ranks: str):
+    command = 'source slurm/common.sh; srun() { "$@"; }; one_task_a_node; ranks_per_node'
+    place = {"home": str(ROOT), "SID_SCALE_VENV": sys.prefix, "SLURM_JOB_ID": "7"}
+    told = subprocess.run(
+        ["bash", "-c", command],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], "HOME": "/nowhere", **place, **given},
+    ).stdout
+    assert told == f"{ranks}\n"
 
 
 def test_an_evaluation_hands_its_options_on(tmp_path: Path):
@@ -169,6 +254,7 @@ def test_what_would_fail_in_days_is_told_before_anything_is_submitted(
             "is no multiple of micro_batch",
         ),
         (["--account", "lab", "edm2-img512-xs-sida"], "unknown option --account"),
+        (["--sbatch", "--gres=gpu:4", "edm2-img512-xs-sida"], "say it by --gpus-per-node"),
     ],
 )
 def test_a_mistake_is_one_line(arguments: list[str], message: str):

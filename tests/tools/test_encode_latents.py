@@ -99,7 +99,8 @@ def test_ranks_of_a_launcher_share_a_part(monkeypatch: pytest.MonkeyPatch) -> No
     ("more", "complaint"),
     [
         (["--part", "2/2"], "i from 0 to n - 1"),
-        (["--part", "one"], "invalid"),
+        (["--part", "one"], "one: i/n with i"),
+        (["--part=-1/2"], "-1/2: i/n with i"),
         (["--resolution", "0"], "--resolution 0 is below 1"),
         (["--shard-size", "big"], "invalid"),
     ],
