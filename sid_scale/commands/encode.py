@@ -15,12 +15,13 @@ processes, it goes on; finished shards are compared with their checksums and kep
 
 import argparse
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from sid_scale.commands.arguments import check_least, location
 from sid_scale.commands.data_set import add_data_set, max_bad, open_data_set_source
 from sid_scale.dtypes import COMPUTE, STORED
-from sid_scale.errors import UsageError, launched_rank
+from sid_scale.errors import SidScaleError, UsageError, launched_rank
 
 if TYPE_CHECKING:
     from sid_scale.codecs import VAECodec
@@ -84,6 +85,7 @@ def run(options: argparse.Namespace) -> int:
 
     from sid_scale.data.prepare.build import ShardBuild
     from sid_scale.data.prepare.encode import Encoder, Encoding, encode, plan_encoding
+    from sid_scale.data.prepare.refusals import RefusedSamples
 
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else "cpu"
@@ -101,13 +103,23 @@ def run(options: argparse.Namespace) -> int:
     source = open_data_set_source(options)
     encoder = Encoder(codec, encoding, torch.device(device))
     plan = plan_encoding(source, codec, encoding, encoder)
-    build = ShardBuild(options.out, plan, share_of_rank(*options.part), max_bad(options))
-    with build.claimed():
-        if not build.is_finished:
-            mine = sum(plan.count(number) for number in build.mine)
-            with tqdm(total=mine, unit=" images", disable=launched_rank() > 0) as bar:
-                encode(source, build, encoding, encoder, bar.update)
-        index = build.finish()
+    build = ShardBuild(
+        options.out, plan, shares_of_ranks(*options.part)[launched_rank()], max_bad(options)
+    )
+    try:
+        with build.claimed():
+            if not build.is_finished:
+                mine = sum(plan.count(number) for number in build.mine)
+                with tqdm(total=mine, unit=" images", disable=launched_rank() > 0) as bar:
+                    encode(source, build, encoding, encoder, bar.update)
+            index = build.finish()
+    except (SidScaleError, OSError) as error:
+        if launched_rank() > 0:  # whose errors are not printed else: those above all ranks meet
+            print(f"error: rank {launched_rank()}: {error}", file=sys.stderr, flush=True)
+        if isinstance(error, RefusedSamples):
+            # The launcher ends all ranks when one ends so, and others have images to look at.
+            build.wait_for(shares_of_ranks(*options.part))
+        raise
     if index is None:
         part = f"part {build.part.number}/{build.part.of}"
         print(f"{options.out}: {part} is done, others are not", flush=True)
@@ -116,12 +128,12 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def share_of_rank(number: int, of: int) -> "Part":
-    """This rank's share of part `number` of `of`."""
+def shares_of_ranks(number: int, of: int) -> list["Part"]:
+    """The launcher's ranks' shares of part `number` of `of`."""
     from sid_scale.data.prepare.build import Part
 
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    return Part(number * ranks + launched_rank(), of * ranks)
+    return [Part(number * ranks + rank, of * ranks) for rank in range(ranks)]
 
 
 def _threads() -> int:

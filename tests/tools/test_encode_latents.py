@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sid_scale.cli import main
-from sid_scale.commands.encode import share_of_rank
+from sid_scale.commands.encode import shares_of_ranks
 from sid_scale.data.prepare.build import Part
 from sid_scale.data.shards import read_index, read_shard
 from sid_scale.demo.prepare import ASSETS, TEACHER
@@ -88,10 +88,25 @@ def test_classes_must_be_those_of_the_teacher_before_anything_is_encoded(
 
 
 def test_ranks_of_a_launcher_share_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert share_of_rank(1, 3) == Part(1, 3)
+    assert shares_of_ranks(1, 3) == [Part(1, 3)]
     monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setenv("RANK", "2")
-    assert share_of_rank(1, 3) == Part(6, 12)
+    assert shares_of_ranks(1, 3) == [Part(number, 12) for number in (4, 5, 6, 7)]
+
+
+@pytest.mark.faults
+@pytest.mark.distributed
+def test_all_ranks_report_what_they_refuse_before_the_launcher_ends_them(
+    tmp_path: Path, start: Start
+) -> None:
+    files = digits(each=6, classes=10)
+    bad = sorted(files)[::9]
+    images = write_folder(tmp_path / "images", files | dict.fromkeys(bad, b"no image"))
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}")
+    process = start(*launcher, "-m", "--", "sid_scale", *arguments(images, tmp_path / "out"))
+    told = process.communicate(timeout=120)[0]
+    assert process.returncode == 1
+    assert {name for name in files if f"{name}: no sound image" in told} == set(bad)
+    assert "error: rank 1: " in told
 
 
 @pytest.mark.faults

@@ -12,8 +12,8 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -126,16 +126,25 @@ class ShardBuild:
         """Reports the refused samples of this process's shards that are not written.
 
         Raises:
-            ShardError: there are some.
+            RefusedSamples: there are some.
         """
-        waiting = [n for n in self.mine if not self.is_finished and self.notes.finished(n) is None]
-        if refused := self.notes.refused(waiting):
-            raise ShardError(
+        waiting = [number for number in self.mine if self.notes.finished(number) is None]
+        refused = [refusal for refusal in self.notes.refused(waiting) if not refusal.settled]
+        if refused:
+            known = self.notes.refused(range(self.plan.shards))  # those of other processes, too
+            raise RefusedSamples(
                 f"{len(refused):,} samples are refused:\n{list_refusals(refused)}\n"
                 f"All others are looked at and kept. Mend these in their place, or delete them; or "
-                f"leave them out: --on-bad-image skip --max-bad {len(refused)}. The same command "
+                f"leave them out: --on-bad-image skip --max-bad {len(known)}. The same command "
                 "then goes on from here"
             )
+
+    def wait_for(self, parts: Iterable[Part]) -> None:
+        """Returns when no process makes one of these parts any more."""
+        for part in parts:
+            lock = replace(self, part=part)._scratch / "lock"
+            with suppress(OSError), lock.open() as file:  # not there: not begun, or all is done
+                fcntl.flock(file, fcntl.LOCK_SH)
 
     def finish(self) -> ShardIndex | None:
         """Writes the index if all shards are there; returns it.

@@ -56,8 +56,7 @@ class Notes:
 
     def write_refused(self, number: int, refusals: list[Refusal]) -> None:
         """Notes which samples of a shard are refused."""
-        if refusals:
-            write_refusals(self._refused_path(number), refusals)
+        write_refusals(self._refused_path(number), refusals)
 
     def refused(self, numbers: Iterable[int]) -> list[Refusal]:
         """The samples of these shards that were ever refused, each once."""

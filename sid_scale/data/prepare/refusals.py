@@ -21,23 +21,25 @@ MOST_TOLD = 20  # in one message
 
 
 class Refusal(NamedTuple):
-    """A sample that was refused, as it was then."""
+    """A sample that was refused, as it was then; `settled` once it is mended, or gone."""
 
     entry: Entry
     where: str
     why: str
+    settled: bool = False
 
     def as_json(self) -> dict[str, Any]:
-        return {**self.entry._asdict(), "where": self.where, "why": self.why}
+        fields = {"where": self.where, "why": self.why, "settled": self.settled}
+        return {**self.entry._asdict(), **fields}
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Refusal":
         entry = Entry(*(fields[name] for name in Entry._fields))
-        return cls(entry, fields["where"], fields["why"])
+        return cls(entry, fields["where"], fields["why"], bool(fields["settled"]))
 
 
 class RefusedSamples(ShardError):
-    """Samples of a shard are refused, and it is not written."""
+    """Samples are refused, and shards with them are not written."""
 
 
 @dataclass
@@ -76,12 +78,17 @@ class Refusals:
 
 
 def write_refusals(path: Path, refusals: Iterable[Refusal]) -> None:
-    """Adds refusals to those in a file."""
-    known = {refusal.entry.name: refusal for refusal in read_refusals(path)}
+    """Brings a file of refusals up to date: those that are found no more are settled.
+
+    An entry stays as it was when it was met first, for the source's fingerprint is of then.
+    """
+    known = {r.entry.name: r._replace(settled=True) for r in read_refusals(path)}
     for refusal in refusals:
-        known.setdefault(refusal.entry.name, refusal)  # as it was when it was met first
-    with atomic_write(path) as partial:
-        partial.write_text(json.dumps([refusal.as_json() for refusal in known.values()]))
+        first = known.get(refusal.entry.name, refusal)
+        known[refusal.entry.name] = refusal._replace(entry=first.entry)
+    if known:
+        with atomic_write(path) as partial:
+            partial.write_text(json.dumps([refusal.as_json() for refusal in known.values()]))
 
 
 def read_refusals(path: Path) -> list[Refusal]:

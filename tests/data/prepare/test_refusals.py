@@ -104,6 +104,24 @@ def test_what_is_left_out_is_listed_and_all_else_is_as_without(tmp_path: Path) -
     assert all("NaN" in fields["why"] for fields in recipe["refused"])
 
 
+def test_what_is_left_out_once_stays_so_and_is_no_error_later(tmp_path: Path) -> None:
+    path = place(tmp_path, "zip", FILES | dict.fromkeys(BAD, NAN))
+    with pytest.raises(ShardError, match="3 samples are refused"):
+        make(path, tmp_path / "out")
+    assert make(path, tmp_path / "out", Part(0, 2), max_bad=3) is None
+    assert make(path, tmp_path / "out", max_bad=3).samples == 37
+    assert make(path, tmp_path / "out").samples == 37
+
+
+def test_of_several_refusals_only_those_that_are_left_are_reported(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match="3 samples are refused"):
+        make(place(tmp_path, "zip", FILES | dict.fromkeys(BAD, NAN)), tmp_path / "out")
+    with pytest.raises(ShardError, match="1 samples are refused") as caught:
+        make(place(tmp_path, "zip", FILES | {BAD[0]: NAN}), tmp_path / "out")
+    assert BAD[0] in str(caught.value)
+    assert make(place(tmp_path, "zip", FILES), tmp_path / "out").samples == 40
+
+
 def test_more_than_may_be_left_out_is_an_error_that_loses_nothing(tmp_path: Path) -> None:
     path = place(tmp_path, "zip", FILES | dict.fromkeys(BAD, NAN))
     with pytest.raises(ShardError, match="samples are refused, more than --max-bad 1"):
