@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import features
 
 from sid_scale.codecs import IdentityCodec
 from sid_scale.data.prepare.class_labels import ClassCount
@@ -95,6 +96,17 @@ def test_whatever_files_are_called_each_has_a_key_of_its_own(tmp_path: Path) -> 
     mirrored = {key + FLIPPED for key in keys}
     assert not mirrored & set(keys)
     assert "a/x_y" in keys  # a name that a key can hold is the key
+
+
+def test_images_are_known_by_many_suffixes_in_any_case(tmp_path: Path) -> None:
+    kinds = {"jpg": "JPEG", "jpeg": "JPEG", "jpe": "JPEG", "jfif": "JPEG", "JPG": "JPEG"}
+    kinds |= {"tif": "TIFF", "tiff": "TIFF", "gif": "GIF", "webp": "WEBP", "bmp": "BMP"}
+    kinds |= {"avif": "AVIF"} if features.check("avif") else {}
+    square = np.full((8, 8, 3), 204, np.uint8)
+    files = {f"a/{suffix}.{suffix}": png(square, kind) for suffix, kind in kinds.items()}
+    source = open_source(write_folder(tmp_path, files | {"a/x.heic": b"", "a/y.HEIC": b""}))
+    assert [pixels.shape for _, _, pixels in read(source)] == [(8, 8, 3)] * len(kinds)
+    assert source.notes == [f"{tmp_path}: left out for their suffix: 2 files (2 .heic)"]
 
 
 def test_a_name_that_leads_out_of_the_archive_leads_nowhere(tmp_path: Path) -> None:
