@@ -78,7 +78,8 @@ REFUSED = {
         (
             "aio", "autotuning", "checkpoint", "compile", "compression_training",
             "curriculum_learning", "data_efficiency", "dataloader_drop_last", "datastates_ckpt",
-            "disable_python_gc", "eigenvalue", "elasticity", "expert_parallel", "graph_harvesting", "hybrid_engine",
+            "disable_python_gc", "eigenvalue", "elasticity", "expert_parallel", "graph_harvesting",
+            "hybrid_engine",
             "log_level", "nebula", "pipeline", "progressive_layer_drop", "quantize_training",
             "seq_parallel_communication_data_type", "sparse_attention", "sparse_gradients",
             "tensor_parallel", "timers", "use_data_before_expert_parallelism", "vocabulary_size",
