@@ -7,6 +7,7 @@ collective that will never finish.
 """
 
 import os
+import socket
 import sys
 import threading
 import time
@@ -29,6 +30,16 @@ POLL_SECONDS = 0.5
 # torchrun's store outlives a restart of the ranks: each start has a key of its own.
 FAILED = f"sid_scale/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 TIMEOUT_SECONDS = 1800.0  # where ranks work for themselves, some may be done much sooner
+
+
+class MeetingError(SidScaleError):
+    """The ranks cannot meet at the address or the port that they were given."""
+
+    exit_status = 2
+
+
+class AbsentError(SidScaleError):
+    """The other ranks did not come; another start may do better."""
 
 
 @dataclass(frozen=True)
@@ -55,19 +66,14 @@ def joined_ranks(
     for a `SidScaleError`, its message) is printed once, by the rank where it happened first,
     which then calls `on_failure` with the exception and what it printed. So does, after
     `timeout_seconds`, a rank that does not answer.
+
+    Raises:
+        MeetingError: the address or the port where the ranks meet cannot be used.
     """
     timeout = timedelta(seconds=timeout_seconds)
     # Without a launcher this is a world of one.
     rank, world_size = launched_rank(), int(os.environ.get("WORLD_SIZE", "1"))
-    host = os.environ.get("MASTER_ADDR", "127.0.0.1")
-    port = int(os.environ.get("MASTER_PORT", "0"))
-    # torchrun's agent already serves a store at that address.
-    serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    store = dist.TCPStore(host, port, world_size, serves, timeout=timeout)
-    # A client of its own: the other may be busy waiting for a peer.
-    watched = dist.TCPStore(
-        host, store.port, world_size, False, timeout=timeout, wait_for_workers=False
-    )
+    host, store, watched = _meet(rank, world_size, timeout)
     os.environ.update(
         RANK=str(rank),
         WORLD_SIZE=str(world_size),
@@ -100,6 +106,50 @@ def joined_ranks(
     # An interpreter that ends while a thread asks the store aborts.
     watching.join(4 * POLL_SECONDS)
     dist.destroy_process_group()
+
+
+def _meet(
+    rank: int, world_size: int, timeout: timedelta
+) -> tuple[str, dist.TCPStore, dist.TCPStore]:
+    """The address where the ranks meet, and two clients of the store there.
+
+    The second is for the watching thread: the first may be busy waiting for a peer.
+
+    Raises:
+        MeetingError: the address or the port cannot be used.
+        AbsentError: the other ranks did not come in time.
+    """
+    host = os.environ.get("MASTER_ADDR", "127.0.0.1")
+    given = os.environ.get("MASTER_PORT", "0")
+    if not (given.isdecimal() and int(given) < 65536):
+        raise _meeting_error(host, given, "a port is a number from 1 to 65535")
+    try:
+        # The store would look the name up again and again until its time is up.
+        socket.getaddrinfo(host, int(given))
+    except (OSError, UnicodeError) as error:
+        raise _meeting_error(host, given, f"the address does not resolve ({error})") from error
+    # torchrun's agent already serves a store at that address.
+    serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    try:
+        store = dist.TCPStore(host, int(given), world_size, serves, timeout=timeout)
+        watched = dist.TCPStore(
+            host, store.port, world_size, False, timeout=timeout, wait_for_workers=False
+        )
+    except (RuntimeError, dist.DistError) as error:
+        said = str(error).splitlines()[0]
+        if "EADDRINUSE" in said:
+            raise _meeting_error(host, given, "another program uses the port") from error
+        if "EACCES" in said:
+            raise _meeting_error(host, given, "the port is the system's own") from error
+        raise AbsentError(f"rank {rank} met no others at {host}, port {given}: {said}") from error
+    return host, store, watched
+
+
+def _meeting_error(host: str, port: str, why: str) -> MeetingError:
+    return MeetingError(
+        f"the ranks cannot meet at {host}, port {port}: {why}; give another with --master_addr or "
+        "--master_port of the launcher, or SID_SCALE_PORT for a job of slurm/"
+    )
 
 
 def on_first_rank(action: Callable[[], T]) -> T:
@@ -162,13 +212,20 @@ def _watch(
     while not leaving.wait(POLL_SECONDS):
         answered.set()
         try:
-            failed = store.check([FAILED])
-            who = f"rank {store.get(FAILED).decode()} failed" if failed else ""
+            failed, status, who = store.check([FAILED]), 1, ""
+            if failed:
+                who, status = _read_failed(store.get(FAILED))
         except (RuntimeError, dist.DistError) as error:
-            failed, who = True, f"rank 0 is gone ({type(error).__name__})"
+            failed, status, who = True, 1, f"rank 0 is gone ({type(error).__name__})"
         if failed and not leaving.wait(2 * POLL_SECONDS):  # time to end in our own way
             print(f"rank {rank} stops: {who}", file=sys.stderr, flush=True)
-            os._exit(1)
+            os._exit(status)
+
+
+def _read_failed(value: bytes) -> tuple[str, int]:
+    """Who failed, and the exit status that all ranks then have: of `_end_all_ranks`."""
+    rank, status = value.decode().split()
+    return f"rank {rank} failed", int(status)
 
 
 def _guard(
@@ -204,12 +261,15 @@ def _end_all_ranks(
 
     def end_alone() -> None:
         report(first=True)
-        os._exit(1)
+        os._exit(status)
 
+    status = error.exit_status if isinstance(error, SidScaleError) else 1
     alone = threading.Timer(20 * POLL_SECONDS, end_alone)  # the store does not answer
     alone.start()
     try:
-        first = store.compare_set(FAILED, "", str(rank)).decode() == str(rank)
+        mine = f"{rank} {status}"
+        told = store.compare_set(FAILED, "", mine)
+        first, status = told.decode() == mine, _read_failed(told)[1]
     except (RuntimeError, dist.DistError):
         first = False  # the store went down with rank 0, which has printed why
     alone.cancel()
@@ -219,4 +279,4 @@ def _end_all_ranks(
     sys.stdout.flush()
     sys.stderr.flush()
     # Not sys.exit: tearing down a broken process group can hang.
-    os._exit(1)
+    os._exit(status)

@@ -17,7 +17,7 @@ from sid_scale.jobs.stop import EX_STOPPED, StopRequests, stop_requests
 
 def train(config: RunConfig) -> int:
     """Trains; returns the exit status: 0 finished, 75 asked to stop. An error ends the process
-    with status 1."""
+    with its own status, 2 for settings at fault and else 1."""
     with stop_requests(config.stop_timeout_seconds) as stop:
         return run(config, stop)
 

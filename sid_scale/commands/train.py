@@ -22,8 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from sid_scale.config.run import load_config
     from sid_scale.train import train
+    from sid_scale.zero.settings import read_deepspeed_json
 
     config = load_config(options.config, options.overrides)
+    read_deepspeed_json(config.deepspeed, config.micro_batch, 1)  # before the ranks are joined
     if "RANK" not in os.environ:
         what = shlex.join(["--config", options.config, *options.overrides])
         raise UsageError(

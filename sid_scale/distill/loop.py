@@ -87,8 +87,12 @@ def train(
             # One iteration: every update of the method.
             run.set_learning_rates()
             for update in run.method.updates(progress.images_seen):
+                network = run.networks[update.role]
+                searching, scale = network.loss_scale_can_fall, network.loss_scale
                 applied = apply(run, update, streams[update.role], meter)
-                count_skipped(run, applied, update.role, meter)
+                if not applied and searching:
+                    telemetry.say(_searches(update.role, scale, network.loss_scale))
+                count_skipped(run, applied, update.role, meter, searching=searching)
                 if update.role == GENERATOR:
                     run.ema.update(ema_decay_now(run))
             progress.images_seen += config.batch_size
@@ -132,16 +136,22 @@ def ema_decay_now(run: Run) -> float:
     return ema_decay(seen, batch, ema.half_life, ema.ramp_up)
 
 
-def count_skipped(run: Run, applied: bool, role: str, meter: Meter) -> None:
+def count_skipped(
+    run: Run, applied: bool, role: str, meter: Meter, *, searching: bool = False
+) -> None:
     """Counts skipped updates; all ranks have the same count.
+
+    Those of a loss scale that is still `searching` for its height are not in a row.
 
     Raises:
         DivergedError: `max_skipped` updates of this network were skipped in a row.
     """
     progress = run.progress
+    progress.skipped_updates += not applied
+    if not applied and searching:
+        return
     in_a_row = 0 if applied else progress.skipped_in_a_row.get(role, 0) + 1
     progress.skipped_in_a_row[role] = in_a_row
-    progress.skipped_updates += not applied
     if in_a_row >= run.config.max_skipped:
         means = meter.report()
         shown = ", ".join(
@@ -151,5 +161,21 @@ def count_skipped(run: Run, applied: bool, role: str, meter: Meter) -> None:
             f"{in_a_row} updates of the {role} in a row were skipped for non-finite gradients, "
             f"the last one at {progress.images_seen:,} images seen ({shown}). Skipped updates "
             f"change nothing, so the checkpoints in {run.folder / 'checkpoints'} are sound: "
-            "lower the learning rate, or look at the data, and resume"
+            f"{_remedy(run, role)}, and resume"
         )
+
+
+def _remedy(run: Run, role: str) -> str:
+    scale = run.networks[role].loss_scale
+    if scale is None or scale <= 1:
+        return "lower the learning rate, or look at the data"
+    return (
+        f"float16's loss scale stays at {scale:g}, so lower fp16.loss_scale or "
+        f"fp16.min_loss_scale in {run.settings.source}, or use bf16"
+    )
+
+
+def _searches(role: str, before: float | None, after: float | None) -> str:
+    """What is going on when float16's loss scale was too high for an update."""
+    now = f"is now {after:g}" if after != before else f"of {after:g} is lowered at the next"
+    return f"an update of the {role} was skipped: float16's loss scale {now}"

@@ -1,7 +1,7 @@
 """Networks in shards: DeepSpeed engines, normalisation, averages and checkpoints.
 
     engines.py       one DeepSpeed engine a network: call, freeze, step
-    settings.py      the DeepSpeed JSON, read and checked
+    settings.py      the DeepSpeed JSON, read and checked;  keys.py  the keys it may have
     fragments.py     which slice of which parameter a rank owns, at every ZeRO stage
     forced_norm.py   rows of weights kept at unit magnitude
     ema.py           averages of the masters, in shards;  power_ema.py  EDM2's widths

@@ -11,11 +11,24 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.runtime.zero.utils import ZeRORuntimeException
 from torch import Tensor, nn
 
 from sid_scale.zero.forced_norm import ForcedNorm, normalise_rows_
 from sid_scale.zero.fragments import is_replicated, set_masters
-from sid_scale.zero.settings import DeepSpeedSettings
+from sid_scale.zero.settings import DeepSpeedConfigError, DeepSpeedSettings
+
+# What `deepspeed.initialize` raises for settings; errors of a device are others.
+REFUSALS = (
+    deepspeed.DeepSpeedConfigError,
+    ZeRORuntimeException,
+    AssertionError,
+    ArithmeticError,
+    LookupError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)
@@ -47,17 +60,36 @@ class ShardedNetwork:
         for name in normalised:
             normalise_rows_(network.get_parameter(name))
         exact = {name: p.detach().clone() for name, p in network.named_parameters()}
-        self.engine, *_ = deepspeed.initialize(
-            model=network,
-            model_parameters=list(network.parameters()),
-            optimizer=lambda parameters: _adam(parameters, adam, settings),
-            config=settings.config,
-            dist_init_required=False,
-        )
+        self.engine = _initialize(network, settings, adam)
+        scaler = self._dynamic_scaler
+        if scaler is not None:
+            # At its minimum the update is skipped like any other; DeepSpeed would end the run.
+            scaler.raise_error_at_min_scale = False
         set_masters(self.engine, exact)
         if normalised:
             ForcedNorm(self.engine, normalised)
         self.grad_norm = float("nan")  # of the last update, before clipping
+
+    @property
+    def loss_scale(self) -> float | None:
+        """What float16 multiplies the loss by; None in other dtypes."""
+        if self.engine.fp16_enabled():
+            return float(self.engine.optimizer.loss_scaler.cur_scale)
+        return None
+
+    @property
+    def loss_scale_can_fall(self) -> bool:
+        """Whether a skipped update may be due to a loss scale that the next ones lower.
+
+        A scale of 1 and less makes no gradient overflow.
+        """
+        scaler = self._dynamic_scaler
+        return scaler is not None and scaler.cur_scale > max(1.0, scaler.min_scale)
+
+    @property
+    def _dynamic_scaler(self) -> Any:
+        scaler = getattr(self.engine.optimizer, "loss_scaler", None)
+        return scaler if getattr(scaler, "dynamic", False) else None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """A forward pass whose backward pass this network's own `backward` runs."""
@@ -121,6 +153,30 @@ class ShardedNetwork:
             for p in self.module.parameters():
                 p.grad = None  # Adam leaves weights and state of such parameters alone
         return bool(torch.isfinite(norm))
+
+
+def _initialize(
+    network: nn.Module, settings: DeepSpeedSettings, adam: AdamConfig
+) -> deepspeed.DeepSpeedEngine:
+    """DeepSpeed's engine.
+
+    Raises:
+        DeepSpeedConfigError: DeepSpeed finds its settings at fault.
+    """
+    try:
+        engine, *_ = deepspeed.initialize(
+            model=network,
+            model_parameters=list(network.parameters()),
+            optimizer=lambda parameters: _adam(parameters, adam, settings),
+            config=settings.config,
+            dist_init_required=False,
+        )
+    except REFUSALS as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise DeepSpeedConfigError(
+            f"deepspeed: {settings.source}: DeepSpeed cannot work with it: {said}"
+        ) from error
+    return engine
 
 
 def _adam(parameters: Any, adam: AdamConfig, settings: DeepSpeedSettings) -> torch.optim.Optimizer:

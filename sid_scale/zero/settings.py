@@ -1,4 +1,4 @@
-"""The DeepSpeed JSON of a run, read and checked. Imports no DeepSpeed.
+"""The DeepSpeed JSON of a run, read and checked. Imports DeepSpeed when it reads one.
 
 The JSON alone decides stage, precision, clipping and offload; the run's config decides batch sizes
 and the optimizer.
@@ -13,15 +13,9 @@ import torch
 
 from sid_scale.config.parse import nearest
 from sid_scale.errors import SidScaleError
+from sid_scale.zero.keys import REFUSED, fault_in_keys
 
 SHIPPED = Path(__file__).parents[1] / "ds_configs"
-
-# Keys of the JSON that the run's config decides; both saying something is a contradiction.
-BATCH_KEYS = (
-    "train_batch_size",
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-)
 
 
 class DeepSpeedConfigError(SidScaleError):
@@ -40,6 +34,7 @@ class DeepSpeedSettings:
     config: dict[str, Any]  # what DeepSpeed is given
     stage: int  # ZeRO stage
     compute_dtype: torch.dtype  # of the networks' bodies
+    source: Path  # the file, for messages
 
     @property
     def offloads_optimizer(self) -> bool:
@@ -73,11 +68,12 @@ def read_deepspeed_json(path: str | Path, micro_batch: int, accumulation: int) -
         config = json.loads(path.read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DeepSpeedConfigError(f"deepspeed: cannot read {path}: {error}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("zero_optimization", {}), dict):
-        raise DeepSpeedConfigError(f"deepspeed: {path} is not an object of objects")
-    fault = _fault(config)
+    if not isinstance(config, dict):
+        raise DeepSpeedConfigError(f"deepspeed: {path} is not an object")
+    fault = fault_in_keys(config) or _fault(config)
     if fault:
         raise DeepSpeedConfigError(f"deepspeed: {path}: {fault}")
+    config = {key: value for key, value in config.items() if key not in REFUSED}  # switched off
     stage, dtype = config.get("zero_optimization", {}).get("stage", 0), _compute_dtype(config)
     if stage == 0:
         # Everything is replicated anyway: weights stay float32 and only the network's body
@@ -89,21 +85,15 @@ def read_deepspeed_json(path: str | Path, micro_batch: int, accumulation: int) -
     config["train_micro_batch_size_per_gpu"] = micro_batch
     config["gradient_accumulation_steps"] = accumulation
     config.setdefault("steps_per_print", 1_000_000_000)
-    return DeepSpeedSettings(config, stage, dtype)
+    return DeepSpeedSettings(config, stage, dtype, path)
 
 
 def _fault(config: dict[str, Any]) -> str | None:
     """What in a DeepSpeed JSON cannot work here, and what to do about it."""
-    for key in (*BATCH_KEYS, "optimizer", "scheduler"):
-        if key in config:
-            return (
-                f"sets {key!r}, which the run's YAML decides "
-                "(batch_size, micro_batch, learning_rate); remove it"
-            )
     zero, dtype = config.get("zero_optimization", {}), _compute_dtype(config)
     stage = zero.get("stage", 0)
-    if stage not in (0, 1, 2, 3):
-        return f"asks for ZeRO stage {stage!r}; 0 to 3 exist"
+    if config.get("gradient_clipping", 0) < 0:
+        return f"gradient_clipping: {config['gradient_clipping']} is below 0"
     if stage == 0 and dtype == torch.float16:
         return "float16 needs loss scaling, which stage 0 lacks; use stage 1 to 3, or bf16"
     if stage < 2 and config.get("data_types", {}).get("grad_accum_dtype") not in (

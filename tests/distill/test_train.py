@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 
 from sid_scale import OneStepGenerator
 from sid_scale.config.run import load_config
@@ -290,6 +291,27 @@ def _diverges(rank: int, folder: Path) -> None:
     where = r"3 updates of the fake_score in a row .* the last one at 16 images seen .*nan"
     with pytest.raises(DivergedError, match=where):
         train(config(folder, **broken), joined())
+
+
+@pytest.mark.faults
+def test_a_loss_scale_that_still_falls_does_not_end_a_run(tmp_path: Path):
+    prepare(tmp_path)
+    run_ranks(1, _high_loss_scale, tmp_path)
+
+
+def _high_loss_scale(rank: int, folder: Path) -> None:
+    get_accelerator().is_fp16_supported = lambda: True  # slowly, on CPUs
+    high = {"enabled": True, "initial_scale_power": 40, "hysteresis": 1}
+    ds = write_deepspeed_json(folder / "high", 2, fp16=high)
+    run = {"deepspeed": ds, "max_skipped": 3, "log.samples_every_images": 0}
+    with redirect_stdout(StringIO()) as told:
+        train(config(folder, total_images=80, **run), joined())
+    assert records(folder / "run")[-1]["skipped_updates"] > 3
+    assert "was skipped: float16's loss scale is now 5.49756e+11" in told.getvalue()
+
+    fixed = write_deepspeed_json(folder / "fixed", 2, fp16={"enabled": True, "loss_scale": 2**40})
+    with pytest.raises(DivergedError, match=r"loss scale stays at 1\.09951e\+12, so lower"):
+        train(config(folder, run_dir=folder / "r", **{**run, "deepspeed": fixed}), joined())
 
 
 @pytest.mark.faults

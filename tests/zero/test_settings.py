@@ -1,11 +1,13 @@
 """DeepSpeed JSONs: the shipped ones are usable, unusable ones are refused with the reason."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
+from sid_scale.zero.keys import KEYS, REFUSED
 from sid_scale.zero.settings import DeepSpeedConfigError, read_deepspeed_json
 from tests.conftest import ROOT
 
@@ -45,8 +47,8 @@ def test_stage_0_computes_in_bfloat16_on_float32_weights(tmp_path: Path):
         ({"train_batch_size": 8}, "sets 'train_batch_size', which the run's YAML decides"),
         ({"optimizer": {}}, "sets 'optimizer'"),
         ({"zero_optimization": {"stage": 4}}, "stage 4; 0 to 3 exist"),
-        ({"zero_optimization": None}, "not an object of objects"),
-        ([], "not an object of objects"),
+        ({"zero_optimization": None}, "zero_optimization: expected an object"),
+        ([], "not an object"),
         ({"fp16": {"enabled": True}}, "float16 needs loss scaling"),
         (
             {
@@ -64,6 +66,27 @@ def test_stage_0_computes_in_bfloat16_on_float32_weights(tmp_path: Path):
             {"zero_optimization": {"stage": 2, "compute_grad_norm": False}},
             "remove compute_grad_norm",
         ),
+        ({"gradient_clipping": "auto"}, 'gradient_clipping is "auto", which only Hugging'),
+        ({"bf16": {"enabled": "auto"}}, 'bf16.enabled is "auto"'),
+        ({"zero_optimisation": {"stage": 3}}, "did you mean 'zero_optimization'"),
+        ({"zero_optimization": {"reduce_bucket": 5e8}}, "did you mean 'reduce_bucket_size'"),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"devise": "cpu"}}},
+            "zero_optimization.offload_param.devise; did you mean 'device'",
+        ),
+        ({"data_types": {"grad_accum": "fp32"}}, "did you mean 'grad_accum_dtype'"),
+        ({"data_types": {"grad_accum_dtype": "float"}}, "'float' is none of bf16, fp16, fp32"),
+        ({"bf16": True}, 'bf16: expected an object, got True; write {"enabled": true}'),
+        ({"fp16": {"enabled": 1}}, "fp16.enabled: expected true or false"),
+        ({"bf16": {"loss_scale": 0}}, "bf16.loss_scale: it belongs to fp16"),
+        ({"bf16": {"enabled": True}, "fp16": {"enabled": True}}, "both bf16 and fp16"),
+        ({"zero_optimization": {"reduce_bucket_size": "many"}}, "reduce_bucket_size: input should"),
+        ({"zero_optimization": {"strict": True}}, "unknown key zero_optimization.strict"),
+        ({"zero_optimization": {"cpu_offload": True}}, 'use "offload_optimizer"'),
+        ({"gradient_clipping": "1"}, "gradient_clipping: expected a number"),
+        ({"wandb": {"enabled": True}}, "sets 'wandb'.*remove it"),
+        ({"wall_clock_breakdown": True}, "sets 'wall_clock_breakdown'.*remove it"),
+        ({"flops_profiler": {"enabled": True}}, "sets 'flops_profiler'.*remove it"),
     ],
 )
 def test_what_cannot_work_is_refused(tmp_path: Path, config, message: str):
@@ -75,3 +98,23 @@ def test_what_cannot_work_is_refused(tmp_path: Path, config, message: str):
 def test_a_missing_file_is_named(tmp_path: Path):
     with pytest.raises(DeepSpeedConfigError, match=r"nowhere\.json is neither a file nor"):
         read_deepspeed_json(tmp_path / "nowhere.json", 1, 1)
+
+
+def test_what_is_switched_off_is_left_out(tmp_path: Path):
+    off = {"wall_clock_breakdown": False, "wandb": {"enabled": False}}
+    (tmp_path / "ds.json").write_text(json.dumps(off))
+    assert not off.keys() & read_deepspeed_json(tmp_path / "ds.json", 1, 1).config.keys()
+
+
+def test_every_section_of_deepspeed_is_known():
+    """A key that DeepSpeed reads is either used here or refused with the reason."""
+    from deepspeed.runtime import config
+
+    source = Path(config.__file__).read_text()
+    read = set(re.findall(r"param_dict\.get\(['\"](\w+)['\"]", source))
+    read |= config._REMOVED_TOP_LEVEL_CONFIG_KEYS.keys()
+    read |= {
+        getattr(config, name)
+        for name in re.findall(r"get_scalar_param\(\s*param_dict,\s*([A-Z_]+)", source)
+    }
+    assert read - KEYS.keys() - REFUSED.keys() == set()
