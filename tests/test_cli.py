@@ -66,6 +66,19 @@ def test_a_typo_is_answered_before_anything_heavy_is_imported(arguments: list[st
 
 
 @pytest.mark.faults
+def test_settings_can_be_looked_at_without_a_launcher(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    words = ["train", "--check", "--config", "digits", "run_dir=r", "data=d"]
+    assert main(words) == 0
+    assert "settings are sound" in capsys.readouterr().out
+    (tmp_path / "ds.json").write_text('{"zero_optimisation": {"stage": 3}}')
+    assert main([*words, f"deepspeed={tmp_path}/ds.json"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: deepspeed: {tmp_path}/ds.json: unknown key zero_optimisation")
+    assert "did you mean 'zero_optimization'" in told
+
+
 def test_training_without_a_launcher_says_how_to_start_it(capsys: pytest.CaptureFixture[str]):
     assert main(["train", "--config", "digits", "seed=3"]) == 2
     message = capsys.readouterr().err

@@ -2,7 +2,8 @@
 
     deepspeed --num_gpus 8 --module sid_scale train --config run.yaml [key=value ...]
 
-Exit status: 0 finished, 75 asked to stop (the same command goes on), 2 settings at fault.
+`--check` needs no launcher. Exit status: 0 finished, 75 asked to stop (the same command goes on), 2
+settings at fault.
 """
 
 import argparse
@@ -13,6 +14,9 @@ from sid_scale.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--check", action="store_true", help="look at the settings alone, and start nothing"
+    )
     parser.add_argument("--config", required=True, help="a YAML file, or the name of a preset")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings that replace the file's"
@@ -21,12 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from sid_scale.config.run import load_config
-    from sid_scale.train import train
-    from sid_scale.zero.settings import read_deepspeed_json
 
     config = load_config(options.config, options.overrides)
-    read_deepspeed_json(config.deepspeed, config.micro_batch, 1)  # before the ranks are joined
-    if "RANK" not in os.environ:
+    if "RANK" not in os.environ and not options.check:
         what = shlex.join(["--config", options.config, *options.overrides])
         raise UsageError(
             "training needs a launcher, which starts a rank for each device:\n"
@@ -34,4 +35,12 @@ def run(options: argparse.Namespace) -> int:
             f"    deepspeed --hostfile HOSTS --module sid_scale train {what}\n"
             f"    sbatch --nodes=N slurm/distill.sbatch {what.removeprefix('--config ')}"
         )
+    # These import torch and DeepSpeed, which take their time: a typo should not.
+    from sid_scale.train import train
+    from sid_scale.zero.settings import read_deepspeed_json
+
+    read_deepspeed_json(config.deepspeed, config.micro_batch, 1)  # before the ranks are joined
+    if options.check:
+        print(f"{options.config}: settings are sound, and so is deepspeed {config.deepspeed}")
+        return 0
     return train(config)

@@ -14,7 +14,7 @@ from sid_scale.networks.folder import load_network
 from tests.conftest import ROOT
 from tests.ranks import run_ranks
 from tests.slurm.cluster import Cluster
-from tests.slurm.runs import ENDLESS, distil, in_process, losses, programs, seen, write_run
+from tests.slurm.runs import ENDLESS, SCRIPT, distil, in_process, losses, programs, seen, write_run
 from tests.tiny import prepare, settings, write_deepspeed_json
 
 pytestmark = [pytest.mark.slurm, pytest.mark.distributed]
@@ -158,3 +158,25 @@ def test_a_crash_loop_is_broken(cluster: Cluster, tmp_path: Path):
     assert cluster.finish(job) == "FAILED"
     assert cluster.restarts(job) == 1
     assert "2 starts in a row have come no further than 0 images" in cluster.log(job)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("deepspeed=ds.json", 'bf16.enabled is "auto"'),
+        ("deepsped=zero2", "unknown key deepsped"),
+        ("deepspeed=zero22", "zero22 is neither a file nor a name"),
+    ],
+)
+def test_settings_at_fault_are_one_error_before_any_rank_starts(
+    cluster: Cluster, tmp_path: Path, setting: str, message: str
+):
+    (tmp_path / "ds.json").write_text('{"bf16": {"enabled": "auto"}}')
+    place = [f"--output={tmp_path}/%j.out", f"--chdir={tmp_path}", "--gpus-per-node=1"]
+    job = cluster.submit(*place, SCRIPT, "digits", f"run_dir={tmp_path}/run", setting)
+    assert cluster.finish(job) == "FAILED"
+    assert cluster.restarts(job) == 0
+    [error] = [line for line in cluster.log(job).splitlines() if line.startswith("error: ")]
+    assert message in error
+    assert not (tmp_path / "run").exists()
