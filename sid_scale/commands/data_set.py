@@ -11,6 +11,9 @@ from sid_scale.errors import UsageError, launched_rank
 if TYPE_CHECKING:
     from sid_scale.data.prepare.class_labels import ClassCount
     from sid_scale.data.prepare.raw_samples import Source
+    from sid_scale.data.shards import ShardIndex
+
+MAX_BAD = 100
 
 
 def add_data_set(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +47,6 @@ def add_data_set(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-bad",
         type=int,
-        default=100,
         metavar="N",
         help="skip so many at most (default 100); more is an error, and what is finished stays",
     )
@@ -71,7 +73,15 @@ def open_data_set_source(options: argparse.Namespace) -> "Source":
 
     Raises:
         SidScaleError: it cannot be used.
+        UsageError: options contradict each other.
     """
+    if options.max_bad is not None and options.on_bad_image == "stop":
+        raise UsageError("--max-bad is for --on-bad-image skip")
+    if options.unlabelled and options.num_classes:
+        raise UsageError("--num-classes, and --unlabelled: give the one or the other")
+    for source in options.source:
+        if options.out.resolve().is_relative_to(source.resolve()) and not source.is_file():
+            raise UsageError(f"--out {options.out} lies in --source {source}; give another place")
     from sid_scale.data.prepare.notes import known_refusals
     from sid_scale.data.prepare.sources import open_source
 
@@ -90,7 +100,20 @@ def open_data_set_source(options: argparse.Namespace) -> "Source":
 
 def max_bad(options: argparse.Namespace) -> int | None:
     """How many samples may be left out; None: shards without some are not written."""
-    return options.max_bad if options.on_bad_image == "skip" else None
+    if options.on_bad_image == "stop":
+        return None
+    return MAX_BAD if options.max_bad is None else options.max_bad
+
+
+def print_made(folder: Path, index: "ShardIndex") -> None:
+    """Says what a finished data set holds, and what it lacks."""
+    from sid_scale.data.prepare.notes import left_out_of
+
+    classes = sum(count > 0 for count in index.class_histogram)
+    lacks = len(left_out_of(folder))
+    about = f"; {lacks:,} are left out, as recipe.json lists" if lacks else ""
+    shards = f"{len(index.shards):,} shards"
+    print(f"{folder}: {index.samples:,} samples of {classes:,} classes in {shards}{about}")
 
 
 def _expected_classes(options: argparse.Namespace) -> "ClassCount | None":

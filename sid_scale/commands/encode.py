@@ -19,7 +19,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from sid_scale.commands.arguments import check_least, location
-from sid_scale.commands.data_set import add_data_set, max_bad, open_data_set_source
+from sid_scale.commands.data_set import add_data_set, max_bad, open_data_set_source, print_made
 from sid_scale.dtypes import COMPUTE, STORED
 from sid_scale.errors import SidScaleError, UsageError, launched_rank
 
@@ -85,7 +85,6 @@ def run(options: argparse.Namespace) -> int:
 
     from sid_scale.data.prepare.build import ShardBuild
     from sid_scale.data.prepare.encode import Encoder, Encoding, encode, plan_encoding
-    from sid_scale.data.prepare.refusals import RefusedSamples
 
     cuda = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else "cpu"
@@ -113,18 +112,19 @@ def run(options: argparse.Namespace) -> int:
                 with tqdm(total=mine, unit=" images", disable=launched_rank() > 0) as bar:
                     encode(source, build, encoding, encoder, bar.update)
             index = build.finish()
-    except (SidScaleError, OSError) as error:
-        if launched_rank() > 0:  # whose errors are not printed else: those above all ranks meet
-            print(f"error: rank {launched_rank()}: {error}", file=sys.stderr, flush=True)
-        if isinstance(error, RefusedSamples):
-            # The launcher ends all ranks when one ends so, and others have images to look at.
+        if index is None:
+            # The launcher ends all ranks when one fails, and others may have images to look at.
             build.wait_for(shares_of_ranks(*options.part))
+            build.check_refused()
+    except (SidScaleError, OSError) as error:
+        if launched_rank() > 0:  # its errors are its own: those above are met by all ranks
+            print(f"error: rank {launched_rank()}: {error}", file=sys.stderr, flush=True)
         raise
     if index is None:
         part = f"part {build.part.number}/{build.part.of}"
         print(f"{options.out}: {part} is done, others are not", flush=True)
     else:
-        print(f"{options.out}: {index.samples:,} samples in {len(index.shards):,} shards")
+        print_made(options.out, index)
     return 0
 
 

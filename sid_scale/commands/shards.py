@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sid_scale.commands.arguments import add_workers, check_least, location
-from sid_scale.commands.data_set import add_data_set, max_bad, open_data_set_source
+from sid_scale.commands.data_set import add_data_set, max_bad, open_data_set_source, print_made
 from sid_scale.dtypes import STORED
 
 if TYPE_CHECKING:
@@ -78,12 +78,10 @@ def run(options: argparse.Namespace) -> int:
                 for samples in pack(source, build, options.workers or usable_cores()):
                     bar.update(samples)
         index = build.finish()
+        if index is None:
+            build.check_refused()
     assert index is not None
-    classes = sum(count > 0 for count in index.class_histogram)
-    print(
-        f"{options.out}: {index.samples:,} samples of {classes:,} classes in "
-        f"{len(index.shards):,} shards"
-    )
+    print_made(options.out, index)
     return 0
 
 

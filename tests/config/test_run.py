@@ -111,6 +111,7 @@ def test_presets_load(name: str):
         ({"objective": {"fake-score": 1}}, r"objective\.fake-score; did you mean 'fake_score'"),
         ({"1": 2}, "unknown key 1"),
         ({"run_dir": "$NOWHERE/x"}, r"run_dir: the environment has no variable \$NOWHERE"),
+        ({"run_dir": "~nobody-at-all/x"}, "run_dir: there is no user ~nobody-at-all"),
         ({"evaluation": {"reference": "a,${NO WAY}"}}, r"evaluation\.reference: .* \$\{NO WAY\}"),
         ({"method": ["sid"]}, r"method: \['sid'\] is none of sid, sida, sid2a"),
         ({"steps": 3}, "steps: 3 is none of 1, 2, 4"),

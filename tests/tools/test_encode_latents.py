@@ -53,7 +53,7 @@ def test_from_a_folder_of_images_to_a_distilled_generator(
     (images / stuck).unlink()
     write_folder(images, {stuck: files[stuck]})
     assert main(arguments(images, out, "--part", "1/2")) == 0
-    assert "80 samples in 8 shards" in capsys.readouterr().out
+    assert "80 samples of 10 classes in 8 shards" in capsys.readouterr().out
     assert contents(out) == contents(tmp_path / "straight")
 
     main(["check", str(out), "--workers", "1"])

@@ -3,7 +3,8 @@
     raw_samples.py   what every source of samples offers
     sources.py       latents and images in files;  pixel_shards.py  images in shards
     places.py        what a source names: files.py a folder, archives.py a zip or tar, or several
-    folder_levels.py which folder is meant;  class_labels.py  which class a file is of
+    folder_levels.py which folder is meant;  splits.py  names of splits
+    class_labels.py  which class a file is of
     keys.py          names of samples;  images.py, latents.py  numbers out of files
     plan.py          all that the bytes depend on, decided beforehand
     pack.py          latents and pixels into shards;  encode.py  images through a VAE

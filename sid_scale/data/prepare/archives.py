@@ -20,7 +20,13 @@ from typing import IO, NamedTuple, cast
 
 import numpy as np
 
-from sid_scale.data.prepare.files import MOST_BYTES, SourceError, is_hidden
+from sid_scale.data.prepare.files import (
+    MOST_BYTES,
+    SourceError,
+    is_hidden,
+    is_labels,
+    is_usable,
+)
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, and how long name and extra field are
 _METHODS = {zipfile.ZIP_STORED: "stored", zipfile.ZIP_DEFLATED: "deflated"}
@@ -46,6 +52,7 @@ class ZipFiles:
         self.path = path
         self.names: list[str] = []
         self.folders: list[str] = []
+        self.notes: list[str] = []
         members = array("q")
         with zipfile.ZipFile(path) as archive:
             for info in archive.filelist:
@@ -54,11 +61,16 @@ class ZipFiles:
                 if info.is_dir():
                     self.folders.append(info.filename.rstrip("/"))
                     continue
-                _check_member(path, info)
-                self.names.append(info.filename)
+                name = info.filename.removeprefix("./")
+                if is_usable(name) or is_labels(name):  # others are not read
+                    _check_member(path, info)
+                self.names.append(name)
                 members.extend((info.header_offset, info.compress_size, info.file_size))
                 members.extend((info.CRC, info.compress_type))
         self.members = np.array(members).reshape(-1, len(Member._fields))
+
+    def place(self, number: int) -> str:
+        return str(self.path)
 
     def check(self, number: int) -> str:
         _, _, size, crc, _ = self.members[number].tolist()
@@ -125,12 +137,16 @@ class TarFiles:
         self.path = path
         self.names: list[str] = []
         self.folders: list[str] = []
+        self.notes: list[str] = []
         places = array("q")
         with open(path, "rb") as file:
             for name, offset, size in self._members(file, ""):
                 self.names.append(name)
                 places.extend((offset, size))
         self._places = np.array(places).reshape(-1, 2)  # offset and size of each file
+
+    def place(self, number: int) -> str:
+        return str(self.path)
 
     def check(self, number: int) -> str:
         return str(self._places[number, 1])
@@ -144,17 +160,20 @@ class TarFiles:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             while (member := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # it would grow to gigabytes
-                name = prefix + member.name
-                if is_hidden(name):
+                name = prefix + member.name.removeprefix("./")
+                if is_hidden(name) or member.name == ".":
                     continue
                 if member.isdir():
                     self.folders.append(name)
+                elif name.lower().endswith(".tar") and member.isreg():
+                    inner.append((name, member.offset_data, member.size))
+                    self.folders.append(name[:-4])
+                elif not (is_usable(name) or is_labels(name)):
+                    yield name, member.offset_data, 0  # is not read
                 elif member.issparse() or not member.isreg():
                     raise SourceError(
-                        f"{self.path}: {name} is a link, or no plain file; pack what it leads to"
+                        f"{self.path}: {name} is a link, or no plain file; pack files themselves"
                     )
-                elif name.endswith(".tar"):
-                    inner.append((name, member.offset_data, member.size))
                 elif member.size > MOST_BYTES:
                     raise SourceError(f"{self.path}: {name} claims {member.size} bytes: no sample")
                 else:
@@ -163,7 +182,7 @@ class TarFiles:
             if prefix:
                 raise SourceError(f"{self.path}: {name} is an archive in an archive in an archive")
             window = cast(IO[bytes], Window(file, begin, size))
-            for below, offset, length in self._members(window, name.removesuffix(".tar") + "/"):
+            for below, offset, length in self._members(window, f"{name[:-4]}/"):
                 yield below, begin + offset, length
 
 

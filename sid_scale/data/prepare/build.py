@@ -19,12 +19,11 @@ from typing import IO, Any
 
 from sid_scale.data.prepare.notes import RECIPE, WORK, Notes
 from sid_scale.data.prepare.plan import Plan
-from sid_scale.data.prepare.refusals import Refusals, RefusedSamples, list_refusals
+from sid_scale.data.prepare.refusals import Refusal, Refusals, RefusedSamples, list_refusals
 from sid_scale.data.prepare.shard_writer import index_of, shard_name, write_shard
 from sid_scale.data.shards import INDEX, Shard, ShardError, ShardIndex, read_index, write_index
 from sid_scale.inputs_changed import changed_inputs
 
-MOST_REFUSED = 1000  # samples; after so many the source is not what it is taken for
 GO_ON = "With that mended, the same command goes on from here"
 
 
@@ -90,7 +89,7 @@ class ShardBuild:
 
     def make(self, number: int, records: Callable[[Refusals], Iterable[dict[str, Any]]]) -> int:
         """Shard number `number`: as it is, if it is finished and sound, or else made of records;
-        of those that are refused, see `raise_refused`.
+        of those that are refused, see `check_refused`.
 
         Returns:
             How many of the plan's samples are done with.
@@ -111,33 +110,44 @@ class ShardBuild:
                 written = write_shard(path, _all(records, refusals), self._scratch / path.name)
             except RefusedSamples:
                 self.notes.write_refused(number, refusals.found)
-                if len(self.notes.refused(self.mine)) >= MOST_REFUSED:
-                    self.raise_refused()
                 return count
             self.notes.write_refused(number, refusals.found)
             self.notes.write(number, written, refusals.left_out, self._scratch)
-            if refusals.left_out:
-                self._check_bad()
         except OSError as error:
             raise ShardError(f"{path} cannot be written: {error}. {GO_ON}") from error
         return count
 
-    def raise_refused(self) -> None:
-        """Reports the refused samples of this process's shards that are not written.
+    def check_refused(self) -> None:
+        """Reports refused samples, once all shards of this process have been tried.
 
         Raises:
-            RefusedSamples: there are some.
+            RefusedSamples: shards of this process are not written because of some, or finished
+                shards lack more than `max_bad`.
         """
         waiting = [number for number in self.mine if self.notes.finished(number) is None]
         refused = [refusal for refusal in self.notes.refused(waiting) if not refusal.settled]
         if refused:
             known = self.notes.refused(range(self.plan.shards))  # those of other processes, too
             raise RefusedSamples(
-                f"{len(refused):,} samples are refused:\n{list_refusals(refused)}\n"
+                f"{len(refused):,} samples are refused:\n{self._listed(refused)}\n"
                 f"All others are looked at and kept. Mend these in their place, or delete them; or "
                 f"leave them out: --on-bad-image skip --max-bad {len(known)}. The same command "
                 "then goes on from here"
             )
+        self._check_left_out()
+
+    def _check_left_out(self) -> None:
+        left_out = [refusal for refusal in self.notes.left_out() if not refusal.settled]
+        if self.max_bad is not None and len(left_out) > self.max_bad:
+            raise RefusedSamples(
+                f"{len(left_out):,} samples are refused, more than --max-bad {self.max_bad}:\n"
+                f"{self._listed(left_out)}\nWhat is finished stays; with a larger --max-bad the "
+                "same command goes on from here"
+            )
+
+    def _listed(self, refusals: list[Refusal]) -> str:
+        part = f"{self.part.number}-of-{self.part.of}"
+        return list_refusals(refusals, self.folder / WORK / f"refused-{part}.txt")
 
     def wait_for(self, parts: Iterable[Part]) -> None:
         """Returns when no process makes one of these parts any more."""
@@ -147,19 +157,27 @@ class ShardBuild:
                 fcntl.flock(file, fcntl.LOCK_SH)
 
     def finish(self) -> ShardIndex | None:
-        """Writes the index if all shards are there; returns it.
+        """Writes the index if all shards are there, of those that hold samples; returns it.
 
         Several processes may do so at the same moment: they write the same.
 
         Raises:
-            ShardError: it cannot be written.
+            ShardError: it cannot be written, or no sample is left.
+            RefusedSamples: more samples are left out than may be.
         """
         noted = [self.notes.finished(number) for number in range(self.plan.shards)]
         shards = [written for written in noted if written is not None]
+        filled = [written for written in shards if written.shard.samples]
         try:
             if len(shards) == self.plan.shards and not self.is_finished:
+                self._check_left_out()
+                if not filled:
+                    raise ShardError(f"{self.folder}: all samples are refused; mend the source")
                 self._list_refused()
-                write_index(self._scratch, index_of(shards, self.plan.format, self.plan.codec))
+                for number, written in enumerate(shards):
+                    if not written.shard.samples:
+                        (self.folder / shard_name(number)).unlink(missing_ok=True)
+                write_index(self._scratch, index_of(filled, self.plan.format, self.plan.codec))
                 os.replace(self._scratch / INDEX, self.folder / INDEX)
         except OSError as error:
             # If another has finished meanwhile, it has cleared the place away where we write.
@@ -206,16 +224,6 @@ class ShardBuild:
             left_over.unlink()
         return lock
 
-    def _check_bad(self) -> None:
-        """Raises ShardError if more samples are left out than may be."""
-        left_out = self.notes.left_out()
-        if self.max_bad is not None and len(left_out) > self.max_bad:
-            raise ShardError(
-                f"{len(left_out):,} samples are refused, more than --max-bad {self.max_bad}:\n"
-                f"{list_refusals(left_out)}\nWhat is finished stays; with a larger --max-bad the "
-                "same command goes on from here"
-            )
-
     def _list_refused(self) -> None:
         """Puts into the recipe which samples were refused, and which of them are left out."""
         refused = self.notes.for_recipe()
@@ -234,15 +242,6 @@ def _all(
 
     Raises:
         RefusedSamples: some were refused, and the shard is not to be without them.
-        ShardError: none was not.
     """
-    is_empty = True
-    for record in records(refusals):
-        yield record
-        is_empty = False
+    yield from records(refusals)
     refusals.raise_any()
-    if is_empty:
-        raise ShardError(
-            f"all samples of a shard are refused:\n{list_refusals(refusals.found)}\nAn empty "
-            "shard cannot be; mend some of them"
-        )

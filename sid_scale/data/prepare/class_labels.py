@@ -3,12 +3,15 @@ or by ImageNet's folders, one a class."""
 
 import json
 import re
-from collections.abc import Set
+from collections.abc import Mapping
 from typing import NamedTuple
 
-from sid_scale.data.prepare.files import Files, SourceError
-from sid_scale.data.prepare.folder_levels import CLASS, LABELS, Level, name_some
+from sid_scale.data.prepare.files import CLASS, LABELS, Files, SourceError, name_some
+from sid_scale.data.prepare.folder_levels import Level
+from sid_scale.data.prepare.splits import is_other_split, is_training
 
+MOST_CLASSES = 1_000_000  # more is no class, but a number of another meaning
+_NUMBER = re.compile("[0-9]+")
 _DIGITS = re.compile(r"(\d+)")
 
 
@@ -16,7 +19,7 @@ class ClassCount(NamedTuple):
     """How many classes there must be, and what says so."""
 
     number: int
-    origin: str  # "--num-classes", "the teacher in FOLDER"
+    origin: str  # "--num-classes", "the network in FOLDER"
 
 
 class Labels(NamedTuple):
@@ -34,38 +37,41 @@ def find_labels(
     level: Level,
     expected: ClassCount | None,
     empty_classes: bool,
-    gone: Set[str],
+    gone: Mapping[str, int],
 ) -> Labels:
     """The classes of a level's files.
 
     Args:
         empty_classes: a class folder without samples is a class all the same.
-        gone: names of files that are known not to be there any more.
+        gone: classes of samples that are known not to be there any more, by the files' names.
 
     Raises:
         SourceError: they are damaged, do not fit the files, or leave more than one reading.
     """
     if level.root + LABELS in files.names:
         labels = _in_json(where, files, level, gone)
-    elif any(name.endswith(CLASS) for name in files.names):
+    elif _have_class_files(files, level):
         labels = _beside(where, files, level)
     else:
         _refuse_deeper_json(where, files, level)
-        return _by_folder(where, files, level, expected, empty_classes)
-    number = expected.number if expected else max(labels) + 1
+        return _by_folder(where, files, level, expected, empty_classes, gone)
+    number = expected.number if expected else max([*labels, *gone.values()]) + 1
     for label, file in zip(labels, level.numbers, strict=True):
-        if not 0 <= label < number:
+        if not 0 <= label < min(number, MOST_CLASSES):
+            most = min(number, MOST_CLASSES) - 1
             reason = f", and {expected.origin} has {number} classes" if expected else ""
             raise SourceError(
-                f"{where}: {files.names[file]}: class {label} is not in 0..{number - 1}{reason}"
+                f"{where}: {files.names[file]}: class {label} is not in 0..{most}{reason}"
             )
-    return Labels(labels, number, [], [])
+    empty = set(range(number)) - set(labels)
+    notes = [f"{where}: classes without a sample: {name_some(empty)}"] if empty else []
+    return Labels(labels, number, [], notes)
 
 
 # --- dataset.json -------------------------------------------------------------------------
 
 
-def _in_json(where: str, files: Files, level: Level, gone: Set[str]) -> list[int]:
+def _in_json(where: str, files: Files, level: Level, gone: Mapping[str, int]) -> list[int]:
     """Labels by `dataset.json`, whose names are relative to its folder."""
     json_name = level.root + LABELS
     where = f"{where}: {json_name}"
@@ -97,12 +103,16 @@ def _parse(where: str, content: bytes) -> dict[str, int]:
         labels = json.loads(content)["labels"]
         if not isinstance(labels, list | None):
             raise TypeError("no list")
-        return dict(labels or ())
-    except (ValueError, TypeError, KeyError) as error:
+        found = dict(labels or ())
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise SourceError(
             f'{where}: not of the form {{"labels": [[file, class], ...]}} '
             f"({type(error).__name__}: {error})"
         ) from error
+    for name, label in labels or ():
+        if found[name] != label:
+            raise SourceError(f"{where}: {name} is of class {label}, and of {found[name]}")
+    return found
 
 
 def _refuse_deeper_json(where: str, files: Files, level: Level) -> None:
@@ -120,6 +130,11 @@ def _refuse_deeper_json(where: str, files: Files, level: Level) -> None:
 # --- WebDataset ---------------------------------------------------------------------------
 
 
+def _have_class_files(files: Files, level: Level) -> bool:
+    known = {name for name in files.names if name.endswith(CLASS)}
+    return any(_class_file(files.names[number]) in known for number in level.numbers)
+
+
 def _beside(where: str, files: Files, level: Level) -> list[int]:
     """Labels by the `.cls` file beside each sample."""
     number_of = {name: n for n, name in enumerate(files.names) if name.endswith(CLASS)}
@@ -128,6 +143,9 @@ def _beside(where: str, files: Files, level: Level) -> list[int]:
         raise SourceError(
             f"{where}: some samples have a {CLASS}, these do not: {name_some(without)}"
         )
+    if len(set(beside)) < len(beside):
+        twice = next(name for name in beside if beside.count(name) > 1)
+        raise SourceError(f"{where}: {twice} is the class of several images; leave one of each")
     labels = []
     with files.part([number_of[name] for name in beside]).open() as reads:
         for name, read in zip(beside, reads, strict=True):
@@ -147,7 +165,12 @@ def _class_file(name: str) -> str:
 
 
 def _by_folder(
-    where: str, files: Files, level: Level, expected: ClassCount | None, empty_classes: bool
+    where: str,
+    files: Files,
+    level: Level,
+    expected: ClassCount | None,
+    empty_classes: bool,
+    gone: Mapping[str, int],
 ) -> Labels:
     """Labels by class folders, in the order of their numbers or names."""
     below = [files.names[number][len(level.root) :].split("/") for number in level.numbers]
@@ -158,19 +181,20 @@ def _by_folder(
                 "Put each class's images in a folder, or --unlabelled makes a set without classes"
             )
     filled = {parts[0] for parts in below}
-    found = filled | _folders_in(level.root, files.folders)
+    filled |= {name[len(level.root) :].split("/")[0] for name in gone}
+    found = filled | level.class_folders
     if (empty := found - filled) and not empty_classes:
         raise SourceError(
             f"{where}: class folders without a sample: {name_some(empty)}. The classes behind them "
             "would move up: fill or remove these folders, or give --empty-classes to keep them as "
             "classes without samples"
         )
-    numbers_only = all(re.fullmatch("[0-9]{1,6}", name) for name in found)
+    numbers_only = all(map(_NUMBER.fullmatch, found))
     if numbers_only:
         classes, notes = _by_number(where, found, expected, empty_classes), []
     else:
         classes, notes = sorted(found), _order_notes(where, found)
-    _check_depth(where, below, len(classes), expected)
+    notes += _check_depth(where, level.root, below, len(classes), expected)
     if expected and expected.number != len(classes):
         message = f"{where}: {len(classes)} classes, but {expected.origin} has {expected.number}"
         if len(classes) > 1:
@@ -181,10 +205,6 @@ def _by_folder(
         notes.append(f"{message}: all samples are of class 0, and a run needs as many classes")
     number_of = {name: number for number, name in enumerate(classes)}
     return Labels([number_of[parts[0]] for parts in below], len(classes), classes, notes)
-
-
-def _folders_in(root: str, folders: list[str]) -> set[str]:
-    return {f[len(root) :].split("/")[0] for f in folders if f.startswith(root)} - {""}
 
 
 def _by_number(
@@ -198,6 +218,11 @@ def _by_number(
     count = max(by_number) + 1
     if empty_classes and expected:
         count = max(count, expected.number)
+    if count > MOST_CLASSES:
+        raise SourceError(
+            f"{where}: class folder {by_number[max(by_number)]} would be a class of this number; "
+            "give folders other names than numbers, or a dataset.json"
+        )
     missing = set(range(count)) - by_number.keys()
     if missing and not empty_classes:
         raise SourceError(
@@ -220,23 +245,35 @@ def _order_notes(where: str, names: set[str]) -> list[str]:
                 f"{where}: class folders are numbered in the order of their names as text: "
                 f"class {number} is {here}, not {there}"
             ]
-    if any(map(str.isdecimal, names)):
+    if any(map(_NUMBER.fullmatch, names)):
         return [f"{where}: some class folders are named by numbers and some are not: all are text"]
     return []
 
 
 def _check_depth(
-    where: str, below: list[list[str]], count: int, expected: ClassCount | None
-) -> None:
-    """Refuses class folders that seem to be a level too high, unless their number is as it must."""
+    where: str, root: str, below: list[list[str]], count: int, expected: ClassCount | None
+) -> list[str]:
+    """Refuses class folders that seem to be a level too high; if their number is as it must be, a
+    note says so."""
     inner: dict[str, set[str]] = {}
     for parts in below:
         if len(parts) > 2:
             inner.setdefault(parts[0], set()).add("/".join(parts[1:-1]))
     several = [name for name, folders in inner.items() if len(folders) > 1]
-    if several and not (expected and expected.number == count):
+    if not several:
+        return []
+    first = min(several)
+    folders = {folder for name in several for folder in inner[name]}
+    if any(map(is_training, folders)) and any(map(is_other_split, folders)):
         raise SourceError(
-            f"{where}: this makes {name_some(several)} a class folder, whose images lie in folders "
-            f"of their own: {name_some(inner[min(several)])}. Give the folder that holds the class "
-            f"folders; if these are the classes, say --num-classes {count}"
+            f"{where}: {root}{first} holds splits: {name_some(inner[first])}. Give a source of the "
+            "training images, with class folders in it"
         )
+    what = f"{where}: this makes {name_some(several)} class folders, whose images lie in folders of"
+    what += f" their own: {name_some(inner[first])}"
+    if expected and expected.number == count:
+        return [what]
+    raise SourceError(
+        f"{what}. Give the folder that holds the class folders, {where}/{root}{first} perhaps; if "
+        f"these are the classes, say --num-classes {count}"
+    )

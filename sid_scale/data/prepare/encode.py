@@ -137,7 +137,7 @@ def encode(
     """Makes this process's shards, and calls `done` with a number of samples now and then.
 
     Raises:
-        ShardError: a sample is refused, or a shard cannot be written.
+        ShardError: a shard cannot be written. What is refused is for `ShardBuild.check_refused`.
         EncodingError: the device's memory is too small.
     """
     order = shuffled(source, encoding.seed, encoding.copies)
@@ -147,7 +147,6 @@ def encode(
             work = _Shard(source, chosen, making.plan.format, encoding, encoder, pool, done)
             count = making.make(number, work.records)
             done(count - work.encoded)  # what was there already
-    making.raise_refused()
 
 
 class _ReadImage(NamedTuple):

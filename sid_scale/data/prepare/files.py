@@ -1,25 +1,27 @@
-"""Files by name in a folder or a zip archive, of which only the list is held.
-
-Of an archive that is its central directory, a few tens of bytes a member. Members are read by
-place, by any number of threads and processes at once, and compared with the directory's size and
-checksum.
-"""
+"""Files by name, of which only the list is held: what every place offers, and folders."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from sid_scale.data.prepare.images import SUFFIXES
 from sid_scale.errors import SidScaleError
 
+LATENT = ".npy"
+LABELS = "dataset.json"  # EDM2's
+CLASS = ".cls"  # WebDataset's: a file beside each sample
+MOST_NAMED = 5
 MOST_BYTES = 1 << 28  # of one file: what claims more is no sample
 # Folders of Synology's and QNAP's servers and of Windows; names with a dot come on top.
 _JUNK = {
     "@eaDir",
+    "@tmp",
     "#recycle",
+    "#snapshot",
     "@Recycle",
     "$RECYCLE.BIN",
     "System Volume Information",
@@ -43,13 +45,34 @@ class Files(Protocol):
     """Files of a folder or an archive, in an order of its own."""
 
     names: list[str]
-    folders: list[str]  # those that are known of, with files or without
+    folders: list[str]  # those that are known of besides: those without files, above all
+    notes: list[str]  # what the user should know
+
+    def place(self, number: int) -> str:
+        """Path of the folder or archive that holds a file."""
 
     def part(self, numbers: Sequence[int]) -> Part:
         """The files with these numbers."""
 
     def check(self, number: int) -> str:
         """What is known of a file's contents without reading it."""
+
+
+def is_usable(name: str) -> bool:
+    """Whether a file is a sample, by its name."""
+    return name.endswith(LATENT) or name.lower().endswith(SUFFIXES)
+
+
+def is_labels(name: str) -> bool:
+    """Whether a file says classes of samples, by its name."""
+    return name.endswith(CLASS) or name.rpartition("/")[2] == LABELS
+
+
+def name_some(names: Iterable[Any]) -> str:
+    """The first names of many, or numbers, and how many there are."""
+    ordered = sorted(names)
+    dots = " ..." if len(ordered) > MOST_NAMED else ""
+    return f"{', '.join(map(str, ordered[:MOST_NAMED]))}{dots} ({len(ordered)})"
 
 
 def is_hidden(name: str) -> bool:
@@ -62,24 +85,39 @@ def is_hidden(name: str) -> bool:
 
 
 class FolderFiles:
-    """A folder's files and those of the folders in it, without hidden ones."""
+    """A folder's files and those of the folders in it, through links, without hidden ones."""
 
     def __init__(self, root: Path):
         self.root = root
         self.names: list[str] = []
         self.folders: list[str] = []
-        for folder, inside, files in os.walk(root, followlinks=True, onerror=_raise):
-            inner = os.path.relpath(folder, root)
-            prefix = "" if inner == "." else inner.replace(os.sep, "/") + "/"
-            inside[:] = [name for name in inside if not is_hidden(name)]
-            for name in inside:
-                _refuse_loop(folder, name)
-            self.folders += [prefix + name for name in inside]
-            for name in files:
-                # A link that leads nowhere may be a class folder that is not mounted.
-                is_file = "." in name or os.path.exists(os.path.join(folder, name))
-                (self.names if is_file else self.folders).append(prefix + name)
-        self.names = [name for name in self.names if not is_hidden(name)]
+        self.notes: list[str] = []
+        self._list("", (os.path.realpath(root),))
+
+    def _list(self, prefix: str, above: tuple[str, ...]) -> None:
+        """Lists the folder `prefix`; `above` are the real paths of it and of those it lies in."""
+        inside: list[tuple[str, str]] = []
+        with os.scandir(self.root / prefix) as entries:
+            for entry in entries:
+                name = prefix + entry.name
+                if is_hidden(entry.name):
+                    continue
+                if entry.is_dir():
+                    linked = entry.is_symlink()
+                    real = os.path.realpath(entry.path) if linked else f"{above[-1]}/{entry.name}"
+                    inside.append((name, real))
+                elif entry.is_symlink() and not is_usable(name) and not os.path.exists(entry.path):
+                    self.folders.append(name)  # a class that is not mounted, perhaps
+                else:
+                    self.names.append(name)
+        for name, real in inside:
+            if real in above:
+                raise SourceError(f"{self.root / name} leads to a folder that holds it; remove it")
+            self.folders.append(name)
+            self._list(f"{name}/", (*above, real))
+
+    def place(self, number: int) -> str:
+        return str(self.root)
 
     def check(self, number: int) -> str:
         return ""  # a look at every file's size takes minutes on a cluster's disks
@@ -109,15 +147,3 @@ def _read_file(path: Path) -> bytes:
     if len(content) > MOST_BYTES:
         raise SourceError(f"larger than {MOST_BYTES} bytes: no sample")
     return content
-
-
-def _refuse_loop(folder: str, name: str) -> None:
-    path = os.path.join(folder, name)
-    if os.path.islink(path):
-        leads_to = os.path.realpath(path)
-        if os.path.commonpath([leads_to, os.path.realpath(folder)]) == leads_to:
-            raise SourceError(f"{path} is a link to a folder that holds it; remove the link")
-
-
-def _raise(error: OSError) -> None:
-    raise error

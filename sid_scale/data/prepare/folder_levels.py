@@ -6,19 +6,21 @@ noted.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from sid_scale.data.prepare.files import Files, SourceError
+from sid_scale.data.prepare.files import (
+    LABELS,
+    LATENT,
+    MOST_NAMED,
+    Files,
+    SourceError,
+    is_labels,
+    is_usable,
+)
 from sid_scale.data.prepare.images import SUFFIXES
-
-LATENT = ".npy"
-LABELS = "dataset.json"  # EDM2's
-CLASS = ".cls"  # WebDataset's: a file beside each sample
-TRAINING = {"train", "training"}
-OTHER_SPLITS = {"val", "valid", "validation", "test", "testing", "dev", "eval", "holdout"}
-MOST_NAMED = 5
+from sid_scale.data.prepare.splits import is_other_split, is_training
 
 
 class Level(NamedTuple):
@@ -28,11 +30,15 @@ class Level(NamedTuple):
     kind: str  # "latents" or "images"
     root: str
     numbers: list[int]
+    class_folders: set[str]  # all folders that lie in root, with samples or without
     notes: list[str]  # what the user should know
 
 
-def find_level(where: str, files: Files) -> Level:
+def find_level(where: str, files: Files, gone: Set[str] = frozenset()) -> Level:
     """The level that a source's samples are at.
+
+    Args:
+        gone: names of samples that are known not to be there any more; they count for the level.
 
     Raises:
         SourceError: it holds no samples, or both latents and images, or splits of which none is
@@ -49,46 +55,53 @@ def find_level(where: str, files: Files) -> Level:
             f"{where} holds {len(latents)} {LATENT} files and {len(images)} images: a source "
             "holds the one or the other"
         )
-    usable = latents or images
-    root, note = _root(where, [names[number] for number in usable], files)
-    numbers = sorted((n for n in usable if names[n].startswith(root)), key=names.__getitem__)
+    samples = [names[number] for number in latents or images]
+    folders = _all_folders(files)
+    root, note = _root(where, [*samples, *gone], folders, set(names))
+    numbers = sorted(
+        (n for n in latents or images if names[n].startswith(root)), key=names.__getitem__
+    )
     if not numbers:
         raise SourceError(f"{where}: {root} is the training split, and holds no samples")
-    return Level(
-        "latents" if latents else "images", root, numbers, [*note, *_other_files(where, names)]
-    )
+    notes = [*files.notes, *note, *_other_files(where, names)]
+    return Level("latents" if latents else "images", root, numbers, _in(root, folders), notes)
 
 
-def is_usable(name: str) -> bool:
-    """Whether a file is a sample, by its name."""
-    return name.endswith(LATENT) or name.lower().endswith(SUFFIXES)
+def _all_folders(files: Files) -> set[str]:
+    """Every folder of a source, by its path."""
+    folders: set[str] = set()
+    for path in {name.rpartition("/")[0] for name in files.names} | set(files.folders):
+        while path and path not in folders:
+            folders.add(path)
+            path = path.rpartition("/")[0]
+    return folders
 
 
-def name_some(names: Iterable[object]) -> str:
-    """The first names of many, and how many there are."""
-    ordered = sorted(map(str, names))
-    dots = " ..." if len(ordered) > MOST_NAMED else ""
-    return f"{', '.join(ordered[:MOST_NAMED])}{dots} ({len(ordered)})"
+def _in(root: str, folders: Iterable[str]) -> set[str]:
+    """The names of the folders directly in `root`."""
+    inside = (folder[len(root) :] for folder in folders if folder.startswith(root))
+    return {name for name in inside if name and "/" not in name}
 
 
-def _root(where: str, samples: list[str], files: Files) -> tuple[str, list[str]]:
+def _root(
+    where: str, samples: list[str], folders: set[str], known: Set[str]
+) -> tuple[str, list[str]]:
     """The folder that class folders lie in, and notes on why."""
     common = _common_folders(samples)
-    known = set(files.names)
-    for depth in range(len(common) + 1):
-        root = "".join(f"{folder}/" for folder in common[:depth])
+    roots = ["".join(f"{folder}/" for folder in common[:depth]) for depth in range(len(common) + 1)]
+    for depth, root in enumerate(roots):
         if depth < 2 and root + LABELS in known:
             return root, []
-        split = _training_split(where, root, samples, files.folders)
+        split = _training_split(where, root, _in(root, folders))
         if split is not None:
             left_out = sum(not name.startswith(split) for name in samples)
             return split, [f"{where}: takes {split}; leaves out {left_out:,} samples beside it"]
-    alone = _children(samples, files.folders, "") == set(common[:1])
+    alone = _in("", folders) == set(common[:1])
     for depth in range(len(common), 0, -1):
-        root = "".join(f"{folder}/" for folder in common[:depth])
-        holds_samples = any("/" not in name[len(root) :] for name in samples)
+        root = roots[depth]
         # A folder that holds samples is a class itself.
-        if not holds_samples and (_split(common[depth - 1]) in TRAINING or (depth == 1 and alone)):
+        holds_samples = any("/" not in name[len(root) :] for name in samples)
+        if not holds_samples and (is_training(common[depth - 1]) or (depth == 1 and alone)):
             return root, [f"{where}: class folders are those in {root}"]
     return "", []
 
@@ -104,23 +117,15 @@ def _common_folders(names: list[str]) -> list[str]:
     return common
 
 
-def _children(names: Iterable[str], folders: Iterable[str], root: str) -> set[str]:
-    """The folders directly in `root`, with samples or without."""
-    below = (name[len(root) :].split("/") for name in names if name.startswith(root))
-    empty = (folder[len(root) :].split("/")[0] for folder in folders if folder.startswith(root))
-    return {parts[0] for parts in below if len(parts) > 1} | {folder for folder in empty if folder}
-
-
-def _training_split(where: str, root: str, names: list[str], folders: list[str]) -> str | None:
+def _training_split(where: str, root: str, inside: set[str]) -> str | None:
     """The folder of the training split, if `root` is divided in splits."""
-    children = _children(names, folders, root)
-    training = sorted(child for child in children if _split(child) in TRAINING)
-    others = sorted(child for child in children if _split(child) in OTHER_SPLITS)
+    training = sorted(filter(is_training, inside))
+    others = sorted(filter(is_other_split, inside))
     if not others or len(training) + len(others) < 2:
         return None
     if len(training) == 1:
         return f"{root}{training[0]}/"
-    if not training and len(others) < len(children):
+    if not training and len(others) < len(inside):
         return None  # some classes may have such names
     raise SourceError(
         f"{where} holds {', '.join(root + child for child in (*training, *others))}, and "
@@ -128,17 +133,12 @@ def _training_split(where: str, root: str, names: list[str], folders: list[str])
     )
 
 
-def _split(folder: str) -> str:
-    """A folder's name as that of a split: `Train`, `train2017` -> `train`."""
-    return folder.casefold().rstrip("_-0123456789")
-
-
 def _other_files(where: str, names: list[str]) -> list[str]:
     """A note on the files that are no samples, by suffix."""
     others = Counter(
         PurePosixPath(name).suffix.lower() or "none"
         for name in sorted(names)
-        if not is_usable(name) and not name.endswith((LABELS, CLASS))
+        if not is_usable(name) and not is_labels(name)
     )
     if not others:
         return []

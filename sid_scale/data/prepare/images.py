@@ -14,6 +14,7 @@ SUFFIXES = (
 )
 # The modes that `convert("RGB")` keeps the looks of; it would cut 16 bits off at white.
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+NARROWEST = 100  # times as long as wide
 
 
 def decode_image(content: bytes) -> np.ndarray:
@@ -29,6 +30,8 @@ def decode_image(content: bytes) -> np.ndarray:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if image.mode not in MODES:
                 raise ValueError(f"an image of mode {image.mode}; 8 bits a channel are wanted")
+            if max(image.size) > NARROWEST * min(image.size):  # would be huge once resized
+                raise ValueError(f"an image of {image.width}x{image.height} pixels, too narrow")
             return np.asarray(image.convert("RGB"))
     except ValueError:
         raise

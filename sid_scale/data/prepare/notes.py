@@ -93,6 +93,12 @@ class Notes:
             return None
 
 
+def left_out_of(folder: Path) -> list[str]:
+    """Names of the samples that the finished data set in a folder lacks."""
+    refused = json.loads((folder / RECIPE).read_text()).get("refused", [])
+    return [fields["name"] for fields in refused if fields["left_out"]]
+
+
 def known_refusals(folder: Path) -> list[Entry]:
     """The samples that were ever refused for the data set in a folder, finished or not.
 

@@ -13,12 +13,12 @@ from sid_scale.data.prepare.build import ShardBuild
 from sid_scale.data.prepare.images import centre_crop
 from sid_scale.data.prepare.plan import Plan, describe_source, shard_count, shuffled
 from sid_scale.data.prepare.raw_samples import Raw, Source, SourcePart
-from sid_scale.data.prepare.refusals import Refusals, list_refusals
+from sid_scale.data.prepare.refusals import Refusals
 from sid_scale.data.prepare.shard_writer import Sample, SampleFormat
 from sid_scale.data.shards import ShardError
 from sid_scale.process_pool import over_processes
 
-FIRST_FEW = 100  # samples that are tried for one that is sound
+AT_ONCE = 100  # samples that are listed to find one that is sound
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def plan_packing(source: Source, packing: Packing) -> Plan:
     """What packing a source will make. Its first sound sample is read, for its shape.
 
     Raises:
-        SidScaleError: the first samples are all damaged, or no latents of that codec.
+        SidScaleError: all samples are damaged, or no latents of that codec.
     """
     raw, stored = _first_sound(source, packing.resolution)
     if source.kind == "latents":
@@ -71,21 +71,21 @@ def plan_packing(source: Source, packing: Packing) -> Plan:
 def _first_sound(source: Source, resolution: int | None) -> tuple[Raw, np.ndarray]:
     """The first sample that can be read, as it is stored."""
     refusals = Refusals(leave_out=True)
-    with source.part(np.arange(min(len(source), FIRST_FEW))).open() as raws:
-        for raw in raws:
-            sample = refusals.attempt(raw, partial(stored_sample, raw, resolution))
-            if sample is not None:
-                return raw, sample.stored
-    raise ShardError(
-        f"the first {FIRST_FEW} samples are all refused:\n{list_refusals(refusals.found)}"
-    )
+    for first in range(0, len(source), AT_ONCE):
+        with source.part(np.arange(first, min(first + AT_ONCE, len(source)))).open() as raws:
+            for raw in raws:
+                sample = refusals.attempt(raw, partial(stored_sample, raw, resolution))
+                if sample is not None:
+                    return raw, sample.stored
+    last = refusals.found[-1]
+    raise ShardError(f"all samples are refused, {last.where} for one: {last.why}")
 
 
 def pack(source: Source, making: ShardBuild, workers: int) -> Iterator[int]:
     """Makes a folder's shards, over processes; yields how many samples each one holds.
 
     Raises:
-        ShardError: samples are refused, or a shard cannot be written.
+        ShardError: a shard cannot be written. What is refused is for `ShardBuild.check_refused`.
         WorkerError: a worker was killed.
     """
     order = shuffled(source, making.plan.seed)
@@ -94,7 +94,6 @@ def pack(source: Source, making: ShardBuild, workers: int) -> Iterator[int]:
         for number in making.mine
     )
     yield from over_processes(_pack_shard, tasks, workers)
-    making.raise_refused()
 
 
 def stored_sample(raw: Raw, resolution: int | None) -> Sample:

@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from sid_scale.codecs import IdentityCodec
+from sid_scale.data.prepare.class_labels import ClassCount
 from sid_scale.data.prepare.files import SourceError
+from sid_scale.data.prepare.keys import key_of
 from sid_scale.data.prepare.raw_samples import Entry, Raw
 from sid_scale.data.shards import ShardIndex, decode, read_index, read_shard
 
@@ -23,7 +25,7 @@ class PixelShards:
     kind = "images"
     shuffled = True
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, expected: ClassCount | None = None, unlabelled: bool = False):
         self.folder, self.index = folder, read_index(folder)
         if self.index.codec != IdentityCodec().describe() or self.index.sample_shape[0] != 6:
             kind = self.index.codec.get("kind")
@@ -31,7 +33,13 @@ class PixelShards:
                 f"{folder} holds shards of latents already (codec {kind}); of shards, only those "
                 "of pixels can be a source"
             )
-        self.num_classes = self.index.num_classes
+        if expected and not unlabelled and expected.number != self.index.num_classes:
+            raise SourceError(
+                f"{folder} holds images of {self.index.num_classes} classes, but {expected.origin} "
+                f"has {expected.number}"
+            )
+        self.unlabelled = unlabelled
+        self.num_classes = 0 if unlabelled else self.index.num_classes
         self.classes: list[str] = []
         self.notes: list[str] = []
         digests = "".join(shard.sha256 for shard in self.index.shards)
@@ -41,7 +49,7 @@ class PixelShards:
         return self.index.samples
 
     def part(self, numbers: np.ndarray) -> "ShardPart":
-        return ShardPart(self.folder, self.index, numbers)
+        return ShardPart(self.folder, self.index, numbers, self.unlabelled)
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,7 @@ class ShardPart:
     folder: Path
     index: ShardIndex
     numbers: np.ndarray
+    unlabelled: bool
 
     @contextmanager
     def open(self) -> Iterator[Iterator[Raw]]:
@@ -64,8 +73,10 @@ class ShardPart:
                 for record in islice(read_shard(self.folder, shard, first), count):
                     stored, label = decode(record, self.index)
                     load = partial(_pixels, stored)
-                    entry = Entry(record.key, label, "")
-                    yield Raw(record.key, entry, f"{record.url}: {record.key}", load)
+                    entry = Entry(record.key, 0 if self.unlabelled else label, "")
+                    yield Raw(
+                        key_of(f"{record.key}.png"), entry, f"{record.url}: {record.key}", load
+                    )
                 count -= min(count, shard.samples - first)
             first = max(0, first - shard.samples)
 

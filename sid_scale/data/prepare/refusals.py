@@ -34,8 +34,8 @@ class Refusal(NamedTuple):
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Refusal":
-        entry = Entry(*(fields[name] for name in Entry._fields))
-        return cls(entry, fields["where"], fields["why"], bool(fields["settled"]))
+        entry = Entry(str(fields["name"]), int(fields["label"]), str(fields["check"]))
+        return cls(entry, str(fields["where"]), str(fields["why"]), bool(fields["settled"]))
 
 
 class RefusedSamples(ShardError):
@@ -102,11 +102,16 @@ def read_refusals(path: Path) -> list[Refusal]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ShardError(f"{path}: damaged ({error}); delete it") from error
+        raise ShardError(
+            f"{path}: damaged ({error}). Without this note a source that lost or mended samples is "
+            "another: put the samples back as they were and delete it, or choose another folder"
+        ) from error
 
 
-def list_refusals(refusals: list[Refusal]) -> str:
-    """Refusals as the lines of a message."""
-    lines = [f"  {refusal.where}: {refusal.why}" for refusal in refusals[:MOST_TOLD]]
-    more = len(refusals) - len(lines)
-    return "\n".join([*lines, f"  ... and {more:,} more"] if more else lines)
+def list_refusals(refusals: list[Refusal], path: Path) -> str:
+    """Refusals as the lines of a message; if they are many, the rest is written to a file."""
+    lines = [f"  {refusal.where}: {refusal.why}" for refusal in refusals]
+    if len(lines) > MOST_TOLD:
+        path.write_text("\n".join(lines) + "\n", errors="surrogateescape")
+        lines = [*lines[:MOST_TOLD], f"  ... all {len(lines):,} are listed in {path}"]
+    return "\n".join(lines)

@@ -53,16 +53,17 @@ def open_source(
     """
     places = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     if len(places) == 1 and (places[0] / INDEX).is_file():
-        return PixelShards(places[0])
+        return PixelShards(places[0], expected, unlabelled)
     where, files = describe(places), open_files(places)
     before = {entry.name: entry for entry in refused}
-    level = find_level(where, files)
+    gone = before.keys() - set(files.names)
+    level = find_level(where, files, gone)
     names = [files.names[number] for number in level.numbers]
-    gone = before.keys() - set(names)
+    labels_then = {name: before[name].label for name in gone}
     labels = (
         Labels([0] * len(names), 0, [], [])
         if unlabelled
-        else find_labels(where, files, level, expected, empty_classes, gone)
+        else find_labels(where, files, level, expected, empty_classes, labels_then)
     )
     entries: list[tuple[Entry, int | None]] = []
     for name, label, number in zip(names, labels.labels, level.numbers, strict=True):
@@ -109,8 +110,10 @@ class FileSource:
         chosen = [self._entries[number] for number in numbers.tolist()]
         keys = [self._key(entry.name) for entry, _ in chosen]
         present = [number is not None for _, number in chosen]
-        part = self._files.part([number for _, number in chosen if number is not None])
-        return FilePart(self.where, self.kind, keys, [e for e, _ in chosen], present, part)
+        there = [number for _, number in chosen if number is not None]
+        places = [self.where if n is None else self._files.place(n) for _, n in chosen]
+        entries = [entry for entry, _ in chosen]
+        return FilePart(places, self.kind, keys, entries, present, self._files.part(there))
 
     def _key(self, name: str) -> str:
         return hashed_key(name) if name in self._clashing else key_of(name)
@@ -129,7 +132,7 @@ class FileSource:
 class FilePart:
     """Some samples of a FileSource."""
 
-    where: str
+    places: list[str]  # the folder or archive that holds each
     kind: str
     keys: list[str]
     entries: list[Entry]
@@ -142,9 +145,10 @@ class FilePart:
             yield self._raws(iter(reads))
 
     def _raws(self, reads: Iterator[Callable[[], bytes]]) -> Iterator[Raw]:
-        for key, entry, present in zip(self.keys, self.entries, self.present, strict=True):
+        listed = zip(self.places, self.keys, self.entries, self.present, strict=True)
+        for place, key, entry, present in listed:
             load = partial(_load, self.kind, next(reads)) if present else _gone
-            yield Raw(key, entry, f"{self.where}: {entry.name}", load)
+            yield Raw(key, entry, f"{place}: {entry.name}", load)
 
 
 def _load(kind: str, read: Callable[[], bytes]) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Classes: numbered by folders, and never moved by what is missing."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from sid_scale.data.prepare.class_labels import ClassCount
 from sid_scale.data.prepare.files import SourceError
 from sid_scale.data.prepare.sources import open_source
-from tests.sources import png, write_folder
+from tests.sources import png, write_folder, write_tar, write_zip
 
 PIXEL = png(np.zeros((2, 2, 3), np.uint8))
 
@@ -73,6 +74,14 @@ def test_labels_beside_the_samples_are_webdatasets(tmp_path: Path) -> None:
     assert open_source(tmp_path).num_classes == 8
 
 
+def test_classes_that_no_sample_is_of_are_noted(tmp_path: Path) -> None:
+    """Labels that count from 1, perhaps."""
+    files = {f"{n}.jpg": PIXEL for n in range(1, 4)}
+    write_folder(tmp_path, files | {f"{n}.cls": b"%d" % n for n in range(1, 4)})
+    source = open_source(tmp_path, ClassCount(5, "the teacher"))
+    assert source.notes == [f"{tmp_path}: classes without a sample: 0, 4 (2)"]
+
+
 def test_class_folders_with_folders_in_them_are_taken_if_their_number_is_said(
     tmp_path: Path,
 ) -> None:
@@ -92,8 +101,20 @@ def test_class_folders_without_samples_are_named(tmp_path: Path) -> None:
     (tmp_path / "ape").mkdir()
     write_folder(tmp_path, {"bat/1.heic": b"", "bat/notes.txt": b""})
     (tmp_path / "cow").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(SourceError, match=r"without a sample: ape, bat, cow \(3\)"):
+    (tmp_path / "St.Bernard").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(SourceError, match=r"without a sample: St\.Bernard, ape, bat, cow \(4\)"):
         open_source(tmp_path)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("write", [write_zip, write_tar])
+def test_archives_have_class_folders_without_samples_too(
+    tmp_path: Path, write: Callable[[Path, dict[str, bytes]], Path]
+) -> None:
+    path = write(tmp_path / "set", {"ape/1.png": PIXEL, "bat/1.heic": b"", "cow/1.png": PIXEL})
+    with pytest.raises(SourceError, match=r"without a sample: bat \(1\)"):
+        open_source(path)
+    assert open_source(path, empty_classes=True).classes == ["ape", "bat", "cow"]
 
 
 @pytest.mark.faults
@@ -102,6 +123,9 @@ def test_class_folders_without_samples_are_named(tmp_path: Path) -> None:
     [
         (["1", "2", "3"], r"missing: 0 \(1\)"),
         (["0", "1", "4"], r"missing: 2, 3 \(2\)"),
+        (["0", "11"], r"missing: 1, 2, 3, 4, 5 \.\.\. \(10\)"),
+        (["0000000", "0000002"], r"missing: 1 \(1\)"),
+        (["20240101", "20240102"], "20240102 would be a class of this number"),
         (["0", "1", "01"], "class folders 01 and 1 are one number"),
     ],
 )
@@ -119,8 +143,6 @@ def test_another_number_of_classes_than_the_networks_is_refused(tmp_path: Path) 
     for number in (2, 4):
         with pytest.raises(SourceError, match=f"3 classes, but the teacher has {number}"):
             open_source(tmp_path, ClassCount(number, "the teacher"))
-    images(tmp_path, "a.png")
-    (tmp_path / "a.png").unlink()
     write_folder(tmp_path / "beside", {"a.jpg": PIXEL, "a.cls": b"5"})
     with pytest.raises(SourceError, match=r"class 5 is not in 0\.\.4, and the teacher has 5"):
         open_source(tmp_path / "beside", ClassCount(5, "the teacher"))
@@ -135,3 +157,9 @@ def test_a_class_file_without_a_class_is_refused(tmp_path: Path, content: bytes)
     write_folder(tmp_path, {"a.cls": b"1", "b.jpg": PIXEL})
     with pytest.raises(SourceError, match=r"these do not: b\.cls"):
         open_source(tmp_path)
+    write_folder(tmp_path, {"b.cls": b"1", "b.mask.png": PIXEL})
+    with pytest.raises(SourceError, match=r"b\.cls is the class of several images"):
+        open_source(tmp_path)
+    write_folder(tmp_path / "large", {"a.jpg": PIXEL, "a.cls": b"900000000"})
+    with pytest.raises(SourceError, match=r"class 900000000 is not in 0\.\.999999"):
+        open_source(tmp_path / "large")

@@ -53,6 +53,7 @@ def make(source: Path, out: Path, parts: int = 1, **changes: Any) -> ShardIndex 
         with making.claimed():
             encode(opened, making, encoding, encoder, done)
             index = making.finish()
+            making.check_refused()
     assert told == plan.samples
     return index
 
@@ -179,8 +180,10 @@ def test_latents_that_are_not_finite_are_refused_by_key(images: Path, tmp_path: 
     making = ShardBuild(tmp_path / "out", plan_encoding(source, codec(), encoding, encoder))
     for parameter in encoder.codec._vae.parameters():
         parameter.fill_(float("nan"))
-    with making.claimed(), pytest.raises(ShardError, match=r"\.PNG: sample 'n.*NaN"):
+    with making.claimed():
         encode(source, making, encoding, encoder, lambda count: None)
+    with pytest.raises(ShardError, match=r"\.PNG: sample 'n.*NaN"):
+        making.check_refused()
 
 
 @pytest.mark.faults

@@ -120,12 +120,16 @@ def test_what_servers_and_systems_leave_behind_is_no_data(tmp_path: Path) -> Non
         (["a/b/dataset.json", "a/b/0/1.png", "c/1.png"], r"lies in a/b/ \(1\), not at the top"),
         (["a/b/dataset.json", "a/b/0/1.png", "a/b/1/1.png"], r"lies in a/b/ \(1\)"),
         (["x/dataset.json", "x/1.png", "y/dataset.json", "y/2.png"], r"lies in x/, y/ \(2\)"),
-        (["top/dogs/a/1.png", "top/dogs/b/1.png"], r"makes dogs \(1\) a class .* a, b \(2\)"),
-        (["x/y/z/a/1.png", "x/y/z/b/1.png"], r"makes y \(1\) a class .* z/a, z/b \(2\)"),
-        (["train/a/1.png", "train/b/1.png", "meta/1.png"], r"makes train \(1\) a class folder"),
+        (
+            ["top/dogs/a/1.png", "top/dogs/b/1.png"],
+            r"makes dogs \(1\) class .* a, b \(2\).*/dogs perhaps",
+        ),
+        (["x/y/z/a/1.png", "x/y/z/b/1.png"], r"makes y \(1\) class .* z/a, z/b \(2\)"),
+        (["train/a/1.png", "train/b/1.png", "meta/1.png"], r"makes train \(1\) class folders"),
         (["val/a/1.png", "test/a/1.png"], "holds test, val, and none of them is for training"),
         (["train/a/1.png", "Train/a/1.png", "val/a/1.png"], "holds Train, train, val, and 2"),
         (["train/", "val/a/1.png"], "train/ is the training split, and holds no samples"),
+        (["0/train/1.png", "0/test/1.png", "1/train/1.png"], r"0 holds splits: test, train \(2\)"),
         (["train/1.png", "val/1.png"], r"train/1\.png is in no class folder"),
     ],
 )
@@ -140,5 +144,11 @@ def test_a_level_that_is_not_clear_is_refused(
 def test_a_link_to_a_folder_above_is_refused(tmp_path: Path) -> None:
     write_folder(tmp_path, {"cat/1.png": PIXEL})
     (tmp_path / "cat" / "again").symlink_to(tmp_path)
-    with pytest.raises(SourceError, match="again is a link to a folder that holds it"):
+    with pytest.raises(SourceError, match="again leads to a folder that holds it"):
+        open_source(tmp_path)
+    (tmp_path / "cat" / "again").unlink()
+    write_folder(tmp_path, {"dog/1.png": PIXEL})
+    (tmp_path / "cat" / "dog").symlink_to(tmp_path / "dog")
+    (tmp_path / "dog" / "cat").symlink_to(tmp_path / "cat")
+    with pytest.raises(SourceError, match="leads to a folder that holds it"):
         open_source(tmp_path)

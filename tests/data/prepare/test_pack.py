@@ -45,6 +45,7 @@ def make(source: Source, folder: Path, workers: int = 1, **changes: Any) -> Shar
     with work.claimed():
         assert sum(pack(source, work, workers)) == len(source)
         index = work.finish()
+        work.check_refused()
     assert index is not None
     return index
 

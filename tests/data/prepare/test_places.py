@@ -1,6 +1,7 @@
 """Archives and several places: the same samples, wherever they lie."""
 
-import io
+import json
+import resource
 import tarfile
 from pathlib import Path
 
@@ -10,24 +11,9 @@ import pytest
 from sid_scale.data.prepare.files import SourceError
 from sid_scale.data.prepare.raw_samples import Source
 from sid_scale.data.prepare.sources import open_source
-from tests.sources import digits, latents, png, with_labels, write_folder, write_zip
+from tests.sources import digits, latents, png, tar, with_labels, write_folder, write_tar, write_zip
 
 PIXEL = png(np.zeros((2, 2, 3), np.uint8))
-
-
-def tar(files: dict[str, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
-
-
-def write_tar(path: Path, files: dict[str, bytes]) -> Path:
-    path.write_bytes(tar(files))
-    return path
 
 
 def read(source: Source) -> list[tuple[str, int, bytes]]:
@@ -85,15 +71,60 @@ def test_webdatasets_tars_hold_samples_and_their_classes(tmp_path: Path) -> None
         write_tar(
             tmp_path / f"train-{shard:04d}.tar",
             {
-                f"n{shard}_{n}.{suffix}": content
+                f"{n}.{suffix}": content  # keys are a tar's own
                 for n in range(3)
                 for suffix, content in (("jpg", PIXEL), ("cls", b"%d" % (n + shard)))
             },
         )
     assert [(key, label) for key, label, _ in read(open_source(tmp_path))] == [
-        *(("n0_0", 0), ("n0_1", 1), ("n0_2", 2)),
-        *(("n1_0", 1), ("n1_1", 2), ("n1_2", 3)),
+        (f"train-{shard:04d}/{n}", n + shard) for shard in range(2) for n in range(3)
     ]
+
+
+@pytest.mark.parametrize(
+    ("training", "other"),
+    [
+        ("train.zip", "val.zip"),
+        ("ILSVRC2012_img_train.zip", "ILSVRC2012_img_val.zip"),
+        ("train/000.zip", "validation/000.zip"),
+    ],
+)
+def test_of_archives_of_splits_those_for_training_are_taken(
+    tmp_path: Path, training: str, other: str
+) -> None:
+    for name, image in ((training, "1.png"), (other, "2.png")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_zip(tmp_path / name, {f"{label}/{image}": PIXEL for label in ("a", "b")})
+    source = open_source(tmp_path)
+    assert (source.classes, len(source)) == (["a", "b"], 2)
+    assert f"takes {training} (1); leaves out {other} (1)" in source.notes[0]
+
+
+def test_labels_may_lie_beside_the_archives(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_zip(tmp_path / f"{name}.zip", {f"{name}.png": PIXEL})
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": [["a.png", 1], ["b.png", 0]]}))
+    assert [(key, label) for key, label, _ in read(open_source(tmp_path))] == [("a", 1), ("b", 0)]
+
+
+def test_an_archive_may_hold_a_folder_of_its_own_name_or_a_dot(tmp_path: Path) -> None:
+    write_zip(tmp_path / "cat.zip", {"cat/1.png": PIXEL})
+    write_tar(tmp_path / "dog.TAR", {"./2.png": PIXEL})
+    source = open_source(tmp_path)
+    assert source.classes == ["cat", "dog"]
+    assert [(key, label) for key, label, _ in read(source)] == [("cat/1", 0), ("dog/2", 1)]
+    assert source.notes == ["joined as one source: cat, dog (2); each is a class"]
+
+
+def test_more_archives_than_a_process_may_open(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for number in range(80):
+        write_tar(tmp_path / f"{number:02d}.tar", {"a.png": PIXEL, "a.cls": b"0"})
+    resource.setrlimit(resource.RLIMIT_NOFILE, (60, hard))
+    try:
+        assert len(read(open_source(tmp_path))) == 80
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 # What is refused
@@ -103,10 +134,38 @@ def test_webdatasets_tars_hold_samples_and_their_classes(tmp_path: Path) -> None
 def test_parts_that_hold_the_same_file_are_refused(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_zip(tmp_path / f"{name}.zip", {"cat/1.png": PIXEL, "dog/1.png": PIXEL})
-    with pytest.raises(SourceError, match=r"a\.zip and b\.zip both hold cat/1\.png"):
+    with pytest.raises(SourceError, match=r"/a\.zip and .*/b\.zip both hold cat/1\.png"):
         open_source(tmp_path)
     with pytest.raises(SourceError, match="both hold cat/1"):
         open_source([tmp_path / "a.zip", tmp_path / "a.zip"])
+
+
+@pytest.mark.faults
+def test_archives_that_are_no_classes_are_not_taken_for_such(tmp_path: Path) -> None:
+    """img2dataset's, whose samples have texts and no classes; sources of one name."""
+    for name in ("00000", "00001"):
+        write_tar(tmp_path / f"{name}.tar", {f"{name}.jpg": PIXEL, f"{name}.txt": b"a cat"})
+    with pytest.raises(SourceError, match=r"00000\.jpg is in no class folder"):
+        open_source(tmp_path)
+    for name in ("cats/images/1.png", "dogs/images/2.png"):
+        write_folder(tmp_path / "same", {name: PIXEL})
+    with pytest.raises(SourceError, match="two sources are called images"):
+        open_source([tmp_path / "same" / name / "images" for name in ("cats", "dogs")])
+
+
+@pytest.mark.faults
+def test_a_split_among_other_archives_is_refused(tmp_path: Path) -> None:
+    for name in ("n01", "n02", "ILSVRC2012_img_val"):
+        write_tar(tmp_path / f"{name}.tar", {f"{name}_1.png": PIXEL})
+    with pytest.raises(SourceError, match=r"holds ILSVRC2012_img_val\.tar \(1\) beside"):
+        open_source(tmp_path)
+
+
+@pytest.mark.faults
+def test_archives_that_must_be_unpacked_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.tar.gz").write_bytes(b"")
+    with pytest.raises(SourceError, match=r"holds a\.tar\.gz \(1\), which cannot be read by place"):
+        open_source(tmp_path)
 
 
 @pytest.mark.faults

@@ -1,7 +1,10 @@
 """Samples that are refused: all reported at once, mended, deleted or left out, and nothing lost."""
 
 import json
+import re
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,17 @@ from sid_scale.data.prepare.pack import Packing, pack, plan_packing
 from sid_scale.data.prepare.sources import open_source
 from sid_scale.data.shards import ShardError, ShardIndex, read_index
 from sid_scale.demo.prepare import TEACHER
-from tests.sources import SHAPE, contents, digits, latents, npy, samples, write_folder, write_zip
+from tests.sources import (
+    SHAPE,
+    contents,
+    digits,
+    latents,
+    npy,
+    png,
+    samples,
+    write_folder,
+    write_zip,
+)
 
 pytestmark = pytest.mark.faults
 
@@ -27,12 +40,21 @@ SHARD = 30_000  # six of them
 PACKING = Packing(SHARD, None, 0, None, {"kind": "vae", "scale": [1.0] * 4, "bias": [0.0] * 4})
 
 
-def make(place: Path, out: Path, part: Part = WHOLE, max_bad: int | None = None) -> Any:
+def make(
+    place: Path,
+    out: Path,
+    part: Part = WHOLE,
+    max_bad: int | None = None,
+    packing: Packing = PACKING,
+) -> Any:
     source = open_source(place, refused=known_refusals(out))
-    build = ShardBuild(out, plan_packing(source, PACKING), part, max_bad)
+    build = ShardBuild(out, plan_packing(source, packing), part, max_bad)
     with build.claimed():
         list(pack(source, build, workers=1))
-        return build.finish()
+        index = build.finish()
+        if index is None:
+            build.check_refused()
+        return index
 
 
 def inodes(out: Path) -> dict[str, int]:
@@ -124,12 +146,19 @@ def test_of_several_refusals_only_those_that_are_left_are_reported(tmp_path: Pat
 
 def test_more_than_may_be_left_out_is_an_error_that_loses_nothing(tmp_path: Path) -> None:
     path = place(tmp_path, "zip", FILES | dict.fromkeys(BAD, NAN))
-    with pytest.raises(ShardError, match="samples are refused, more than --max-bad 1"):
-        make(path, tmp_path / "out", max_bad=1)
+    for _ in range(3):  # started again, it is no other
+        with pytest.raises(ShardError, match="3 samples are refused, more than --max-bad 1"):
+            make(path, tmp_path / "out", max_bad=1)
     before = inodes(tmp_path / "out")
     assert before
     assert make(path, tmp_path / "out", max_bad=3).samples == 37
     assert before.items() <= inodes(tmp_path / "out").items()
+
+
+def test_deleted_samples_do_not_count(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match="3 samples are refused"):
+        make(place(tmp_path, "folder", FILES | dict.fromkeys(BAD, NAN)), tmp_path / "out")
+    assert make(place(tmp_path, "folder", deleted(FILES)), tmp_path / "out", max_bad=0)
 
 
 def test_parts_count_together_what_is_left_out(tmp_path: Path) -> None:
@@ -149,10 +178,50 @@ def test_a_change_elsewhere_in_the_source_is_another_source(tmp_path: Path) -> N
         make(place(tmp_path, "zip", changed), tmp_path / "out")
 
 
-def test_a_shard_of_refused_samples_alone_is_no_shard(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cure", [None, deleted])
+def test_a_shard_of_refused_samples_alone_is_left_out(tmp_path: Path, cure: Any) -> None:
+    """With samples in shards of their own."""
+    path = place(tmp_path, "folder", FILES | dict.fromkeys(BAD, NAN))
+    tiny = replace(PACKING, shard_bytes=1)
+    with pytest.raises(ShardError, match="3 samples are refused"):
+        make(path, tmp_path / "out", packing=tiny)
+    if cure:
+        path = place(tmp_path, "folder", cure(FILES))
+    index = make(path, tmp_path / "out", max_bad=0 if cure else 3, packing=tiny)
+    assert index.samples == len(index.shards) == len(list((tmp_path / "out").glob("*.tar"))) == 37
+
+
+def test_a_source_without_a_sound_sample_is_told_so(tmp_path: Path) -> None:
     path = place(tmp_path, "zip", FILES | {name: NAN for name in FILES if name.endswith(".npy")})
-    with pytest.raises(ShardError, match="all samples of a shard are refused"):
+    with pytest.raises(ShardError, match="all samples are refused"):
         make(path, tmp_path / "out", max_bad=100)
+
+
+@pytest.mark.parametrize("kind", ["zip", "folder"])
+@pytest.mark.parametrize("labels", ["json", "folders"])
+def test_a_class_whose_only_sample_was_lost_stays(tmp_path: Path, kind: str, labels: str) -> None:
+    square = png(np.full((8, 8, 3), 204, np.uint8))
+    files = {f"{name}/{n}.png": square for name in ("a", "b") for n in range(3)} | {"c/0.png": b""}
+    if labels == "json":
+        listed = [[name, "abc".index(name[0])] for name in files]
+        files["dataset.json"] = json.dumps({"labels": listed}).encode()
+    write = write_zip if kind == "zip" else write_folder
+    with pytest.raises(ShardError, match="1 samples are refused"):
+        make(write(tmp_path / "set", files), tmp_path / "out")
+    shutil.rmtree(tmp_path / "set", ignore_errors=True)
+    (tmp_path / "set").unlink(missing_ok=True)
+    del files["c/0.png"]
+    index = make(write(tmp_path / "set", files), tmp_path / "out")
+    assert index.class_histogram == (3, 3, 0)
+
+
+def test_of_many_refusals_all_are_listed_in_a_file(tmp_path: Path) -> None:
+    bad = [name for name in FILES if name.endswith(".npy")][:30]
+    with pytest.raises(ShardError, match="30 samples are refused") as caught:
+        make(place(tmp_path, "zip", FILES | dict.fromkeys(bad, NAN)), tmp_path / "out")
+    listed = re.search(r"all 30 are listed in (.*)", str(caught.value))
+    assert listed
+    assert all(name in Path(listed[1]).read_text() for name in bad)
 
 
 def test_a_first_sample_that_is_bad_does_not_set_the_shape(tmp_path: Path) -> None:

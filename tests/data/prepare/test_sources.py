@@ -137,6 +137,18 @@ def test_pixel_shards_give_their_images_back(tmp_path: Path) -> None:
             np.testing.assert_array_equal(pixels, images[number].transpose(1, 2, 0))
 
 
+@pytest.mark.faults
+def test_pixel_shards_are_held_to_the_classes_that_are_asked_for(tmp_path: Path) -> None:
+    stored = IdentityCodec().encode(torch.zeros(2, 3, 4, 4, dtype=torch.uint8)).numpy()
+    pair = [("a", stored[0], 0), ("a_flipped", stored[1], 1)]
+    write_shards(tmp_path, pair, codec=IdentityCodec().describe(), num_classes=2, shard_samples=2)
+    with pytest.raises(SourceError, match="images of 2 classes, but the teacher has 10"):
+        open_source(tmp_path, ClassCount(10, "the teacher"))
+    assert open_source(tmp_path, unlabelled=True).num_classes == 0
+    keys = [key for key, _, _ in read(open_source(tmp_path))]
+    assert len({*keys, *(key + FLIPPED for key in keys)}) == 4
+
+
 def test_unlabelled_sources_have_no_classes_if_that_is_wanted(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "set.zip", with_labels(latents(), None))
     with pytest.raises(SourceError, match="no labels; --unlabelled"):
@@ -162,6 +174,7 @@ def labels_of(files: dict[str, bytes]) -> list[Any]:
         (lambda labels: [[n, [0, 1]] for n, _ in labels], r"class \[0, 1\] is no integer"),
         (lambda labels: [[n, True] for n, _ in labels], "class True is no integer"),
         (lambda labels: {"a": 1}, "not of the form"),
+        (lambda labels: [*labels, [labels[0][0], 3]], "is of class 0, and of 3"),
         (lambda labels: 7, "not of the form"),
     ],
 )
