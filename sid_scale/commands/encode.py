@@ -25,7 +25,7 @@ from sid_scale.errors import SidScaleError, UsageError, launched_rank
 
 if TYPE_CHECKING:
     from sid_scale.codecs import VAECodec
-    from sid_scale.data.prepare.build import Part
+    from sid_scale.data.prepare.build import Share
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,19 +121,19 @@ def run(options: argparse.Namespace) -> int:
             print(f"error: rank {launched_rank()}: {error}", file=sys.stderr, flush=True)
         raise
     if index is None:
-        part = f"part {build.part.number}/{build.part.of}"
+        part = f"part {build.share.number}/{build.share.of}"
         print(f"{options.out}: {part} is done, others are not", flush=True)
     else:
         print_made(options.out, index)
     return 0
 
 
-def shares_of_ranks(number: int, of: int) -> list["Part"]:
+def shares_of_ranks(number: int, of: int) -> list["Share"]:
     """The launcher's ranks' shares of part `number` of `of`."""
-    from sid_scale.data.prepare.build import Part
+    from sid_scale.data.prepare.build import Share
 
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    return [Part(number * ranks + rank, of * ranks) for rank in range(ranks)]
+    return [Share(number * ranks + rank, of * ranks) for rank in range(ranks)]
 
 
 def _threads() -> int:

@@ -8,7 +8,7 @@ import pytest
 
 from sid_scale.cli import main
 from sid_scale.commands.encode import shares_of_ranks
-from sid_scale.data.prepare.build import Part
+from sid_scale.data.prepare.build import Share
 from sid_scale.data.shards import read_index, read_shard
 from sid_scale.demo.prepare import ASSETS, TEACHER
 from tests.conftest import ROOT
@@ -88,9 +88,9 @@ def test_classes_must_be_those_of_the_teacher_before_anything_is_encoded(
 
 
 def test_ranks_of_a_launcher_share_a_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert shares_of_ranks(1, 3) == [Part(1, 3)]
+    assert shares_of_ranks(1, 3) == [Share(1, 3)]
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert shares_of_ranks(1, 3) == [Part(number, 12) for number in (4, 5, 6, 7)]
+    assert shares_of_ranks(1, 3) == [Share(number, 12) for number in (4, 5, 6, 7)]
 
 
 @pytest.mark.faults

@@ -31,7 +31,7 @@ GO_ON = "With that mended, the same command goes on from here"
 
 
 @dataclass(frozen=True)
-class Part:
+class Share:
     """The share of one process: the shards whose number is `number` modulo `of`."""
 
     number: int = 0
@@ -49,13 +49,13 @@ class ShardBuild:
 
     folder: Path
     plan: Plan
-    part: Part = Part()
+    share: Share = Share()
     max_bad: int | None = None
 
     @property
     def mine(self) -> range:
         """Numbers of this process's shards."""
-        return range(self.part.number, self.plan.shards, self.part.of)
+        return range(self.share.number, self.plan.shards, self.share.of)
 
     @property
     def notes(self) -> Notes:
@@ -63,7 +63,7 @@ class ShardBuild:
 
     @property
     def _scratch(self) -> Path:
-        return self.folder / WORK / f"part-{self.part.number}-of-{self.part.of}"
+        return self.folder / WORK / f"part-{self.share.number}-of-{self.share.of}"
 
     @property
     def is_finished(self) -> bool:
@@ -108,7 +108,7 @@ class ShardBuild:
             refusals = Refusals(leave_out=self.max_bad is not None)
             try:
                 written = write_shard(path, _all(records, refusals), self._scratch / path.name)
-            except RefusedSamples:
+            except _NotWritten:
                 self.notes.write_refused(number, refusals.found)
                 return count
             self.notes.write_refused(number, refusals.found)
@@ -146,13 +146,13 @@ class ShardBuild:
             )
 
     def _listed(self, refusals: list[Refusal]) -> str:
-        part = f"{self.part.number}-of-{self.part.of}"
+        part = f"{self.share.number}-of-{self.share.of}"
         return list_refusals(refusals, self.folder / WORK / f"refused-{part}.txt")
 
-    def wait_for(self, parts: Iterable[Part]) -> None:
+    def wait_for(self, shares: Iterable[Share]) -> None:
         """Returns when no process makes one of these parts any more."""
-        for part in parts:
-            lock = replace(self, part=part)._scratch / "lock"
+        for share in shares:
+            lock = replace(self, share=share)._scratch / "lock"
             with suppress(OSError), lock.open() as file:  # not there: not begun, or all is done
                 fcntl.flock(file, fcntl.LOCK_SH)
 
@@ -211,7 +211,7 @@ class ShardBuild:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ShardError(
-                f"{self.folder}: another process makes part {self.part.number}/{self.part.of} of "
+                f"{self.folder}: another process makes part {self.share.number}/{self.share.of} of "
                 "it at the moment"
             ) from error
         except OSError as error:
@@ -235,13 +235,18 @@ class ShardBuild:
             os.replace(self._scratch / RECIPE, self.folder / RECIPE)
 
 
+class _NotWritten(Exception):
+    """A shard is not to be written, because samples of it are refused."""
+
+
 def _all(
     records: Callable[[Refusals], Iterable[dict[str, Any]]], refusals: Refusals
 ) -> Iterator[dict[str, Any]]:
     """A shard's records.
 
     Raises:
-        RefusedSamples: some were refused, and the shard is not to be without them.
+        _NotWritten: the shard is not to be without those that were refused.
     """
     yield from records(refusals)
-    refusals.raise_any()
+    if refusals.stop:
+        raise _NotWritten

@@ -71,11 +71,6 @@ class Refusals:
                 self.left_out.append(raw.entry.name)
         return None
 
-    def raise_any(self) -> None:
-        """Raises RefusedSamples if the shard is not to be written."""
-        if self.stop:
-            raise RefusedSamples(f"{len(self.found)} samples of a shard are refused")
-
 
 def write_refusals(path: Path, refusals: Iterable[Refusal]) -> None:
     """Brings a file of refusals up to date: those that are found no more are settled.

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sid_scale.codecs import IdentityCodec, VAECodec, open_codec, read_codec, stability_vae
-from sid_scale.data.prepare.build import Part, ShardBuild
+from sid_scale.data.prepare.build import ShardBuild, Share
 from sid_scale.data.prepare.encode import Encoder, Encoding, EncodingError, encode, plan_encoding
 from sid_scale.data.prepare.files import SourceError
 from sid_scale.data.prepare.images import centre_crop
@@ -49,7 +49,7 @@ def make(source: Path, out: Path, parts: int = 1, **changes: Any) -> ShardIndex 
         told += count
 
     for number in reversed(range(parts)):
-        making = ShardBuild(out, plan, Part(number, parts))
+        making = ShardBuild(out, plan, Share(number, parts))
         with making.claimed():
             encode(opened, making, encoding, encoder, done)
             index = making.finish()

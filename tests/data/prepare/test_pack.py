@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sid_scale.codecs import IdentityCodec, stability_vae
-from sid_scale.data.prepare.build import Part, ShardBuild
+from sid_scale.data.prepare.build import ShardBuild, Share
 from sid_scale.data.prepare.pack import Packing, pack, plan_packing
 from sid_scale.data.prepare.plan import Plan, shuffled
 from sid_scale.data.prepare.raw_samples import Source
@@ -148,7 +148,7 @@ def test_parts_that_never_meet_make_the_same(source: Source, tmp_path: Path) -> 
     make(source, tmp_path / "one")
     plan = making(source, tmp_path / "one").plan
     for number in (2, 0, 1):
-        part = ShardBuild(tmp_path / "many", plan, Part(number, 3))
+        part = ShardBuild(tmp_path / "many", plan, Share(number, 3))
         with part.claimed():
             list(pack(source, part, workers=1))
             assert (part.finish() is None) == (number != 1)
@@ -159,7 +159,7 @@ def test_parts_that_finish_at_the_same_moment_both_find_it_finished(
     source: Source, tmp_path: Path
 ) -> None:
     plan = making(source, tmp_path / "set").plan
-    parts = [ShardBuild(tmp_path / "set", plan, Part(number, 2)) for number in (0, 1)]
+    parts = [ShardBuild(tmp_path / "set", plan, Share(number, 2)) for number in (0, 1)]
     with parts[0].claimed(), parts[1].claimed():
         for part in parts:
             list(pack(source, part, workers=1))

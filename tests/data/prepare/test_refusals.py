@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sid_scale.cli import main
-from sid_scale.data.prepare.build import Part, ShardBuild
+from sid_scale.data.prepare.build import ShardBuild, Share
 from sid_scale.data.prepare.notes import known_refusals
 from sid_scale.data.prepare.pack import Packing, pack, plan_packing
 from sid_scale.data.prepare.sources import open_source
@@ -35,7 +35,7 @@ pytestmark = pytest.mark.faults
 NAN = npy(np.full(SHAPE, np.nan, np.float32))
 FILES = latents()
 BAD = [name for name in FILES if name.endswith(".npy")][3::13]  # three of forty
-WHOLE = Part()
+WHOLE = Share()
 SHARD = 30_000  # six of them
 PACKING = Packing(SHARD, None, 0, None, {"kind": "vae", "scale": [1.0] * 4, "bias": [0.0] * 4})
 
@@ -43,12 +43,12 @@ PACKING = Packing(SHARD, None, 0, None, {"kind": "vae", "scale": [1.0] * 4, "bia
 def make(
     place: Path,
     out: Path,
-    part: Part = WHOLE,
+    share: Share = WHOLE,
     max_bad: int | None = None,
     packing: Packing = PACKING,
 ) -> Any:
     source = open_source(place, refused=known_refusals(out))
-    build = ShardBuild(out, plan_packing(source, packing), part, max_bad)
+    build = ShardBuild(out, plan_packing(source, packing), share, max_bad)
     with build.claimed():
         list(pack(source, build, workers=1))
         index = build.finish()
@@ -130,7 +130,7 @@ def test_what_is_left_out_once_stays_so_and_is_no_error_later(tmp_path: Path) ->
     path = place(tmp_path, "zip", FILES | dict.fromkeys(BAD, NAN))
     with pytest.raises(ShardError, match="3 samples are refused"):
         make(path, tmp_path / "out")
-    assert make(path, tmp_path / "out", Part(0, 2), max_bad=3) is None
+    assert make(path, tmp_path / "out", Share(0, 2), max_bad=3) is None
     assert make(path, tmp_path / "out", max_bad=3).samples == 37
     assert make(path, tmp_path / "out").samples == 37
 
@@ -163,8 +163,8 @@ def test_deleted_samples_do_not_count(tmp_path: Path) -> None:
 
 def test_parts_count_together_what_is_left_out(tmp_path: Path) -> None:
     path = place(tmp_path, "zip", FILES | dict.fromkeys(BAD, NAN))
-    assert make(path, tmp_path / "out", Part(0, 2), max_bad=3) is None
-    assert make(path, tmp_path / "out", Part(1, 2), max_bad=3).samples == 37
+    assert make(path, tmp_path / "out", Share(0, 2), max_bad=3) is None
+    assert make(path, tmp_path / "out", Share(1, 2), max_bad=3).samples == 37
     make(path, tmp_path / "one", max_bad=3)
     assert contents(tmp_path / "one") == contents(tmp_path / "out")
 
