@@ -95,7 +95,7 @@ class ShardBuild:
             How many of the plan's samples are done with.
 
         Raises:
-            ShardError: it cannot be written, or too many samples are refused.
+            ShardError: it cannot be written.
         """
         path = self.folder / shard_name(number)
         count = self.plan.count(number)

@@ -79,7 +79,7 @@ def _open_archive(path: Path) -> Files:
     if head.startswith(COMPRESSED):
         raise SourceError(
             f"{path} is compressed as a whole, and its files cannot be read by their place; unpack "
-            "it, or make a .tar of it with gunzip"
+            "it, or make a plain .tar of it"
         )
     is_tar = head[257:262] == b"ustar" or path.name.lower().endswith(".tar")
     return TarFiles(path) if is_tar else ZipFiles(path)
