@@ -41,7 +41,7 @@ def add_data_set(parser: argparse.ArgumentParser) -> None:
         "--on-bad-image",
         choices=("stop", "skip"),
         default="stop",
-        help="stop (default): try all, report those that are refused, and write no shard that lacks "
+        help="stop (default): try all, report those that are refused, write no shard that lacks "
         "one; skip: leave them out, and list them in recipe.json",
     )
     parser.add_argument(

@@ -5,7 +5,7 @@ models check the sections that have one; the table below lists the rest.
 """
 
 import typing
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -112,11 +112,24 @@ def fault_in_keys(config: dict[str, Any]) -> str | None:
         if key in REFUSED:
             continue
         if key not in KEYS:
-            return f"unknown key {key}{nearest(key, list(KEYS))}"
+            return f"unknown key {key}{_section_of(key) or nearest(key, list(KEYS))}"
         fault = _fault_in_value(key, value, KEYS[key])
         if fault:
             return fault
     return _fault_in_sections(config)
+
+
+def _section_of(key: str) -> str:
+    """A hint, if a key at the top belongs to a section."""
+    from deepspeed.runtime.precision_config import DeepSpeedFP16Config
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    sections: dict[str, Collection[str]] = {
+        **{name: keys for name, keys in KEYS.items() if isinstance(keys, dict)},
+        "zero_optimization": _names(DeepSpeedZeroConfig, []),
+        "fp16": _names(DeepSpeedFP16Config, []),
+    }
+    return next((f"; it belongs to {name}" for name, keys in sections.items() if key in keys), "")
 
 
 def is_off(value: Any) -> bool:
@@ -158,6 +171,12 @@ def _fault_in_value(name: str, value: Any, wanted: Any) -> str | None:
     return None
 
 
+# Of bf16 and fp16: training state is float32 here.
+_HALF_STATE = {
+    "bf16_master_weights_and_grads",
+    "bf16_optimizer_states",
+    "fp16_master_weights_and_grads",
+}
 _WORDS = {bool: "true or false", float: "a number", int: "a whole number", list: "a list"}
 
 
@@ -171,6 +190,8 @@ def _fault_in_sections(config: dict[str, Any]) -> str | None:
         section = config.get(name, {})
         if not isinstance(section.get("enabled", False), bool):
             return f"{name}.enabled: expected true or false, got {section['enabled']!r}"
+        if half := next((key for key in _HALF_STATE if section.get(key)), None):
+            return f"sets {name}.{half}, but masters and Adam's state are float32 here; remove it"
         other = "fp16" if name == "bf16" else "bf16"
         for key in section:
             if key not in model.model_fields and key in models[other].model_fields:

@@ -65,8 +65,10 @@ def read_deepspeed_json(path: str | Path, micro_batch: int, accumulation: int) -
     """
     path = find_deepspeed_json(path)
     try:
-        config = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        config = json.loads(
+            path.read_text(), object_pairs_hook=_each_key_once, parse_constant=_no_number
+        )
+    except (OSError, ValueError, RecursionError) as error:
         raise DeepSpeedConfigError(f"deepspeed: cannot read {path}: {error}") from error
     if not isinstance(config, dict):
         raise DeepSpeedConfigError(f"deepspeed: {path} is not an object")
@@ -88,12 +90,29 @@ def read_deepspeed_json(path: str | Path, micro_batch: int, accumulation: int) -
     return DeepSpeedSettings(config, stage, dtype, path)
 
 
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON, which of two values of a key would silently take the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"it has {twice!r} twice; keep one")
+    return found
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number that settings can have")
+
+
 def _fault(config: dict[str, Any]) -> str | None:
     """What in a DeepSpeed JSON cannot work here, and what to do about it."""
     zero, dtype = config.get("zero_optimization", {}), _compute_dtype(config)
     stage = zero.get("stage", 0)
-    if config.get("gradient_clipping", 0) < 0:
-        return f"gradient_clipping: {config['gradient_clipping']} is below 0"
+    for key, least in {"gradient_clipping": 0, "steps_per_print": 1}.items():
+        if (config[key] if config.get(key) is not None else least) < least:
+            return f"{key}: {config[key]} is below {least}"
+    if config.get("gradient_predivide_factor", 1) <= 0:
+        return f"gradient_predivide_factor: {config['gradient_predivide_factor']} is not above 0"
     if stage == 0 and dtype == torch.float16:
         return "float16 needs loss scaling, which stage 0 lacks; use stage 1 to 3, or bf16"
     if stage < 2 and config.get("data_types", {}).get("grad_accum_dtype") not in (
@@ -111,6 +130,9 @@ def _fault(config: dict[str, Any]) -> str | None:
         target = zero.get(offload) or {}
         if target.get("device", "none") not in ("none", "cpu") or target.get("ratio", 1) != 1:
             return f"{offload} can go to the CPU, and wholly: device 'cpu', no ratio"
+        least_stage = {"offload_optimizer": 1, "offload_param": 3}[offload]
+        if target.get("device", "none") != "none" and stage < least_stage:
+            return f"{offload} needs ZeRO stage {least_stage} or more, and stage is {stage}"
     return None
 
 

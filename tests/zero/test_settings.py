@@ -84,6 +84,24 @@ def test_stage_0_computes_in_bfloat16_on_float32_weights(tmp_path: Path):
         ({"zero_optimization": {"strict": True}}, "unknown key zero_optimization.strict"),
         ({"zero_optimization": {"cpu_offload": True}}, 'use "offload_optimizer"'),
         ({"gradient_clipping": "1"}, "gradient_clipping: expected a number"),
+        ({"gradient_clipping": -1}, "gradient_clipping: -1 is below 0"),
+        ({"gradient_clipping": float("nan")}, "NaN is no number"),
+        ({"steps_per_print": 0}, "steps_per_print: 0 is below 1"),
+        ({"gradient_predivide_factor": 0}, "gradient_predivide_factor: 0 is not above 0"),
+        ({"stage": 3}, "unknown key stage; it belongs to zero_optimization"),
+        ({"grad_accum_dtype": "fp32"}, "unknown key grad_accum_dtype; it belongs to data_types"),
+        (
+            {"bf16": {"enabled": True, "bf16_master_weights_and_grads": True}},
+            "sets bf16.bf16_master_weights_and_grads, but .* float32 here",
+        ),
+        (
+            {"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}},
+            "offload_optimizer needs ZeRO stage 1 or more, and stage is 0",
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}},
+            "offload_param needs ZeRO stage 3 or more",
+        ),
         ({"wandb": {"enabled": True}}, "sets 'wandb'.*remove it"),
         ({"wall_clock_breakdown": True}, "sets 'wall_clock_breakdown'.*remove it"),
         ({"flops_profiler": {"enabled": True}}, "sets 'flops_profiler'.*remove it"),
@@ -91,6 +109,21 @@ def test_stage_0_computes_in_bfloat16_on_float32_weights(tmp_path: Path):
 )
 def test_what_cannot_work_is_refused(tmp_path: Path, config, message: str):
     (tmp_path / "ds.json").write_text(json.dumps(config))
+    with pytest.raises(DeepSpeedConfigError, match=message):
+        read_deepspeed_json(tmp_path / "ds.json", 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "cannot read .*ds.json: Expecting value"),
+        ('{"bf16": {}, "bf16": {}}', "it has 'bf16' twice"),
+        ("[" * 100_000, "cannot read .*recursion"),
+        ("\ufeff{}", "BOM"),
+    ],
+)
+def test_what_is_no_json_is_refused(tmp_path: Path, text: str, message: str):
+    (tmp_path / "ds.json").write_text(text)
     with pytest.raises(DeepSpeedConfigError, match=message):
         read_deepspeed_json(tmp_path / "ds.json", 1, 1)
 
