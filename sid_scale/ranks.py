@@ -121,13 +121,16 @@ def _meet(
     """
     host = os.environ.get("MASTER_ADDR", "127.0.0.1")
     given = os.environ.get("MASTER_PORT", "0")
-    if not (given.isdecimal() and int(given) < 65536):
+    if not (given.isdecimal() and int(given) < 65536) or (world_size > 1 and int(given) == 0):
         raise _meeting_error(host, given, "a port is a number from 1 to 65535")
     try:
         # The store would look the name up again and again until its time is up.
         socket.getaddrinfo(host, int(given))
     except (OSError, UnicodeError) as error:
-        raise _meeting_error(host, given, f"the address does not resolve ({error})") from error
+        refusal = _meeting_error(host, given, f"the address does not resolve ({error})")
+        if getattr(error, "errno", None) == socket.EAI_AGAIN:
+            refusal.exit_status = 1  # the name server is away: another start may do better
+        raise refusal from error
     # torchrun's agent already serves a store at that address.
     serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
     try:

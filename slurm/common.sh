@@ -129,8 +129,8 @@ head_address() {
     echo "${address:-$node}"
 }
 
-# A port of this job's own: two jobs that share a node differ.
-port() { echo "${SID_SCALE_PORT:-$((20000 + SLURM_JOB_ID % 20000))}"; }
+# A port of this job's own: two jobs that share a node differ. From 32768 on systems give ports away.
+port() { echo "${SID_SCALE_PORT:-$((20000 + SLURM_JOB_ID % 12000))}"; }
 
 # Whether this job is still meant to run: not cancelled, nor requeued by somebody else.
 is_wanted() {

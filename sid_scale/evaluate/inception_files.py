@@ -47,6 +47,8 @@ def open_inception(path: Path, device: torch.device) -> Network:
         is_pickle = start.startswith(PICKLE)
         raise ValueError(A_PICKLE if is_pickle else "neither TorchScript nor weights of PyTorch's")
     try:
+        if start.startswith(ZIP) and (damaged := zipfile.ZipFile(path).testzip()):
+            raise ValueError(f"{damaged} has another checksum than the archive's directory says")
         if start.startswith(ZIP) and _is_torchscript(path):
             return torch.jit.load(path, map_location=device).eval()
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -82,8 +84,8 @@ def _checked(state: Any) -> dict[str, Tensor]:
             faults.append(f"missing {name}")
         elif value.shape != shape:
             faults.append(f"{name} has shape {list(value.shape)}, not {list(shape)}")
-        elif not (value.is_floating_point() and value.isfinite().all()):
-            faults.append(f"{name} holds what is no finite number")
+        elif not _is_sound(name, value):
+            faults.append(f"{name} holds what is no finite number, or a negative variance")
     if faults:
         more = f" and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
         raise ValueError(
@@ -91,6 +93,13 @@ def _checked(state: Any) -> dict[str, Tensor]:
             "Inception, trained with 1000 classes, is another)"
         )
     return {name: state[name].float() for name in shapes}
+
+
+def _is_sound(name: str, value: Tensor) -> bool:
+    plain = value.layout == torch.strided and value.device.type == "cpu"
+    if not (plain and value.is_floating_point() and value.isfinite().all()):
+        return False
+    return not name.endswith("running_var") or bool((value >= 0).all())
 
 
 def _known(name: Any, shapes: Mapping[str, Any]) -> bool:

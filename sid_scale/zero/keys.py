@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from sid_scale.config.parse import nearest
 
+LONGEST_KEY = 64  # in messages
 Number = (float, int)
 DTYPES = frozenset({"fp32", "fp16", "bf16", None})
 
@@ -95,6 +96,11 @@ _REFUSED_ZERO = {
     "cpu_offload_param": 'but it is DeepSpeed\'s old name; use "offload_param": {"device": "cpu"}',
     "cpu_offload_use_pin_memory": "but it is DeepSpeed's old name; use pin_memory of the offload",
     "zenflow": _NOTHING,
+    "legacy_stage1": _NOTHING,
+    "round_robin_gradients": (
+        "but masters, averages and checkpoints here know the optimizer's parameters in the "
+        "network's order; remove it"
+    ),
 }
 
 
@@ -112,11 +118,16 @@ def fault_in_keys(config: dict[str, Any]) -> str | None:
         if key in REFUSED:
             continue
         if key not in KEYS:
-            return f"unknown key {key}{_section_of(key) or nearest(key, list(KEYS))}"
+            return f"unknown key {_shown(key)}{_section_of(key) or nearest(key, list(KEYS))}"
         fault = _fault_in_value(key, value, KEYS[key])
         if fault:
             return fault
     return _fault_in_sections(config)
+
+
+def _shown(key: str) -> str:
+    """A key as it is printed, in one line whatever it is."""
+    return key if key.isidentifier() and len(key) <= LONGEST_KEY else repr(key)[:LONGEST_KEY]
 
 
 def _section_of(key: str) -> str:
@@ -164,7 +175,7 @@ def _fault_in_value(name: str, value: Any, wanted: Any) -> str | None:
         return f"{name}: expected an object, got {value!r}{example}"
     for key in value:
         if wanted and key not in wanted:
-            return f"unknown key {name}.{key}{nearest(key, list(wanted))}"
+            return f"unknown key {name}.{_shown(key)}{nearest(key, list(wanted))}"
         fault = _fault_in_value(f"{name}.{key}", value[key], wanted[key]) if wanted else None
         if fault:
             return fault
@@ -196,6 +207,13 @@ def _fault_in_sections(config: dict[str, Any]) -> str | None:
         for key in section:
             if key not in model.model_fields and key in models[other].model_fields:
                 return f"unknown key {name}.{key}: it belongs to {other}; remove it"
+    fp16 = config.get("fp16", {})
+    if fp16.get("auto_cast"):
+        return "sets fp16.auto_cast, but networks here cast their own inputs; remove it"
+    for key, (least, most) in {"initial_scale_power": (0, 60), "hysteresis": (1, 1000)}.items():
+        value = fp16.get(key, least)
+        if type(value) is not int or not least <= value <= most:
+            return f"fp16.{key}: {value!r} is no whole number from {least} to {most}"
     if all(config.get(name, {}).get("enabled") for name in models):
         return "enables both bf16 and fp16; remove one of the two"
     zero = config.get("zero_optimization", {})
@@ -203,7 +221,7 @@ def _fault_in_sections(config: dict[str, Any]) -> str | None:
     if type(stage) is not int or stage not in range(4):
         return f"asks for ZeRO stage {stage!r}; 0 to 3 exist"
     for key in zero:
-        if key in _REFUSED_ZERO:
+        if key in _REFUSED_ZERO and not is_off(zero[key]):
             return f"sets zero_optimization.{key}, {_REFUSED_ZERO[key]}"
     for name, model in {**models, "zero_optimization": DeepSpeedZeroConfig}.items():
         fault = _fault_in_section(name, config.get(name, {}), model)

@@ -66,7 +66,7 @@ def read_deepspeed_json(path: str | Path, micro_batch: int, accumulation: int) -
     path = find_deepspeed_json(path)
     try:
         config = json.loads(
-            path.read_text(), object_pairs_hook=_each_key_once, parse_constant=_no_number
+            path.read_text("utf-8-sig"), object_pairs_hook=_each_key_once, parse_constant=_no_number
         )
     except (OSError, ValueError, RecursionError) as error:
         raise DeepSpeedConfigError(f"deepspeed: cannot read {path}: {error}") from error

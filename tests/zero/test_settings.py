@@ -88,6 +88,10 @@ def test_stage_0_computes_in_bfloat16_on_float32_weights(tmp_path: Path):
         ({"gradient_clipping": float("nan")}, "NaN is no number"),
         ({"steps_per_print": 0}, "steps_per_print: 0 is below 1"),
         ({"gradient_predivide_factor": 0}, "gradient_predivide_factor: 0 is not above 0"),
+        ({"zero_optimization": {"round_robin_gradients": True}}, "in the network's order; remove"),
+        ({"fp16": {"initial_scale_power": 4000}}, "4000 is no whole number from 0 to 60"),
+        ({"fp16": {"auto_cast": True}}, "sets fp16.auto_cast"),
+        ({"a\nb": 1}, r"unknown key 'a\\nb'"),
         ({"stage": 3}, "unknown key stage; it belongs to zero_optimization"),
         ({"grad_accum_dtype": "fp32"}, "unknown key grad_accum_dtype; it belongs to data_types"),
         (
@@ -119,13 +123,17 @@ def test_what_cannot_work_is_refused(tmp_path: Path, config, message: str):
         ("", "cannot read .*ds.json: Expecting value"),
         ('{"bf16": {}, "bf16": {}}', "it has 'bf16' twice"),
         ("[" * 100_000, "cannot read .*recursion"),
-        ("\ufeff{}", "BOM"),
     ],
 )
 def test_what_is_no_json_is_refused(tmp_path: Path, text: str, message: str):
     (tmp_path / "ds.json").write_text(text)
     with pytest.raises(DeepSpeedConfigError, match=message):
         read_deepspeed_json(tmp_path / "ds.json", 1, 1)
+
+
+def test_a_mark_of_byte_order_is_read_over(tmp_path: Path):
+    (tmp_path / "ds.json").write_text("\ufeff{}")
+    assert read_deepspeed_json(tmp_path / "ds.json", 1, 1).stage == 0
 
 
 def test_a_missing_file_is_named(tmp_path: Path):
