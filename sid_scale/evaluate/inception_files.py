@@ -47,8 +47,6 @@ def open_inception(path: Path, device: torch.device) -> Network:
         is_pickle = start.startswith(PICKLE)
         raise ValueError(A_PICKLE if is_pickle else "neither TorchScript nor weights of PyTorch's")
     try:
-        if start.startswith(ZIP) and (damaged := zipfile.ZipFile(path).testzip()):
-            raise ValueError(f"{damaged} has another checksum than the archive's directory says")
         if start.startswith(ZIP) and _is_torchscript(path):
             return torch.jit.load(path, map_location=device).eval()
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -64,7 +62,14 @@ def open_inception(path: Path, device: torch.device) -> Network:
 
 
 def _is_torchscript(path: Path) -> bool:
+    """Whether a whole archive is TorchScript.
+
+    Raises:
+        ValueError: a member is damaged.
+    """
     with zipfile.ZipFile(path) as archive:
+        if damaged := archive.testzip():
+            raise ValueError(f"{damaged} has another checksum than the archive's directory says")
         return any(PurePosixPath(name).name == "constants.pkl" for name in archive.namelist())
 
 

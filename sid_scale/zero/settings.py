@@ -92,11 +92,11 @@ def read_deepspeed_json(path: str | Path, micro_batch: int, accumulation: int) -
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of a JSON, which of two values of a key would silently take the last."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"it has {twice!r} twice; keep one")
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"it has {key!r} twice; keep one")
+        found[key] = value
     return found
 
 

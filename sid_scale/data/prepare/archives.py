@@ -138,21 +138,21 @@ class TarFiles:
         self.names: list[str] = []
         self.folders: list[str] = []
         self.notes: list[str] = []
-        places = array("q")
+        spans = array("q")
         with open(path, "rb") as file:
             for name, offset, size in self._members(file, ""):
                 self.names.append(name)
-                places.extend((offset, size))
-        self._places = np.array(places).reshape(-1, 2)  # offset and size of each file
+                spans.extend((offset, size))
+        self._spans = np.array(spans).reshape(-1, 2)  # offset and size of each file
 
     def place(self, number: int) -> str:
         return str(self.path)
 
     def check(self, number: int) -> str:
-        return str(self._places[number, 1])
+        return str(self._spans[number, 1])
 
     def part(self, numbers: Sequence[int]) -> "TarPart":
-        return TarPart(self.path, [(int(o), int(s)) for o, s in self._places[list(numbers)]])
+        return TarPart(self.path, [(int(o), int(s)) for o, s in self._spans[list(numbers)]])
 
     def _members(self, file: IO[bytes], prefix: str) -> Iterator[tuple[str, int, int]]:
         """Name, offset in the outermost archive and size of each file."""
@@ -212,12 +212,12 @@ class TarPart:
     """Some files of a tar archive."""
 
     path: Path
-    places: list[tuple[int, int]]
+    spans: list[tuple[int, int]]  # offset and size of each file
 
     @contextmanager
     def open(self) -> Iterator[list[Callable[[], bytes]]]:
         with open(self.path, "rb", buffering=0) as file:
-            yield [partial(_read_span, file.fileno(), *place) for place in self.places]
+            yield [partial(_read_span, file.fileno(), *span) for span in self.spans]
 
 
 def _read_span(descriptor: int, offset: int, size: int) -> bytes:

@@ -137,8 +137,10 @@ class ShardBuild:
         self._check_left_out()
 
     def _check_left_out(self) -> None:
+        if self.max_bad is None:
+            return
         left_out = [refusal for refusal in self.notes.left_out() if not refusal.settled]
-        if self.max_bad is not None and len(left_out) > self.max_bad:
+        if len(left_out) > self.max_bad:
             raise RefusedSamples(
                 f"{len(left_out):,} samples are refused, more than --max-bad {self.max_bad}:\n"
                 f"{self._listed(left_out)}\nWhat is finished stays; with a larger --max-bad the "

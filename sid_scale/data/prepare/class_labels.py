@@ -6,7 +6,14 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from sid_scale.data.prepare.files import CLASS, LABELS, Files, SourceError, name_some
+from sid_scale.data.prepare.files import (
+    CLASS,
+    LABELS,
+    Files,
+    SourceError,
+    first_repeated,
+    name_some,
+)
 from sid_scale.data.prepare.folder_levels import Level
 from sid_scale.data.prepare.splits import is_other_split, is_training
 
@@ -50,8 +57,8 @@ def find_labels(
     """
     if level.root + LABELS in files.names:
         labels = _in_json(where, files, level, gone)
-    elif _have_class_files(files, level):
-        labels = _beside(where, files, level)
+    elif beside := _class_files(files, level):
+        labels = _beside(where, files, level, beside)
     else:
         _refuse_deeper_json(where, files, level)
         return _by_folder(where, files, level, expected, empty_classes, gone)
@@ -130,21 +137,23 @@ def _refuse_deeper_json(where: str, files: Files, level: Level) -> None:
 # --- WebDataset ---------------------------------------------------------------------------
 
 
-def _have_class_files(files: Files, level: Level) -> bool:
-    known = {name for name in files.names if name.endswith(CLASS)}
-    return any(_class_file(files.names[number]) in known for number in level.numbers)
-
-
-def _beside(where: str, files: Files, level: Level) -> list[int]:
-    """Labels by the `.cls` file beside each sample."""
+def _class_files(files: Files, level: Level) -> dict[str, int]:
+    """The `.cls` files by name, each with its number; none if no sample has one."""
     number_of = {name: n for n, name in enumerate(files.names) if name.endswith(CLASS)}
+    if not number_of:
+        return {}
+    has_one = any(_class_file(files.names[number]) in number_of for number in level.numbers)
+    return number_of if has_one else {}
+
+
+def _beside(where: str, files: Files, level: Level, number_of: Mapping[str, int]) -> list[int]:
+    """Labels by the `.cls` file beside each sample."""
     beside = [_class_file(files.names[number]) for number in level.numbers]
     if without := set(beside) - number_of.keys():
         raise SourceError(
             f"{where}: some samples have a {CLASS}, these do not: {name_some(without)}"
         )
-    if len(set(beside)) < len(beside):
-        twice = next(name for name in beside if beside.count(name) > 1)
+    if twice := first_repeated(beside):
         raise SourceError(f"{where}: {twice} is the class of several images; leave one of each")
     labels = []
     with files.part([number_of[name] for name in beside]).open() as reads:

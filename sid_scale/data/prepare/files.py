@@ -1,6 +1,7 @@
 """Files by name, of which only the list is held: what every place offers, and folders."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -73,6 +74,14 @@ def name_some(names: Iterable[Any]) -> str:
     ordered = sorted(names)
     dots = " ..." if len(ordered) > MOST_NAMED else ""
     return f"{', '.join(map(str, ordered[:MOST_NAMED]))}{dots} ({len(ordered)})"
+
+
+def first_repeated(names: Sequence[str]) -> str | None:
+    """The first name that is there more than once."""
+    if len(set(names)) == len(names):
+        return None
+    times = Counter(names)
+    return next(name for name in names if times[name] > 1)
 
 
 def is_hidden(name: str) -> bool:

@@ -18,6 +18,7 @@ from sid_scale.data.prepare.files import (
     FolderFiles,
     Part,
     SourceError,
+    first_repeated,
     is_labels,
     is_usable,
     name_some,
@@ -27,6 +28,8 @@ from sid_scale.data.prepare.splits import splits_in
 ARCHIVES = (".zip", ".tar")
 PACKED = (".tar.gz", ".tgz", ".tar.xz", ".tar.bz2", ".7z", ".rar")
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")  # how gzip, bzip2 and xz begin
+
+UNREADABLE = (OSError, ValueError, NotImplementedError, zipfile.BadZipFile, tarfile.TarError)
 
 
 class Place(NamedTuple):
@@ -64,11 +67,9 @@ def _open(path: Path) -> Files:
             return _open_folder(path)
         if path.is_file():
             return _open_archive(path)
-    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
-        if isinstance(error, SourceError):
-            raise
-        raise SourceError(f"{path}: cannot be read ({error}); is it whole?") from error
-    except tarfile.TarError as error:
+    except SourceError:
+        raise
+    except UNREADABLE as error:
         raise SourceError(f"{path}: cannot be read ({error}); is it whole?") from error
     raise SourceError(f"{path}: there is no such folder or archive")
 
@@ -102,9 +103,7 @@ def _open_folder(path: Path) -> Files:
     folder.names = [name for name in folder.names if name not in set(archives)]
     folder.folders = []  # those of the archives
     beside = [Place("", path, folder)] if LABELS in folder.names else []
-    joined = JoinedFiles(places, beside)
-    joined.notes = notes + joined.notes
-    return joined
+    return JoinedFiles(places, beside, notes)
 
 
 def _stem(name: str) -> str:
@@ -130,12 +129,15 @@ class JoinedFiles:
 
     Args:
         beside: a place of labels for the others' files.
+        notes: on which places were chosen.
     """
 
-    def __init__(self, places: Sequence[Place], beside: Sequence[Place] = ()):
+    def __init__(
+        self, places: Sequence[Place], beside: Sequence[Place] = (), notes: Sequence[str] = ()
+    ):
         prefixes, about = _prefixes(places, any(p.files.names for p in beside))
         names = name_some(place.name for place in places)
-        self.notes = [note for place in places for note in place.files.notes]
+        self.notes = [*notes, *(note for place in places for note in place.files.notes)]
         self.notes.append(f"joined as one source: {names}{about}")
         self._places = [*places, *beside]
         self.names: list[str] = []
@@ -187,8 +189,7 @@ def _prefixes(places: Sequence[Place], labelled: bool) -> tuple[list[str], str]:
         return own, ""  # WebDataset's keys are unique in one tar only
     if len(places) == 1 or not all(map(_is_class, places)):
         return [""] * len(places), ""
-    if len(set(own)) < len(own):
-        twice = next(name for name in own if own.count(name) > 1)
+    if twice := first_repeated(own):
         raise SourceError(
             f"two sources are called {twice.rstrip('/')}, and would be one class: rename one, or "
             "give the folder that holds the class folders"

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from sid_scale.data.prepare.class_labels import ClassCount, Labels, find_labels
-from sid_scale.data.prepare.files import Files, Part, SourceError
+from sid_scale.data.prepare.files import Files, Part, SourceError, first_repeated
 from sid_scale.data.prepare.folder_levels import Level, find_level
 from sid_scale.data.prepare.images import decode_image
 from sid_scale.data.prepare.keys import hashed_key, key_of
@@ -120,10 +120,10 @@ class FileSource:
 
     def _names_of_one_key(self) -> set[str]:
         """The names whose keys are those of others, such as `a.png` and `a.jpg`."""
-        times = Counter(key_of(entry.name) for entry, _ in self._entries)
-        names = [entry.name for entry, _ in self._entries if times[key_of(entry.name)] > 1]
-        if len(set(names)) < len(names):
-            twice = next(name for name, count in Counter(names).items() if count > 1)
+        keys = [key_of(entry.name) for entry, _ in self._entries]
+        times = Counter(keys)
+        names = [e.name for (e, _), key in zip(self._entries, keys, strict=True) if times[key] > 1]
+        if twice := first_repeated(names):
             raise SourceError(f"{self.where}: {twice} is there more than once; pack it again")
         return set(names)
 
