@@ -82,7 +82,7 @@ def open_data_set_source(options: argparse.Namespace) -> "Source":
     for source in options.source:
         if options.out.resolve().is_relative_to(source.resolve()) and not source.is_file():
             raise UsageError(f"--out {options.out} lies in --source {source}; give another place")
-    from sid_scale.data.prepare.notes import known_refusals
+    from sid_scale.data.prepare.shard_notes import known_refusals
     from sid_scale.data.prepare.sources import open_source
 
     source = open_source(
@@ -107,7 +107,7 @@ def max_bad(options: argparse.Namespace) -> int | None:
 
 def print_made(folder: Path, index: "ShardIndex") -> None:
     """Says what a finished data set holds, and what it lacks."""
-    from sid_scale.data.prepare.notes import left_out_of
+    from sid_scale.data.prepare.shard_notes import left_out_of
 
     classes = sum(count > 0 for count in index.class_histogram)
     lacks = len(left_out_of(folder))

@@ -8,7 +8,7 @@
     keys.py          names of samples;  images.py, latents.py  numbers out of files
     plan.py          all that the bytes depend on, decided beforehand
     pack.py          latents and pixels into shards;  encode.py  images through a VAE
-    build.py         a folder that any number of processes fill;  notes.py  what is done of it
+    build.py         a folder that any number of processes fill;  shard_notes.py  what is done of it
     refusals.py      samples that have no place in a data set;  shard_writer.py  one shard
     verify.py        what is wrong with a data set
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from sid_scale.data.prepare.notes import RECIPE, WORK, Notes
 from sid_scale.data.prepare.plan import Plan
 from sid_scale.data.prepare.refusals import Refusal, Refusals, RefusedSamples, list_refusals
+from sid_scale.data.prepare.shard_notes import RECIPE, WORK, ShardNotes
 from sid_scale.data.prepare.shard_writer import index_of, shard_name, write_shard
 from sid_scale.data.shards import INDEX, Shard, ShardError, ShardIndex, read_index, write_index
 from sid_scale.inputs_changed import changed_inputs
@@ -58,8 +58,8 @@ class ShardBuild:
         return range(self.share.number, self.plan.shards, self.share.of)
 
     @property
-    def notes(self) -> Notes:
-        return Notes(self.folder, self.plan)
+    def notes(self) -> ShardNotes:
+        return ShardNotes(self.folder, self.plan)
 
     @property
     def _scratch(self) -> Path:

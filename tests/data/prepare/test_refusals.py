@@ -13,8 +13,8 @@ import pytest
 
 from sid_scale.cli import main
 from sid_scale.data.prepare.build import ShardBuild, Share
-from sid_scale.data.prepare.notes import known_refusals
 from sid_scale.data.prepare.pack import Packing, pack, plan_packing
+from sid_scale.data.prepare.shard_notes import known_refusals
 from sid_scale.data.prepare.sources import open_source
 from sid_scale.data.shards import ShardError, ShardIndex, read_index
 from sid_scale.demo.prepare import TEACHER

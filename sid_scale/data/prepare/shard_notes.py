@@ -26,7 +26,7 @@ REFUSED = ".refused.json"
 
 
 @dataclass(frozen=True)
-class Notes:
+class ShardNotes:
     """The notes on a plan's shards, in a folder."""
 
     folder: Path
