@@ -15,6 +15,7 @@ from sid_scale.config.parse import nearest
 from sid_scale.errors import SidScaleError
 from sid_scale.zero.keys import REFUSED, fault_in_keys
 
+ONE_GROUP = 10**15  # elements: all of a network is stepped at once, after one norm
 SHIPPED = Path(__file__).parents[1] / "ds_configs"
 
 
@@ -34,6 +35,7 @@ class DeepSpeedSettings:
     config: dict[str, Any]  # what DeepSpeed is given
     stage: int  # ZeRO stage
     compute_dtype: torch.dtype  # of the networks' bodies
+    clipping: float  # largest norm of a gradient; 0: any
     source: Path  # the file, for messages
 
     @property
@@ -83,11 +85,14 @@ def read_deepspeed_json(path: str | Path, micro_batch: int, accumulation: int) -
         config.pop("bf16", None)
     if "bf16" in config:
         config["bf16"]["check_grad_overflow"] = True  # non-finite gradients skip the update
-    config.setdefault("gradient_clipping", 0.0)  # DeepSpeed's own default is 1.0
+    # The gradient that is clipped is that of the masters, which DeepSpeed does not see.
+    clipping, config["gradient_clipping"] = config.get("gradient_clipping", 0.0), 0.0
+    if stage == 3:
+        config["zero_optimization"]["sub_group_size"] = ONE_GROUP
     config["train_micro_batch_size_per_gpu"] = micro_batch
     config["gradient_accumulation_steps"] = accumulation
     config.setdefault("steps_per_print", 1_000_000_000)
-    return DeepSpeedSettings(config, stage, dtype, path)
+    return DeepSpeedSettings(config, stage, dtype, clipping, path)
 
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -19,17 +19,16 @@ from sid_scale.codecs import open_codec
 from sid_scale.config.run import ConfigError, RunConfig, load_config
 from sid_scale.demo.prepare import TEACHER, write_digit_shards
 from sid_scale.distill.loop import train
-from sid_scale.networks.folder import NetworkFolder, load_network, save_network
+from sid_scale.networks.folder import load_network, save_network
 from sid_scale.ranks import joined_ranks
 from sid_scale.zero.saved import TrainingStateError
 from tests.conftest import ROOT, flip_last_bit
 from tests.ranks import PRELOADED, free_port, joined, run_ranks
 from tests.tiny import (
-    ARCHITECTURE,
     config,
     prepare,
     settings,
-    tiny_network,
+    tiny_folder,
     write_data,
     write_deepspeed_json,
 )
@@ -329,8 +328,7 @@ def set_version(manifest: Path) -> None:
 
 @pytest.mark.faults
 def test_another_run_is_refused_with_what_differs(run: Path):
-    bigger = NetworkFolder(ARCHITECTURE, tiny_network(7).state_dict())
-    save_network(run / "other", bigger)
+    save_network(run / "other", tiny_folder(7))
     write_data(run / "more", samples=48)
     status, output = go_on(run, teacher=run / "other", data=run / "more", method="sid", steps=2)
     assert status == 1

@@ -53,7 +53,7 @@ def test_published_fake_score_losses(v: Vectors):
     sigma = lognormal_sigma(v["fake_score_normal"], P_MEAN, P_STD)
     noise = sigma * v["fake_score_noise_unit"]
     denoised, logvar, (generated,) = fake_score(v["images"] + noise, sigma, classes, features=(-1,))
-    on_real = fake_score(v["real_images"] + noise, sigma, classes, features=(-1,), decode=False)
+    on_real = fake_score(v["real_images"] + noise, sigma, classes, features=(-1,), decoded=0)
     weight = denoising_weight(sigma, v.config.sigma_data)
     denoising = denoising_loss(denoised, v["images"], weight, logvar)
     logits = channel_mean(generated), channel_mean(on_real.features[0])
@@ -66,7 +66,7 @@ def test_published_fake_score_losses(v: Vectors):
 def test_published_few_step_generator(reference_dir: Path):
     two_steps = reference_dir / "sida_two_steps_1rank.npz"
     few = Vectors(reference_dir / "few_step.npz", config_from=two_steps)
-    generator = Vectors(two_steps).network("final.gen.", uncertainty=False)
+    generator = Vectors(two_steps).folder("final.gen.", uncertainty=False).build()
     output = generate(
         generator,
         few["z_unit"],

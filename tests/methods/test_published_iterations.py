@@ -107,9 +107,16 @@ def _two_iterations(rank: int, v: Vectors, ds_json: Path) -> None:
     settings = read_deepspeed_json(ds_json, s["batch_per_rank"], 1)
     trained = {}
     for role in method.roles():
-        network = v.network("teacher.", uncertainty=role.has_logvar).requires_grad_(True)
-        names = [n for n, _ in network.normalised_parameters()] if role.forced_norm else []
-        trained[role.name] = ShardedNetwork(network, settings, adam, normalised=names)
+        start = v.folder("teacher.", uncertainty=role.has_logvar)
+        network = start.build_zero(torch.float32, torch.float32, "cpu")
+        trained[role.name] = ShardedNetwork(
+            network,
+            settings,
+            adam,
+            start.state,
+            forward_scales=network.forward_scales(),
+            forced_norm=role.forced_norm,
+        )
     teacher = v.network("teacher.")
 
     short = {"fake_score": "fake", "generator": "gen"}  # the files' names of the roles
