@@ -89,6 +89,9 @@ def read_deepspeed_json(path: str | Path, micro_batch: int, accumulation: int) -
     clipping, config["gradient_clipping"] = config.get("gradient_clipping", 0.0), 0.0
     if stage == 3:
         config["zero_optimization"]["sub_group_size"] = ONE_GROUP
+    elif stage:
+        # Gains of one element would leave the weights after them where kernels read slowly.
+        config["zero_optimization"].setdefault("parameter_alignment", True)
     config["train_micro_batch_size_per_gpu"] = micro_batch
     config["gradient_accumulation_steps"] = accumulation
     config.setdefault("steps_per_print", 1_000_000_000)

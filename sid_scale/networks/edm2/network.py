@@ -98,7 +98,7 @@ class Block(nn.Module):
         x = torch.add(self._residual(x, emb), path, alpha=self.path_factor)
         if self.heads:
             x = torch.add(self._attention(x), x, alpha=PATH)
-        return x.clip(-CLIP_ACTIVATION, CLIP_ACTIVATION)
+        return F.hardtanh(x, -CLIP_ACTIVATION, CLIP_ACTIVATION)
 
     def _residual(self, x: Tensor, emb: Tensor) -> Tensor:
         y = self.conv_res0(F.silu(x))
@@ -117,7 +117,8 @@ class Block(nn.Module):
         # Fused kernels want the channels of a head side by side.
         q, k, v = unit_magnitude(qkv.contiguous(), dim=-1)
         y = F.scaled_dot_product_attention(q, k, v)
-        return self.attn_proj(rearrange(y, "n h (y x) c -> n (h c) y x", y=height, x=width))
+        y = rearrange(y, "n h (y x) c -> n y x (h c)", y=height, x=width)
+        return self.attn_proj(y.permute(0, 3, 1, 2))  # (N, C, H, W), channels last in memory
 
 
 # --- the U-Net ----------------------------------------------------------------------------
@@ -198,8 +199,10 @@ class UNet(nn.Module):
         return F.silu(emb)
 
     def encode(self, x: Tensor, emb: Tensor) -> list[Tensor]:
-        """Activations of every encoder block, the deepest last."""
+        """Activations of every encoder block, the deepest last; channels are last in memory,
+        as convolutions of a GPU's half precision want them."""
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+        x = x.contiguous(memory_format=torch.channels_last)
         skips = []
         for name, layer in self.enc.items():
             x = layer(x) if name.endswith("_conv") else layer(x, emb)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend
 
 from sid_scale.networks.denoiser import Prediction
-from sid_scale.networks.edm2.layers import EPSILON, mp_cat, sum_factors, unit_magnitude
+from sid_scale.networks.edm2.layers import EPSILON, MPConv, mp_cat, sum_factors, unit_magnitude
 from sid_scale.networks.edm2.network import EDM2
 from sid_scale.networks.edm2.sizes import SIZES, imagenet512
 from tests.tiny import tiny_folder, tiny_network
@@ -119,8 +119,7 @@ def test_output_ignores_the_magnitude_of_weights():
     torch.testing.assert_close(folder.build()(x, sigma).denoised, before, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_attention_is_fused(monkeypatch, channels_last):
+def test_attention_is_fused(monkeypatch):
     """Fused kernels want the last dimension contiguous."""
     chosen = []
     attend = F.scaled_dot_product_attention
@@ -130,9 +129,16 @@ def test_attention_is_fused(monkeypatch, channels_last):
         return attend(q, k, v)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
-    x = torch.randn(2, 3, 8, 8)
-    if channels_last:
-        x = x.contiguous(memory_format=torch.channels_last)
-    tiny_network()(x, torch.tensor(1.0))
+    tiny_network()(torch.randn(2, 3, 8, 8), torch.tensor(1.0))
     assert len(chosen) == 4
     assert set(chosen) == {SDPBackend.FLASH_ATTENTION}
+
+
+def test_channels_stay_last_in_memory_through_the_network():
+    network, layouts = tiny_network(), []
+    for module in network.modules():
+        if isinstance(module, MPConv) and module.weight.ndim == 4:
+            module.register_forward_pre_hook(lambda _, inputs: layouts.append(inputs[0]))
+    network(torch.randn(2, 3, 8, 8), torch.tensor(1.0))
+    assert len(layouts) > 20
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in layouts)
