@@ -95,6 +95,11 @@ def read_deepspeed_json(path: str | Path, micro_batch: int, accumulation: int) -
     config["train_micro_batch_size_per_gpu"] = micro_batch
     config["gradient_accumulation_steps"] = accumulation
     config.setdefault("steps_per_print", 1_000_000_000)
+    # Ranks' gradients are summed in the dtype of the training state. DeepSpeed's own default is
+    # the compute dtype, in which every partial sum is rounded.
+    config["communication_data_type"] = config.get("communication_data_type") or "fp32"
+    # This timer waits for the device at every forward pass and every micro-batch's end.
+    config["timers"] = {"throughput": {"enabled": False}}
     return DeepSpeedSettings(config, stage, dtype, clipping, path)
 
 

@@ -198,6 +198,22 @@ def _accumulation(rank: int, folder: Path) -> None:
         assert_same(masters(parts), masters(whole), tolerance=1e-4)
 
 
+def test_gradients_of_ranks_are_summed_in_float32(tmp_path: Path):
+    run_ranks(2, _summing, tmp_path)
+
+
+def _summing(rank: int, folder: Path) -> None:
+    """Of 1 and 2^-9 bfloat16 has no sum."""
+    gradient = 1.0 if rank == 0 else 2.0**-9
+    for stage in (2, 3):
+        half = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+        ds = read_deepspeed_json(write_deepspeed_json(folder / str(rank), stage, **half), 1, 1)
+        network = ShardedNetwork(torch.nn.Linear(1, 1, bias=False), ds, ADAM)
+        network.backward((network(torch.ones(1, 1).bfloat16()) * gradient).float().sum())
+        assert network.step()
+        assert network.grad_norm == pytest.approx((1 + 2.0**-9) / 2, rel=1e-6)
+
+
 @pytest.mark.faults
 def test_a_bad_gradient_on_one_rank_skips_the_update_on_all(tmp_path: Path):
     run_ranks(2, _bad_gradients, tmp_path)
