@@ -181,7 +181,7 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
         ShardedEMA(networks[GENERATOR]),
         codec,
         provenance,
-        compatibility_of(source.architecture, roles.values(), index, provenance),
+        compatibility_of(config, source.architecture, roles.values(), index, provenance),
         label_histogram(config.labels, source.architecture.label_dim, index),
         Progress(positions=dict.fromkeys(roles, 0)),
     )

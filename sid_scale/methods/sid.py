@@ -208,8 +208,10 @@ def fake_score_loss(
 
     # SiDA's discriminator: the encoder's map of logits, towards real or generated.
     logits_generated, logits_real = channel_mean(prediction.features[0]).chunk(2)
-    discriminator = discriminator_loss(logits_generated, logits_real, weight, logvar).mean()
-    discriminator = objective.loss_scale_discriminator * discriminator
+    discriminator = discriminator_loss(
+        logits_generated, logits_real, weight, logvar, objective.adversarial_group
+    )
+    discriminator = objective.loss_scale_discriminator * discriminator.mean()
     terms["loss/discriminator"] = discriminator.detach()
     terms["logits/generated"] = logits_generated.detach().mean()
     terms["logits/real"] = logits_real.detach().mean()
@@ -251,7 +253,7 @@ def generator_loss(
 
     # SiDA's adversarial term: the generated should look real, at the same w.
     logits = channel_mean(prediction.features[0])
-    gan = generator_adversarial_loss(logits, w, logvar)
+    gan = generator_adversarial_loss(logits, w, logvar, objective.adversarial_group)
     gan = objective.loss_scale_generator_gan * images[0].numel() * gan.mean()
     total = objective.sid_share * score + (1 - objective.sid_share) * gan
     terms = {"loss/generator_sid": score.detach(), "loss/generator_gan": gan.detach()}

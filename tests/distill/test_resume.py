@@ -347,6 +347,31 @@ def test_what_may_change_is_told_and_taken(run: Path):
     assert records(run / "run")[-1]["learning_rate/generator"] == 1e-5
 
 
+def test_a_larger_micro_batch_goes_on_when_the_adversarial_groups_stay(run: Path):
+    """The checkpoint's micro-batch of 4 was the group."""
+    checkpoint = run / "run" / "checkpoints" / "000000000032"
+    place = {"resume": checkpoint, "total_images": 48}
+    as_before, larger = (run / name for name in ("as_before", "larger"))
+    status, output = go_on(run, run_dir=as_before, **place)
+    assert status == 0, output
+    groups = {"micro_batch": 8, "objective.adversarial_group": 4}
+    status, output = go_on(run, run_dir=larger, **place, **groups)
+    assert status == 0, output
+    assert "changed since the checkpoint: micro_batch: 4 -> 8" in output
+    for ours, theirs in zip(losses(larger), losses(as_before), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("group", ["null", "2"])
+def test_other_adversarial_groups_are_another_run(run: Path, group: str):
+    changed = {"micro_batch": 8, "objective.adversarial_group": group}
+    status, output = go_on(run, total_images=40, **changed)
+    assert status == 1
+    assert f"\n    in_effect.adversarial_group: 4 -> {'2' if group == '2' else '8'}\n" in output
+    assert "Traceback" not in output
+
+
 @pytest.mark.faults
 def test_a_split_that_cannot_keep_the_micro_batch_names_those_that_can(run: Path):
     with pytest.raises(ConfigError, match="nearest numbers of devices: 2, 4"):
