@@ -59,8 +59,8 @@ class Denoiser(nn.Module):
         """
         return {}
 
-    def checkpointable(self) -> Iterator[tuple[nn.Module, str]]:
-        """Blocks whose activations can be recomputed: the parent module and the block's name."""
+    def checkpointable(self) -> Iterator[tuple[nn.Module, int]]:
+        """Blocks whose activations can be recomputed, each with the resolution that it works at."""
         yield from ()
 
     def load_weights(self, state: Mapping[str, Tensor], device: torch.device | str) -> None:

@@ -262,12 +262,12 @@ class EDM2(Denoiser):
         modules = self.named_modules()
         return {f"{name}.weight": m.scale for name, m in modules if isinstance(m, MPConv)}
 
-    def checkpointable(self) -> Iterator[tuple[nn.Module, str]]:
-        """Every residual block."""
+    def checkpointable(self) -> Iterator[tuple[nn.Module, int]]:
+        """Every residual block and the resolution in its name."""
         for part in (self.unet.enc, self.unet.dec):
             for name, block in part.items():
                 if isinstance(block, Block):
-                    yield part, name
+                    yield block, int(name.partition("x")[0])
 
     def load_weights(self, state: Mapping[str, Tensor], device: torch.device | str) -> None:
         """Weights in the compute dtype, gains and Fourier frequencies in float32.
