@@ -5,8 +5,8 @@
 
 Without it DeepSpeed's launcher kills its ranks 30 seconds after Ctrl-C. Here that, SIGTERM, SIGUSR1
 or a closed terminal ask the run to stop after its iteration, on all nodes; the same once more ends
-it. Exit status: the launcher's, 75 if the run was asked to stop. The folder in which this is started
-must be writable, and seen by all nodes.
+it. Exit status: the launcher's, 75 if the run was asked to stop. The folder in which this is
+started must be writable, and seen by all nodes.
 """
 
 import argparse
