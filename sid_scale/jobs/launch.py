@@ -58,7 +58,7 @@ def _pass_on_requests(
     while (status := process.poll()) is None:
         now = time.monotonic()
         if deadline is not None and now > deadline:
-            _say(f"no end within {END_SECONDS:g} s: killed; ranks on other nodes find that out")
+            _say(f"no end within {END_SECONDS:g} s: killed; other nodes' ranks end when they print")
             os.killpg(process.pid, signal.SIGKILL)
             return process.wait()
         if (received := signal.sigtimedwait(asking, POLL_SECONDS)) is None:
