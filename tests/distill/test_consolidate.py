@@ -92,7 +92,7 @@ def test_half_precision_rounds_weights_once_and_buffers_never(
     exact = load_network(whole)
     buffers = [name for name, _ in exact.build().named_buffers()]
     rounded = {
-        name: value if name in buffers else value.to(getattr(torch, dtype)).float()
+        name: value if name in buffers else value.to(getattr(torch, dtype))
         for name, value in exact.state.items()
     }
     assert same(load_network(tmp_path / "half").state, rounded)

@@ -119,11 +119,12 @@ def test_a_folder_holds_the_file_bit_by_bit_also_the_second_time(tmp_path, dtype
     assert_same_weights(load_file(tmp_path / "b" / "model.safetensors"), weights)
 
 
-def test_a_folder_of_float16_loads_as_float32(tmp_path):
+def test_a_folder_of_float16_stays_so_and_builds_networks_of_float32(tmp_path):
     halves = {name: tensor.half() for name, tensor in STATE.items()}
     import_edm2(write(tmp_path / "net.pkl", snapshot(tiny(state=halves))), tmp_path / "net")
-    loaded = load_network(tmp_path / "net").state
-    assert_same_weights(loaded, {name: tensor.float() for name, tensor in halves.items()})
+    loaded = load_network(tmp_path / "net")
+    assert_same_weights(loaded.state, halves)
+    assert {p.dtype for p in loaded.build().parameters()} == {torch.float32}
 
 
 def test_parts_of_larger_storages_and_transposed_ones_are_read(tmp_path):
