@@ -64,6 +64,8 @@ class SeededNoise:
         numbers = torch.empty(
             len(self._streams), *draw.shape, pin_memory=self._device.type == "cuda"
         )
+        if numbers.numel() == 0:
+            return numbers  # of a generator of one step there is no noise between steps
         return torch.stack([draw.kind(draw.shape, generator=g) for g in self._streams], out=numbers)
 
 
