@@ -9,8 +9,8 @@ from sid_scale.errors import SidScaleError
 if TYPE_CHECKING:
     import torch
 
-# What decides in the environment how PyTorch's allocator works. The first is read by every version,
-# the second, its new name, by those from 2.12 on.
+# What decides in the environment how PyTorch's allocator works. The second is the new name, which
+# not every version reads.
 ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 
