@@ -7,12 +7,14 @@ once.
 
 import argparse
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
-from sid_scale.errors import SidScaleError, print_once
+from sid_scale.devices import set_allocator
+from sid_scale.errors import SidScaleError, UsageError, print_once
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
@@ -65,7 +67,10 @@ def _run(options: argparse.Namespace) -> int:
     """The command's exit status; errors that are the user's to mend become one line."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    warnings.filterwarnings("ignore", message=r"barrier\(\): using the device")  # that was set
+    set_allocator()
     try:
+        _check_accelerator()
         return int(import_module(COMMANDS[options.command][0]).run(options))
     except SidScaleError as error:
         print_once(error)
@@ -77,6 +82,13 @@ def _run(options: argparse.Namespace) -> int:
         resumes = "; the same command goes on from here" if options.command in RESUMABLE else ""
         print(f"stopped{resumes}", file=sys.stderr)
         return INTERRUPTED
+
+
+def _check_accelerator() -> None:
+    """Raises UsageError for what DeepSpeed would end with a traceback when it is imported."""
+    given = os.environ.get("DS_ACCELERATOR", "cpu")
+    if given not in ("cuda", "cpu"):
+        raise UsageError(f"DS_ACCELERATOR: {given!r} is neither cuda nor cpu; remove it")
 
 
 def _without_local_rank(given: Sequence[str]) -> list[str]:

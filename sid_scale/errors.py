@@ -13,6 +13,7 @@ class SidScaleError(ValueError):
     """
 
     exit_status = 1
+    told_by_this_rank = False  # whether rank 0, which tells what all ranks meet, may not meet it
 
 
 class UsageError(SidScaleError):
@@ -27,8 +28,8 @@ def launched_rank() -> int:
 
 
 def print_once(error: BaseException) -> None:
-    """Prints an error that all ranks have met before they are joined, once."""
-    if launched_rank() == 0:
+    """Prints an error that ranks have met before they are joined, once."""
+    if launched_rank() == 0 or getattr(error, "told_by_this_rank", False):
         print(f"error: {error}", file=sys.stderr, flush=True)
     else:
         time.sleep(3)  # the launcher ends all ranks when one ends: rank 0 must print first

@@ -22,6 +22,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
+from sid_scale.devices import check_accelerator, own_device
 from sid_scale.errors import SidScaleError, launched_rank
 
 T = TypeVar("T")
@@ -69,6 +70,7 @@ def joined_ranks(
 
     Raises:
         MeetingError: the address or the port where the ranks meet cannot be used.
+        DeviceError: a rank has no device, or not DeepSpeed's. It ends all ranks, as above.
     """
     timeout = timedelta(seconds=timeout_seconds)
     # Without a launcher this is a world of one.
@@ -81,8 +83,6 @@ def joined_ranks(
         MASTER_ADDR=host,
         MASTER_PORT=str(store.port),
     )
-    device = _device()
-    backend = "nccl" if device.type == "cuda" else "gloo"
     leaving = threading.Event()
     answered = threading.Event()
     watching = threading.Thread(
@@ -93,8 +93,17 @@ def joined_ranks(
         target=_guard, args=(rank, leaving, answered, timeout_seconds), name="guard", daemon=True
     ).start()
     try:
+        device = own_device()
+        check_accelerator(device)
+        backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(
-            backend, store=store, rank=rank, world_size=world_size, timeout=timeout
+            backend,
+            store=store,
+            rank=rank,
+            world_size=world_size,
+            timeout=timeout,
+            # Then NCCL need not guess it. A single rank would only get more communicators by it.
+            device_id=device if backend == "nccl" and world_size > 1 else None,
         )
         tell_deepspeed(backend)
         yield Ranks(rank, world_size, device)
@@ -193,17 +202,11 @@ def limit_waiting(timeout_seconds: float) -> None:
 
 def tell_deepspeed(backend: str) -> None:
     """Lets DeepSpeed use the process group that there is."""
-    # On CPUs it would first compile an all-reduce for inference, which nothing here calls.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if backend == "gloo":
+        # On CPUs it would first compile an all-reduce for inference, which nothing here calls. (On
+        # GPUs just to look at this table would try out every compiler.)
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
-
-
-def _device() -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    torch.cuda.set_device(device)
-    return device
 
 
 def _watch(

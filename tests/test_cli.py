@@ -107,3 +107,13 @@ def test_what_deepspeeds_launcher_adds_is_ignored(tmp_path: Path):
     generator, out = tiny_generator(tmp_path / "g"), tmp_path / "o.safetensors"
     assert main(["--local_rank=0", "export", str(generator), str(out)]) == 0
     assert out.is_file()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("name", ["gpu", ""])
+def test_what_deepspeed_cannot_compute_on_is_told(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("DS_ACCELERATOR", name)
+    assert main(["presets"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: DS_ACCELERATOR: '{name}' is neither cuda")

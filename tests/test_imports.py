@@ -13,6 +13,7 @@ BASE = {
     "atomic",
     "class_lists",
     "codecs",
+    "devices",
     "dtypes",
     "errors",
     "image_grid",

@@ -119,3 +119,70 @@ def test_where_ranks_cannot_meet_is_told_at_once(address: str, port: str | None,
     assert "--master_port" in left.stderr
     assert "SID_SCALE_PORT" in left.stderr
     assert "Traceback" not in left.stderr
+
+
+# Two GPUs, which nothing here computes on.
+PLAYED = """
+import torch
+torch.cuda.is_available = lambda: True
+torch.cuda.device_count = lambda: 2
+torch.cuda.set_device = lambda device: None
+"""
+
+
+def run_all(program: str, *local_ranks: int) -> list[subprocess.CompletedProcess]:
+    """The program on as many ranks, which meet."""
+    place = {"WORLD_SIZE": str(len(local_ranks)), "MASTER_ADDR": "127.0.0.1"}
+    place["MASTER_PORT"] = str(free_port())
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(local_rank)},
+        )
+        for rank, local_rank in enumerate(local_ranks)
+    ]
+    told = [process.communicate(timeout=120) for process in started]
+    return [
+        subprocess.CompletedProcess(process.args, process.returncode, *texts)
+        for process, texts in zip(started, told, strict=True)
+    ]
+
+
+def test_a_rank_beyond_the_gpus_ends_all_with_one_error():
+    left = run_all(PLAYED + MEETS, 1, 2, 3)
+    told = "".join(rank.stderr for rank in left)
+    assert [rank.returncode for rank in left] == [2, 2, 2], told
+    assert told.count("error:") == 1, told
+    assert "has no GPU" in told
+    assert "Traceback" not in told
+
+
+def test_deepspeed_on_another_device_is_told_before_anything_else():
+    left = run_alone(MEETS, DS_ACCELERATOR="cuda")
+    assert left.returncode == 2, left.stderr
+    told = [line for line in left.stderr.splitlines() if line.startswith("error:")]
+    assert len(told) == 1
+    assert "told by DS_ACCELERATOR=cuda to take cuda, and PyTorch sees no GPU here" in told[0]
+    assert "Traceback" not in left.stderr
+
+
+BINDS = """
+import deepspeed, torch.distributed as dist
+from sid_scale import ranks
+given = {}
+dist.init_process_group = lambda backend, **options: given.update(options, backend=backend)
+dist.barrier = dist.destroy_process_group = lambda: None
+ranks.check_accelerator = lambda device: None
+deepspeed.init_distributed = lambda **options: None
+with ranks.joined_ranks():
+    print(given["backend"], given["device_id"], "__compatible_ops__" in vars(deepspeed.ops))
+"""
+
+
+@pytest.mark.parametrize(("ranks", "bound"), [(1, ["None"]), (2, ["cuda:0", "cuda:1"])])
+def test_nccl_is_told_its_devices_and_no_compiler_is_tried_out(ranks: int, bound: list[str]):
+    left = run_all(PLAYED + BINDS, *range(ranks))
+    assert [rank.stdout.split() for rank in left] == [["nccl", b, "False"] for b in bound], left

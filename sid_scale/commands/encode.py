@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from sid_scale.commands.arguments import check_least, location
 from sid_scale.commands.data_set import add_data_set, max_bad, open_data_set_source, print_made
+from sid_scale.devices import own_device
 from sid_scale.dtypes import COMPUTE, STORED
 from sid_scale.errors import SidScaleError, UsageError, launched_rank
 
@@ -80,14 +81,12 @@ def run(options: argparse.Namespace) -> int:
     if not options.vae and not options.codec:
         raise UsageError("give --vae FOLDER, or --codec")
     check_least(options, resolution=1, seed=0, batch_size=1, threads=1, num_classes=1, max_bad=0)
-    import torch
     from tqdm import tqdm
 
     from sid_scale.data.prepare.build import ShardBuild
     from sid_scale.data.prepare.encode import Encoder, Encoding, encode, plan_encoding
 
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else "cpu"
+    device = own_device()
     encoding = Encoding(
         options.resolution,
         options.flip,
@@ -100,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
     )
     codec = _codec(options)
     source = open_data_set_source(options)
-    encoder = Encoder(codec, encoding, torch.device(device))
+    encoder = Encoder(codec, encoding, device)
     plan = plan_encoding(source, codec, encoding, encoder)
     build = ShardBuild(
         options.out, plan, shares_of_ranks(*options.part)[launched_rank()], max_bad(options)

@@ -20,8 +20,9 @@ class LabelsError(SidScaleError):
 
 @dataclass(frozen=True, eq=False)
 class LabelBatch:
-    """One micro-batch: labels int64 (n,) or None without classes, and index int64 (n,), the
-    positions in the global order: unique over the run, the key for per-sample noise."""
+    """One micro-batch: labels int64 (n,), in pinned memory if CUDA is there, or None without
+    classes; and index int64 (n,), the positions in the global order: unique over the run, the key
+    for per-sample noise."""
 
     labels: Tensor | None
     index: Tensor
@@ -72,7 +73,7 @@ class LabelStream:
         philox = np.random.Philox(key=self._key, counter=positions.start)
         bits = philox.random_raw(4 * len(positions))[::4]
         labels = np.searchsorted(self._cumulative, bits % self._cumulative[-1], side="right")
-        return LabelBatch(torch.from_numpy(labels.astype(np.int64)), index)
+        return LabelBatch(pinned(torch.from_numpy(labels.astype(np.int64))), index)
 
     def close(self) -> None:
         """Nothing to close: here so that both kinds of streams are treated alike."""
@@ -82,6 +83,11 @@ class LabelStream:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def pinned(tensor: Tensor) -> Tensor:
+    """In pinned memory if CUDA is there: from there a copy to a GPU need not be waited for."""
+    return tensor.pin_memory() if torch.cuda.is_available() else tensor
 
 
 def label_histogram(labels: str, num_classes: int, index: ShardIndex | None) -> list[int]:

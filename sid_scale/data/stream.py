@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from sid_scale.config.groups import StreamConfig
 from sid_scale.data.batch_reader import BatchReader
+from sid_scale.data.labels import pinned
 from sid_scale.data.order import Order, Schedule
 from sid_scale.data.shard_readers import ShardSource
 
@@ -144,9 +145,7 @@ def _read_ahead(
     try:
         for positions in schedule:
             buffer, skipped = reader.read(positions)
-            labels = torch.from_numpy(buffer.labels) if has_classes else None
-            if labels is not None and torch.cuda.is_available():
-                labels = labels.pin_memory()
+            labels = pinned(torch.from_numpy(buffer.labels)) if has_classes else None
             if not _put(queue, Batch(buffer.stored, labels, positions, skipped), closed):
                 return
     except BaseException as error:  # raised by `__next__`

@@ -7,12 +7,20 @@ the micro-batch, which holds the same samples on any number of ranks. A run that
 another micro-batch draws other dropout masks from there on.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 _MASK = (1 << 64) - 1
+
+
+class Draw(NamedTuple):
+    """What is asked for of each sample's stream."""
+
+    kind: Callable[..., Tensor]  # torch.randn or torch.rand
+    shape: tuple[int, ...]  # of one sample
 
 
 class SeededNoise:
@@ -24,19 +32,42 @@ class SeededNoise:
     """
 
     def __init__(self, seeds: Iterable[int], device: torch.device | str = "cpu"):
-        self._streams = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self._device = device
+        self._seeds, self._device = list(seeds), torch.device(device)
+        self._streams = self._begin()
+        self._ahead: tuple[Draw, Tensor] | None = None
+        self.first: Draw | None = None  # what was asked for first
 
     def normal(self, *shape: int) -> Tensor:
         """Unit normal numbers, (N, *shape) float32."""
-        return self._stack([torch.randn(shape, generator=g) for g in self._streams])
+        return self._next(Draw(torch.randn, shape))
 
     def uniform(self, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1), (N, *shape) float32."""
-        return self._stack([torch.rand(shape, generator=g) for g in self._streams])
+        return self._next(Draw(torch.rand, shape))
 
-    def _stack(self, draws: list[Tensor]) -> Tensor:
-        return torch.stack(draws).to(self._device, non_blocking=True)
+    def draw_ahead(self, first: Draw) -> None:
+        """Draws what will probably be asked for first: no number is another for it."""
+        self._ahead = first, self._drawn(first)
+
+    def _begin(self) -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(seed) for seed in self._seeds]
+
+    def _next(self, draw: Draw) -> Tensor:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] != draw:
+            ahead, self._streams = None, self._begin()  # something else is asked for
+        self.first = self.first or draw
+        numbers = self._drawn(draw) if ahead is None else ahead[1]
+        return numbers.to(self._device, non_blocking=True)
+
+    def _drawn(self, draw: Draw) -> Tensor:
+        """Numbers in the host's memory: pinned, if they are wanted on a GPU."""
+        numbers = torch.empty(
+            len(self._streams), *draw.shape, pin_memory=self._device.type == "cuda"
+        )
+        if numbers.numel() == 0:
+            return numbers  # of a generator of one step there is no noise between steps
+        return torch.stack([draw.kind(draw.shape, generator=g) for g in self._streams], out=numbers)
 
 
 class KeyedNoise:
@@ -57,9 +88,26 @@ class KeyedNoise:
         self, seed: int, purpose: str, samples: Tensor, device: torch.device | str = "cpu"
     ):
         self._key, self._samples, self._device = (seed, purpose), samples, device
+        self._ahead: dict[str, SeededNoise] = {}
+        self._given: dict[str, SeededNoise] = {}
 
     def of(self, name: str) -> SeededNoise:
         """The draws called `name`, from their beginning."""
+        self._given[name] = self._ahead.pop(name) if name in self._ahead else self._make(name)
+        return self._given[name]
+
+    @property
+    def first_draws(self) -> dict[str, Draw]:
+        """What was asked for first of each name: what other samples will probably be asked for."""
+        return {name: noise.first for name, noise in self._given.items() if noise.first}
+
+    def draw_ahead(self, first_draws: Mapping[str, Draw]) -> None:
+        """Draws what will probably be asked for: no number is another for it."""
+        for name, draw in first_draws.items():
+            self._ahead[name] = self._make(name)
+            self._ahead[name].draw_ahead(draw)
+
+    def _make(self, name: str) -> SeededNoise:
         seed, purpose = self._key
         return SeededNoise(keyed_seeds(seed, f"{purpose} {name}", self._samples), self._device)
 

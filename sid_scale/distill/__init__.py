@@ -2,6 +2,7 @@
 
     loop.py            the whole run, top to bottom
     step.py            one optimizer step of any role
+    ahead.py           micro-batches and their noise, read and drawn one ahead
     build.py           from a config to networks, streams and codec
     checkpointing.py   restoring and writing checkpoints;  resume.py  finding the one to go on from
     outputs.py         sample grids, generators as folders;  provenance.py  what they descend from

@@ -17,6 +17,7 @@ from sid_scale.data.remote import RetryPolicy
 from sid_scale.data.shards import ShardIndex, read_index
 from sid_scale.data.stream import LatentStream
 from sid_scale.diffusion.noise import keyed_seed
+from sid_scale.distill.ahead import ReadAhead
 from sid_scale.distill.blocks import check_blocks, prepare_blocks
 from sid_scale.distill.provenance import compatibility_of, provenance_of
 from sid_scale.methods import GENERATOR, TEACHER, Method, Role, build_method
@@ -111,13 +112,14 @@ class Run:
         )
 
     @contextmanager
-    def open_streams(self) -> Iterator[dict[str, LatentStream | LabelStream]]:
+    def open_streams(self) -> Iterator[dict[str, ReadAhead]]:
         """What each role's updates read, from where the run is: real images, or for a role that
-        reads none conditions alone."""
+        reads none conditions alone; and their noise."""
         with ExitStack() as stack:
-            streams: dict[str, LatentStream | LabelStream] = {}
+            streams = {}
             for name, role in self.roles.items():
-                streams[name] = self._open_stream(role)
+                stream = self._open_stream(role)
+                streams[name] = ReadAhead(stream, self.config.seed, name, self.ranks.device)
                 stack.callback(streams[name].close)
             yield streams
 

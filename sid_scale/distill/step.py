@@ -10,29 +10,30 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor
 
-from sid_scale.data.labels import LabelBatch
 from sid_scale.data.stream import Batch
 from sid_scale.diffusion.few_step import generate
-from sid_scale.diffusion.noise import KeyedNoise, keyed_seed
+from sid_scale.diffusion.noise import keyed_seed
+from sid_scale.distill.ahead import Prepared
 from sid_scale.distill.build import Run
 from sid_scale.distill.meter import Meter
 from sid_scale.methods import TEACHER, MicroBatch, Networks, Update
 from sid_scale.networks.denoiser import Denoise
 
 
-def apply(run: Run, update: Update, stream: Iterator[Batch | LabelBatch], meter: Meter) -> bool:
+def apply(run: Run, update: Update, stream: Iterator[Prepared], meter: Meter) -> bool:
     """Carries out one update: its micro-batches, then the optimizer's step. Collective.
 
     -> False if the update was skipped for a non-finite gradient.
     """
     trained, finite = run.networks[update.role], True
     for _ in range(run.accumulation):
-        batch = next(stream)
+        prepared = next(stream)
+        batch = prepared.batch
         if isinstance(batch, Batch):
             run.progress.skipped_samples += batch.skipped
         torch.manual_seed(_dropout_seed(run, update.role, batch.index))
         with _others_frozen(run, update.role) as networks:
-            loss = update.loss(networks, _micro_batch(run, update.role, batch))
+            loss = update.loss(networks, _micro_batch(run, prepared))
             trained.backward(loss.total)
         finite = trained.step()
         for tag, value in loss.terms.items():
@@ -55,13 +56,13 @@ def _others_frozen(run: Run, role: str) -> Iterator[Networks]:
         yield networks
 
 
-def _micro_batch(run: Run, role: str, batch: Batch | LabelBatch) -> MicroBatch:
+def _micro_batch(run: Run, prepared: Prepared) -> MicroBatch:
+    batch, noise = prepared
     device, config = run.ranks.device, run.config
     condition = None
     if run.teacher.architecture.label_dim:  # to an unconditional teacher the data's say nothing
         assert batch.labels is not None  # `build_run` has compared teacher and data
         condition = batch.labels.to(device, non_blocking=True)
-    noise = KeyedNoise(config.seed, role, batch.index, device)
     last_step = _last_step(run)
 
     def images(generator: Denoise, z: Tensor, step_noise: Tensor) -> Tensor:

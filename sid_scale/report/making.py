@@ -6,9 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from sid_scale.atomic import atomic_write
+from sid_scale.devices import own_device
 from sid_scale.errors import SidScaleError
 from sid_scale.generators.generator import OneStepGenerator
 from sid_scale.report.measurements import TEACHER, Measurement, read_evaluation
@@ -58,7 +57,7 @@ def inspect(run: RunFolder, options: argparse.Namespace) -> Look:
     print(f"{run.name}: looking for real images near samples of {folder}", file=sys.stderr)
     try:
         generator = OneStepGenerator.from_pretrained(folder, vae=options.vae)
-        generator.to("cuda" if torch.cuda.is_available() else "cpu")
+        generator.to(own_device())
         findings = find_neighbours(generator, data, shown=options.samples, limit=options.search)
     except SidScaleError as error:
         return Look(reason=f"Not to be had: {error}")

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from deepspeed import get_accelerator
 from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import Tensor, nn
 
@@ -112,6 +113,9 @@ def carry_masters(engine: DeepSpeedEngine) -> None:
         for group in range(len(optimizer.fp32_partitioned_groups_flat)):
             optimizer._reassign_or_swap_out_partitioned_parameters(group)
         optimizer._post_step(set())
+        # Gathers run on a stream of their own, which does not wait for the one of these copies.
+        # Where no parameter is persistent, nothing else lets them be done first.
+        get_accelerator().synchronize()
 
 
 def take_gradients(engine: DeepSpeedEngine) -> None:

@@ -60,6 +60,14 @@ def test_classes_occur_as_often_as_the_histogram_says() -> None:
     assert frequencies[1] == 0
 
 
+def test_labels_go_to_a_gpu_through_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted, pins = labels(1), []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pins.append(tensor) or tensor)
+    assert labels(1).equal(wanted)
+    assert torch.cat(pins).equal(wanted)
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("histogram", [[0, 0], [3, -1]])
 def test_what_is_no_histogram_is_refused(histogram: list[int]) -> None:

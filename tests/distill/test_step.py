@@ -1,10 +1,13 @@
 """One update: what its loss is given, and whose weights it moves."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from sid_scale.diffusion.noise import KeyedNoise
+from sid_scale.distill.ahead import Prepared, ReadAhead
 from sid_scale.distill.build import Run, build_run
 from sid_scale.distill.meter import Meter
 from sid_scale.distill.step import apply
@@ -81,6 +84,37 @@ def _one_network(rank: int, folder: Path) -> None:
 
 def _weights(module: torch.nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+def test_noise_that_is_drawn_ahead_changes_no_loss_and_no_weight(tmp_path: Path):
+    prepare(tmp_path)
+    run_ranks(1, _drawn_ahead, tmp_path)
+
+
+def _drawn_ahead(rank: int, folder: Path) -> None:
+    def on_demand(run: Run, role: str, stream: ReadAhead) -> Iterator[Prepared]:
+        for batch, _ in stream:
+            noise = KeyedNoise(run.config.seed, role, batch.index, run.ranks.device)
+            yield Prepared(batch, noise)
+
+    found = []
+    for ahead in (True, False):
+        run = build(folder, method="sida", steps=2)
+        meter = Meter(run.ranks.device)
+        with run.open_streams() as opened:
+            streams = {
+                role: stream if ahead else on_demand(run, role, stream)
+                for role, stream in opened.items()
+            }
+            for _ in range(2):
+                for update in run.method.updates(1000):
+                    assert apply(run, update, streams[update.role], meter)
+        weights = [_weights(network.module) for network in run.networks.values()]
+        found.append((meter.report(), torch.cat(weights)))
+    (losses, weights), (losses_on_demand, weights_on_demand) = found
+    assert {"loss/fake_score", "loss/discriminator", "loss/generator_gan"} <= losses.keys()
+    assert losses == losses_on_demand
+    assert weights.equal(weights_on_demand)
 
 
 def test_a_few_step_generator_is_trained_at_every_step_in_turn(tmp_path: Path):

@@ -5,10 +5,12 @@ The reference is one dense network on one process that sees both ranks' data.
 
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.distributed as dist
+from deepspeed import get_accelerator
 from torch import Tensor
 from torch.func import functional_call
 
@@ -17,7 +19,11 @@ from sid_scale.networks.edm2.layers import normalise_rows
 from sid_scale.networks.folder import NetworkFolder
 from sid_scale.zero.ema import ShardedEMA
 from sid_scale.zero.engines import AdamConfig, ShardedNetwork
-from sid_scale.zero.fragments import gather_parameters, local_fragments
+from sid_scale.zero.fragments import (
+    carry_masters,
+    gather_parameters,
+    local_fragments,
+)
 from sid_scale.zero.settings import read_deepspeed_json
 from tests.ranks import run_ranks
 from tests.tiny import ARCHITECTURE, tiny_folder, write_deepspeed_json
@@ -196,6 +202,24 @@ def _accumulation(rank: int, folder: Path) -> None:
             assert parts.step()
         assert parts.grad_norm == pytest.approx(whole.grad_norm, rel=1e-4)
         assert_same(masters(parts), masters(whole), tolerance=1e-4)
+
+
+def test_new_weights_of_stage_3_are_there_before_anything_gathers_them(tmp_path: Path):
+    run_ranks(1, _waiting, tmp_path)
+
+
+def _waiting(rank: int, folder: Path) -> None:
+    """DeepSpeed gathers on a stream that waits for no other; on CPUs there is none to wait for."""
+    nothing_persists = {"stage": 3, "stage3_param_persistence_threshold": 0}
+    engine = build(3, folder, zero_optimization=nothing_persists).engine
+    events = []
+    with (
+        patch.object(get_accelerator(), "synchronize", lambda: events.append("waits")),
+        patch.object(torch.Tensor, "copy_", lambda *_, **__: events.append("copies")),
+    ):
+        carry_masters(engine)
+    assert events.count("copies") > 0
+    assert events[-1] == "waits"
 
 
 def test_gradients_of_ranks_are_summed_in_float32(tmp_path: Path):
