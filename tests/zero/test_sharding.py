@@ -232,7 +232,8 @@ def _summing(rank: int, folder: Path) -> None:
     for stage in (2, 3):
         half = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
         ds = read_deepspeed_json(write_deepspeed_json(folder / str(rank), stage, **half), 1, 1)
-        network = ShardedNetwork(torch.nn.Linear(1, 1, bias=False), ds, ADAM)
+        linear = torch.nn.Linear(1, 1, bias=False)
+        network = ShardedNetwork(linear, ds, ADAM, {"weight": torch.ones(1, 1)})
         network.backward((network(torch.ones(1, 1).bfloat16()) * gradient).float().sum())
         assert network.step()
         assert network.grad_norm == pytest.approx((1 + 2.0**-9) / 2, rel=1e-6)
