@@ -61,3 +61,8 @@ class Denoiser(nn.Module):
     def store_weights_in(self, dtype: torch.dtype) -> None:
         """Stores in `dtype` what loses nothing by it, for a network that is not trained."""
         self.to(dtype)
+
+
+def blocks_of(network: nn.Module) -> list[tuple[nn.Module, int]]:
+    """What `checkpointable` of a network yields; a network that is no `Denoiser` has no blocks."""
+    return list(network.checkpointable()) if isinstance(network, Denoiser) else []
