@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from sid_scale.codecs import Codec, CodecError, open_codec
@@ -105,7 +106,7 @@ class Run:
     def state(self) -> TrainingState:
         """What a checkpoint covers."""
         return TrainingState(
-            engines={name: network.engine for name, network in self.networks.items()},
+            networks=self.networks,
             emas={GENERATOR: self.ema},
         )
 
@@ -165,16 +166,8 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     networks = {}
     for name, role in roles.items():
         folder = start if name == GENERATOR else source
-        network = _build(role, folder, config, settings)
-        prepare_blocks(network, name, config)
-        networks[name] = ShardedNetwork(
-            network,
-            settings,
-            AdamConfig(role.learning_rate, config.adam.betas, config.adam.eps),
-            normalised=_normalised(role, network),
-        )
-    teacher = source.build(settings.compute_dtype).requires_grad_(False)
-    teacher.store_weights_in(settings.compute_dtype)
+        networks[name] = _build(role, folder, config, settings, ranks.device)
+    teacher = source.build(settings.compute_dtype, ranks.device)
     prepare_blocks(teacher, TEACHER, config)
     return Run(
         config,
@@ -185,29 +178,42 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
         roles,
         networks,
         architectures,
-        teacher.to(ranks.device),
-        ShardedEMA(networks[GENERATOR].engine),
+        teacher,
+        ShardedEMA(networks[GENERATOR]),
         codec,
         provenance,
-        compatibility_of(source.architecture, roles.values(), index, provenance),
+        compatibility_of(config, source.architecture, roles.values(), index, provenance),
         label_histogram(config.labels, source.architecture.label_dim, index),
         Progress(positions=dict.fromkeys(roles, 0)),
     )
 
 
 def _build(
-    role: Role, folder: NetworkFolder, config: RunConfig, settings: DeepSpeedSettings
-) -> nn.Module:
-    """The network that a role begins with, on the CPU, in float32, in training mode."""
-    trained = replace(role.architecture(folder.architecture), dropout=config.dropout)
-    if role.build is not None:
-        return role.build(trained).train()
-    return folder.with_architecture(trained).build(settings.compute_dtype).train()
-
-
-def _normalised(role: Role, network: Any) -> list[str]:
-    """Names of the parameters that forced weight normalisation acts on."""
-    return [name for name, _ in network.normalised_parameters()] if role.forced_norm else []
+    role: Role,
+    folder: NetworkFolder,
+    config: RunConfig,
+    settings: DeepSpeedSettings,
+    device: torch.device,
+) -> ShardedNetwork:
+    """A role's network, on its device; its masters are filled from the folder's file."""
+    architecture = replace(role.architecture(folder.architecture), dropout=config.dropout)
+    if role.build is None:
+        folder = folder.with_architecture(architecture)
+        stored = settings.compute_dtype if settings.stage else torch.float32
+        network: nn.Module = folder.build_zero(settings.compute_dtype, stored, device)
+        weights = folder.state
+    else:
+        network = role.build(architecture)
+        weights = {name: p.detach().clone() for name, p in network.named_parameters()}
+    prepare_blocks(network.train(), role.name, config)
+    return ShardedNetwork(
+        network,
+        settings,
+        AdamConfig(role.learning_rate, config.adam.betas, config.adam.eps),
+        weights,
+        forward_scales=network.forward_scales() if isinstance(network, Denoiser) else {},
+        forced_norm=role.forced_norm,
+    )
 
 
 def _check_start(config: RunConfig, teacher: NetworkFolder, start: NetworkFolder) -> None:

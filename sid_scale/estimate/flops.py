@@ -43,7 +43,7 @@ def forward_flop(architecture: Architecture, *, decode: bool = True) -> float:
         condition = torch.empty(1, dtype=torch.int64) if architecture.label_dim else None
         sigma = torch.empty(1, 1, 1, 1)
     with FlopCounterMode(display=False) as counter:
-        network(images, sigma, condition, decode=decode)
+        network(images, sigma, condition, decoded=None if decode else 0)
     return float(counter.get_total_flops())
 
 

@@ -147,7 +147,7 @@ def _kept(
         classes = torch.empty(samples, dtype=torch.int64) if architecture.label_dim else None
         kept: list[Tensor] = []
         with torch.autograd.graph.saved_tensors_hooks(_keep_in(kept), lambda tensor: tensor):
-            network(images, sigma, classes, decode=p.decode)
+            network(images, sigma, classes, decoded=None if p.decode else 0)
     own = {w.untyped_storage()._cdata for w in network.parameters()}
     storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in kept}
     return float(sum(nbytes for which, nbytes in storages.items() if which not in own))
@@ -171,7 +171,7 @@ def _parameters(role: Role, teacher: Architecture) -> int:
 def _teacher_bytes(architecture: Architecture, dtype: torch.dtype) -> int:
     with torch.device("meta"):
         teacher = architecture.build(dtype)
-        teacher.store_weights_in(dtype)
+        teacher.load_weights(teacher.state_dict(), "meta")
         return sum(p.nbytes for p in teacher.parameters())
 
 

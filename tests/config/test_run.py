@@ -128,6 +128,15 @@ def test_presets_load(name: str):
             "expected a finite number, got nan",
         ),
         ({"batch_size": 100, "micro_batch": 32}, "nearest that are: 96, 128"),
+        ({"objective": {"adversarial_group": 0}}, r"objective\.adversarial_group: 0 is below 1"),
+        (
+            {"micro_batch": 16, "objective": {"adversarial_group": 3}},
+            r"micro_batch 16 is no multiple of objective\.adversarial_group 3",
+        ),
+        (
+            {"micro_batch": 16, "objective": {"adversarial_group": 32}},
+            r"micro_batch 16 is no multiple of objective\.adversarial_group 32",
+        ),
         ({"data": None}, "method sida learns from real data: set data"),
         ({"method": "sid2a"}, "sid2a starts from a given generator: set generator_init"),
         ({"ema": {"relative_width": 0.5}}, r"relative_width: 0.5 is not below 0\.289"),
@@ -191,6 +200,14 @@ def test_a_batch_that_the_devices_cannot_share(write):
     assert config.accumulation(2) == 1
     with pytest.raises(ConfigError, match="32 x 3 devices = 96; the nearest that are: 96"):
         config.accumulation(3)
+
+
+def test_groups_of_the_adversarial_term_divide_the_micro_batch(write):
+    grouped = {"micro_batch": 16, "objective": {"adversarial_group": 2}}
+    assert load_config(write(**grouped)).objective.adversarial_group == 2
+    assert load_config(write()).objective.adversarial_group is None
+    sid = load_config(write(**grouped), ["method=sid", "micro_batch=1"])  # has no such term
+    assert sid.objective.in_effect(sid) == {}
 
 
 def test_numbers_are_read_as_people_write_them(write):

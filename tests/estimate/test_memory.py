@@ -20,7 +20,7 @@ BF16 = {"bf16": {"enabled": True}}
 def memory(tmp_path: Path, stage: int, ranks: int = 1, architecture=ARCHITECTURE, **more):
     ds = {key: more.pop(key) for key in ("bf16", "data_types") if key in more}
     path = write_deepspeed_json(tmp_path, stage, **ds)
-    given = {"micro_batch": 2, **more}
+    given = {"micro_batch": 2, "objective.adversarial_group": "null", **more}
     config = load_config("edm2-img512-xs-sida", [f"{key}={value}" for key, value in given.items()])
     method, settings = build_method(config, architecture), read_deepspeed_json(path, 2, 1)
     return expected_memory(method, architecture, config, settings, ranks)
@@ -63,7 +63,7 @@ def test_the_plan_says_whether_it_fits(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["memory", *place, f"deepspeed={ds}"]) == 0
     told = capsys.readouterr().out
     assert "4 nodes x 8 GPUs, ZeRO 3, bfloat16" in told
-    assert "batch 2048 = micro-batch 2 x accumulation 32 x 32 GPUs" in told
+    assert "batch 2048 = micro-batch 16 x accumulation 4 x 32 GPUs" in told
     assert told.count("(estimate)") == 3
     assert "GB of 80: fits" in told
     assert main(["memory", *place, f"deepspeed={ds}", "--gpu-memory", "16"]) == 1
