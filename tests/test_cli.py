@@ -77,6 +77,13 @@ def test_settings_can_be_looked_at_without_a_launcher(
     told = capsys.readouterr().err
     assert told.startswith(f"error: deepspeed: {tmp_path}/ds.json: unknown key zero_optimisation")
     assert "did you mean 'zero_optimization'" in told
+    assert main([*words, "compile_blocks=true"]) == 0
+    assert main([*words, "compile_blocks=true", "deepspeed=zero3"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: compile_blocks: deepspeed")
+    assert "asks for ZeRO stage 3" in told
+    assert main([*words, "activations.teachr=keep"]) == 2
+    assert "unknown key activations.teachr" in capsys.readouterr().err
 
 
 def test_training_without_a_launcher_says_how_to_start_it(capsys: pytest.CaptureFixture[str]):

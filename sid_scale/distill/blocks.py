@@ -14,14 +14,18 @@ from sid_scale.networks.checkpoint_activations import (
     checkpoint_activations,
     checkpointed_blocks,
 )
-from sid_scale.networks.compile_blocks import compile_blocks
+from sid_scale.networks.compile_blocks import compile_blocks, lacks_compiler
+from sid_scale.networks.denoiser import blocks_of
 
 
-def check_blocks(config: RunConfig, roles: Mapping[str, Role], teacher: Architecture) -> None:
+def check_blocks(
+    config: RunConfig, roles: Mapping[str, Role], teacher: Architecture, device: torch.device
+) -> None:
     """Looks whether the networks have the blocks that settings are about.
 
     Raises:
-        ConfigError: `activations` names a network or a resolution that is not there.
+        ConfigError: `activations` names a network or a resolution that is not there, or nothing
+            can be compiled.
     """
     with torch.device("meta"):
         networks: dict[str, nn.Module] = {}
@@ -34,6 +38,10 @@ def check_blocks(config: RunConfig, roles: Mapping[str, Role], teacher: Architec
             checkpointed_blocks(networks[name], how)
         except BlocksError as error:
             raise ConfigError(f"activations.{name}: {error}") from error
+    if config.compile_blocks and not any(map(blocks_of, networks.values())):
+        raise ConfigError("compile_blocks: the networks have no blocks to compile; use false")
+    if config.compile_blocks and (lacking := lacks_compiler(device)):
+        raise ConfigError(f"compile_blocks: there is no {lacking}; or use false")
 
 
 def prepare_blocks(network: nn.Module, name: str, config: RunConfig) -> None:

@@ -155,7 +155,7 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     roles = {role.name: role for role in method.roles()}
     if config.data is None and any(role.reads_real for role in roles.values()):
         raise ConfigError(f"method {config.method} learns from real data: set data")
-    check_blocks(config, roles, source.architecture)
+    check_blocks(config, roles, source.architecture, ranks.device)
     codec = open_codec(source.codec, beside=config.teacher)
     if config.log.samples_every_images:
         codec.check()
@@ -207,7 +207,7 @@ def _build(
     else:
         network = role.build(architecture)
         weights = {name: p.detach().clone() for name, p in network.named_parameters()}
-    prepare_blocks(network, role.name, config)
+    prepare_blocks(network.train(), role.name, config)
     return ShardedNetwork(
         network,
         settings,

@@ -15,7 +15,7 @@ from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
 from sid_scale.errors import SidScaleError
-from sid_scale.networks.denoiser import Denoiser
+from sid_scale.networks.denoiser import Denoiser, blocks_of
 
 # keep, checkpoint, offload, or the resolutions whose blocks are checkpointed.
 Activations = str | tuple[int, ...]
@@ -35,7 +35,7 @@ def checkpointed_blocks(network: nn.Module, how: Activations) -> list[nn.Module]
     """
     if how == "keep":
         return []
-    blocks = list(network.checkpointable()) if isinstance(network, Denoiser) else []
+    blocks = blocks_of(network)
     if not blocks:
         raise BlocksError(f"{type(network).__name__} has no blocks to checkpoint; use keep")
     if isinstance(how, str):

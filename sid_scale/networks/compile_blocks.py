@@ -5,14 +5,17 @@ its weights frozen or not, for each size of batch. Samples and evaluations run a
 sizes of batch would be compilations of their own.
 """
 
+import os
+import shutil
 from collections.abc import Callable
+from importlib.util import find_spec
 from types import FunctionType
 from typing import Any
 
 import torch
 from torch import nn
 
-from sid_scale.networks.denoiser import Denoiser
+from sid_scale.networks.denoiser import blocks_of
 
 
 def compile_blocks(network: nn.Module, backend: str = "inductor") -> None:
@@ -21,8 +24,19 @@ def compile_blocks(network: nn.Module, backend: str = "inductor") -> None:
     Modules and names of parameters stay as they are. The network has to be in the mode, `train` or
     `eval`, that it has while the run trains; in the other mode it is not compiled.
     """
-    for block, _ in network.checkpointable() if isinstance(network, Denoiser) else ():
+    for block, _ in blocks_of(network):
         block.forward = _compiled(block, backend)
+
+
+def lacks_compiler(device: torch.device) -> str | None:
+    """What Inductor needs for its kernels on a device and this machine lacks; None: nothing."""
+    if device.type == "cuda" and find_spec("triton") is None:
+        return "Triton: install PyTorch with the triton that it comes with"
+    variable, names = ("CC", ("gcc", "clang")) if device.type == "cuda" else ("CXX", ("g++",))
+    given = os.environ.get(variable)
+    if any(shutil.which(name) for name in ([given] if given else names)):
+        return None
+    return f"compiler ({given or ' or '.join(names)}): install one, name it in {variable}"
 
 
 def _compiled(block: nn.Module, backend: str) -> Callable[..., Any]:

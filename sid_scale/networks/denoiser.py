@@ -71,3 +71,8 @@ class Denoiser(nn.Module):
         """
         copies = {name: t.to(device, torch.float32, copy=True) for name, t in state.items()}
         self.load_state_dict(copies, assign=True)
+
+
+def blocks_of(network: nn.Module) -> list[tuple[nn.Module, int]]:
+    """What `checkpointable` of a network yields; a network that is no `Denoiser` has no blocks."""
+    return list(network.checkpointable()) if isinstance(network, Denoiser) else []

@@ -1,21 +1,32 @@
 """Recomputed and compiled blocks: the same training, with less memory and other kernels."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo.utils
 from torch import Tensor
 
+from sid_scale.config.parse import ConfigError
+from sid_scale.distill import blocks
 from sid_scale.distill.build import Run, build_run
 from sid_scale.distill.meter import Meter
+from sid_scale.distill.outputs import generate_samples
 from sid_scale.distill.step import apply
 from sid_scale.methods import GENERATOR, TEACHER
+from sid_scale.networks.compile_blocks import compile_blocks
+from sid_scale.networks.edm2.network import EDM2
+from sid_scale.networks.folder import NetworkFolder, save_network
+from sid_scale.ranks import Ranks
 from sid_scale.zero.fragments import local_fragments
+from sid_scale.zero.settings import DeepSpeedConfigError
 from tests.ranks import joined, run_ranks
-from tests.tiny import config, prepare, write_deepspeed_json
+from tests.tiny import ARCHITECTURE, config, prepare, write_deepspeed_json
 
 pytestmark = pytest.mark.distributed
 FAKE_SCORE = "fake_score"
@@ -105,3 +116,66 @@ def _trained(
     with counted_forwards(run) as counts:
         iterate(run)
     return masters(run), counts
+
+
+# Blocks take some time to compile: one in the encoder, four in the decoder.
+FEW_BLOCKS = dataclasses.replace(ARCHITECTURE, channel_mult=(1,), num_blocks=1)
+BLOCKS = 5
+
+
+def test_compiled_blocks_train_alike_and_are_compiled_once(tmp_path: Path):
+    prepare(tmp_path)
+    torch.manual_seed(0)
+    few = NetworkFolder(FEW_BLOCKS, EDM2(FEW_BLOCKS).state_dict())
+    save_network(tmp_path / "few", few)
+    run_ranks(2, _compiled, tmp_path)
+
+
+def _compiled(rank: int, folder: Path) -> None:
+    # Inductor takes a minute on a CPU; this backend traces and differentiates the same graphs.
+    blocks.compile_blocks = partial(compile_blocks, backend="aot_eager")
+    common = {"teacher": folder / "few", "dropout": 0.0}
+    plain = build(folder, folder / "stage2.json", **common)
+    iterate(plain)
+    recomputed = {"activations.fake_score": "checkpoint", "activations.teacher": "checkpoint"}
+    run = build(folder, folder / "stage2.json", **common, **recomputed, compile_blocks=True)
+    iterate(run, 1)
+    # Of the generator without gradient and in training, of the fake score in training and frozen,
+    # and of the teacher.
+    frames = torch._dynamo.utils.counters["frames"]
+    assert frames == {"total": 5 * BLOCKS, "ok": 5 * BLOCKS}
+    assert not torch._dynamo.utils.counters["graph_break"]
+    iterate(run, ITERATIONS - 1)
+    run.ema.update(0.0)
+    generate_samples(run, 5, micro_batch=3)  # as written
+    assert frames == {"total": 5 * BLOCKS, "ok": 5 * BLOCKS}
+    expected = masters(plain)
+    for name, master in masters(run).items():
+        torch.testing.assert_close(master, expected[name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def alone() -> Ranks:
+    """A rank that has met no others: nothing gets so far that it needs them."""
+    return Ranks(0, 1, torch.device("cpu"))
+
+
+def test_blocks_are_not_compiled_at_stage_3(tmp_path: Path, alone: Ranks):
+    prepare(tmp_path)
+    given = {"deepspeed": tmp_path / "stage3.json", "compile_blocks": True}
+    with pytest.raises(DeepSpeedConfigError, match=r"compile_blocks: .*stage3\.json .* stage 3"):
+        build_run(config(tmp_path, **given), alone)
+
+
+def test_a_missing_compiler_is_named(tmp_path: Path, alone: Ranks, monkeypatch):
+    prepare(tmp_path)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ConfigError, match=r"there is no compiler \(no-such-compiler\): .* CXX"):
+        build_run(config(tmp_path, compile_blocks=True), alone)
+
+
+def test_a_resolution_that_a_network_lacks_is_named(tmp_path: Path, alone: Ranks):
+    prepare(tmp_path)
+    given = {"activations.fake_score": "[8, 16]"}
+    with pytest.raises(ConfigError, match=r"activations\.fake_score: .* resolution 16; it has 8"):
+        build_run(config(tmp_path, **given), alone)

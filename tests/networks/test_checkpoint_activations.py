@@ -1,5 +1,7 @@
 """What is recomputed is not kept, and is the same."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +14,10 @@ from tests.tiny import ARCHITECTURE, tiny_network
 
 
 def network(how, *, frozen: bool = False) -> EDM2:
-    made = tiny_network().train().requires_grad_(not frozen)
+    """A teacher, or a network in training, with dropout."""
+    made = EDM2(dataclasses.replace(ARCHITECTURE, dropout=0.1))
+    made.load_state_dict(tiny_network().state_dict())
+    made.train(not frozen).requires_grad_(not frozen)
     checkpoint_activations(made, how)
     return made
 
@@ -26,6 +31,7 @@ def forward(made: EDM2) -> tuple[int, Tensor, Tensor]:
         kept.append(tensor)
         return tensor
 
+    torch.manual_seed(0)
     with saved_tensors_hooks(keep, lambda tensor: tensor):
         total = made(x, torch.ones(4), torch.arange(4)).denoised.square().sum()
     own = {p.untyped_storage().data_ptr() for p in made.parameters()}
