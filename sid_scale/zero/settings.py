@@ -87,6 +87,7 @@ def read_deepspeed_json(path: str | Path, micro_batch: int, accumulation: int) -
     config["train_micro_batch_size_per_gpu"] = micro_batch
     config["gradient_accumulation_steps"] = accumulation
     config.setdefault("steps_per_print", 1_000_000_000)
+    config["zero_force_ds_cpu_optimizer"] = False  # offloaded, it is PyTorch's Adam, too
     return DeepSpeedSettings(config, stage, dtype, path)
 
 
@@ -130,6 +131,8 @@ def _fault(config: dict[str, Any]) -> str | None:
         target = zero.get(offload) or {}
         if target.get("device", "none") not in ("none", "cpu") or target.get("ratio", 1) != 1:
             return f"{offload} can go to the CPU, and wholly: device 'cpu', no ratio"
+        if target.get("super_offload"):
+            return "offload_optimizer.super_offload brings an optimizer of its own; remove it"
         least_stage = {"offload_optimizer": 1, "offload_param": 3}[offload]
         if target.get("device", "none") != "none" and stage < least_stage:
             return f"{offload} needs ZeRO stage {least_stage} or more, and stage is {stage}"
