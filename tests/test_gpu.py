@@ -31,7 +31,7 @@ def train(run: Path, deepspeed: str | Path, *overrides: str) -> None:
     subprocess.run(command, cwd=ROOT, check=True)
 
 
-@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("name", ["zero2", "zero3"])
 def test_digits_train_in_bfloat16(tmp_path: Path, name: str):
     train(tmp_path, f"ds_configs/{name}.json", "total_images=3200")
     records = [json.loads(r) for r in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -154,10 +154,7 @@ def _prepare_adam(engine: DeepSpeedEngine, step: int) -> None:
     """Creates Adam's state as `step` updates leave it, moments still zero."""
     optimizer = engine.basic_optimizer
     for flat in {id(f.flat): f.flat for f in local_fragments(engine)}.values():
-        count: Tensor | int = step
-        if isinstance(optimizer, torch.optim.Adam):  # DeepSpeed's own counts in plain integers
-            fused = optimizer.param_groups[0]["fused"]
-            count = torch.tensor(float(step), device=flat.device if fused else "cpu")
+        count = torch.tensor(float(step), device=flat.device)
         moments = {moment: torch.zeros_like(flat) for moment in MOMENTS}
         optimizer.state[flat] = {"step": count, **moments}
 

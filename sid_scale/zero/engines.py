@@ -16,7 +16,7 @@ from deepspeed.runtime.zero.utils import ZeRORuntimeException
 from torch import Tensor, nn
 
 from sid_scale.zero.forward_weights import ForwardWeights
-from sid_scale.zero.fragments import is_replicated, set_masters
+from sid_scale.zero.fragments import is_replicated, set_masters, stage_of
 from sid_scale.zero.settings import DeepSpeedConfigError, DeepSpeedSettings
 
 # What `deepspeed.initialize` raises for settings; errors of a device are others.
@@ -147,6 +147,8 @@ class ShardedNetwork:
             self.forward_weights.show_masters()
         if not is_replicated(self.engine):
             finite = not self.engine.optimizer.overflow
+            if not finite:
+                self._forget_gradients()
         self.grad_norm = float(self.forward_weights.grad_norm) if finite else float("inf")
         return finite
 
@@ -158,6 +160,13 @@ class ShardedNetwork:
     def learning_rate(self, value: float) -> None:
         for group in self.engine.basic_optimizer.param_groups:
             group["lr"] = value
+
+    def _forget_gradients(self) -> None:
+        """After a skipped update DeepSpeed keeps what it accumulated in float32 for an offloaded
+        optimizer at stage 2, and every later update would be skipped for the same numbers."""
+        if stage_of(self.engine) == 2:
+            kept = self.engine.optimizer.averaged_gradients
+            kept.update(dict.fromkeys(kept))
 
     def _has_finite_gradients(self) -> bool:
         """Stage 0 has no overflow check of its own; its gradients are the same on all ranks."""
@@ -211,16 +220,11 @@ def _adam(parameters: Any, adam: AdamConfig, settings: DeepSpeedSettings) -> tor
     eps = adam.eps
     if eps is None:
         eps = 1e-8 if settings.compute_dtype == torch.float32 else 1e-6
-    if settings.offloads_optimizer:
-        from deepspeed.ops.adam import DeepSpeedCPUAdam  # compiles itself when first used
-
-        return DeepSpeedCPUAdam(
-            parameters, lr=adam.learning_rate, betas=adam.betas, eps=eps, adamw_mode=False
-        )
-    fused = torch.cuda.is_available()
     if settings.stage == 0:
         # The forward weights are not what is trained (forward_weights.py).
         parameters = [nn.Parameter(p.detach().float().clone()) for p in parameters]
+    # The fused kernel is there for GPUs and CPUs alike. DeepSpeed's own Adam for offloading is no
+    # faster on a CPU, and would be compiled on every machine that runs it.
     return torch.optim.Adam(
-        parameters, lr=adam.learning_rate, betas=adam.betas, eps=eps, fused=fused
+        parameters, lr=adam.learning_rate, betas=adam.betas, eps=eps, fused=True
     )

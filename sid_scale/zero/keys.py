@@ -38,7 +38,6 @@ KEYS: dict[str, Any] = {
     "memory_breakdown": bool,
     "dump_state": bool,
     "zero_allow_untested_optimizer": bool,
-    "zero_force_ds_cpu_optimizer": bool,
 }
 
 _YAML = "which the run's YAML decides (batch_size, micro_batch, learning_rate); remove it"
@@ -73,6 +72,9 @@ REFUSED = {
     "activation_checkpointing": (
         "but networks here checkpoint their own activations; remove it and use activations in the "
         "run's YAML"
+    ),
+    "zero_force_ds_cpu_optimizer": (
+        "but Adam here is PyTorch's, offloaded or not, which needs no compiler; remove it"
     ),
     "gradient_allreduce_op": "but gradients here are means over ranks; remove it",
     **dict.fromkeys(

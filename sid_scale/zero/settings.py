@@ -117,6 +117,7 @@ def read_deepspeed_json(path: str | Path, micro_batch: int, accumulation: int) -
     config["communication_data_type"] = config.get("communication_data_type") or "fp32"
     # This timer waits for the device at every forward pass and every micro-batch's end.
     config["timers"] = {"throughput": {"enabled": False}}
+    config["zero_force_ds_cpu_optimizer"] = False  # offloaded, it is PyTorch's Adam, too
     return DeepSpeedSettings(config, stage, dtype, clipping, path)
 
 
@@ -160,6 +161,8 @@ def _fault(config: dict[str, Any]) -> str | None:
         target = zero.get(offload) or {}
         if target.get("device", "none") not in ("none", "cpu") or target.get("ratio", 1) != 1:
             return f"{offload} can go to the CPU, and wholly: device 'cpu', no ratio"
+        if target.get("super_offload"):
+            return "offload_optimizer.super_offload brings an optimizer of its own; remove it"
         least_stage = {"offload_optimizer": 1, "offload_param": 3}[offload]
         if target.get("device", "none") != "none" and stage < least_stage:
             return f"{offload} needs ZeRO stage {least_stage} or more, and stage is {stage}"

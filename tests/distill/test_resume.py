@@ -148,13 +148,23 @@ def _life(rank: int, port: int, run: RunConfig) -> None:
 # --- the same run -------------------------------------------------------------------------
 
 
+ON_CPU = {"device": "cpu"}
+OFFLOADED = {
+    "2_offload": {"stage": 2, "offload_optimizer": ON_CPU},
+    "3_offload": {"stage": 3, "offload_optimizer": ON_CPU, "offload_param": ON_CPU},
+}
+
+
 def test_a_resumed_run_is_the_same_run_at_every_stage(tmp_path: Path):
     prepare(tmp_path)
+    for name, zero in OFFLOADED.items():
+        json_file = tmp_path / f"stage{name}.json"
+        json_file.write_text(json.dumps({"zero_optimization": zero}))
     run_ranks(2, _resumed, tmp_path)
 
 
 def _resumed(rank: int, folder: Path) -> None:
-    for stage in (0, 1, 2, 3):
+    for stage in ("0", "1", "2", "3", *OFFLOADED):
         same = {
             "deepspeed": folder / f"stage{stage}.json",
             "dropout": 0.1,
@@ -167,6 +177,8 @@ def _resumed(rank: int, folder: Path) -> None:
         dist.barrier()  # rank 0 writes
         assert same_weights(whole / "generator", parts / "generator"), stage
         assert losses(whole) == losses(parts)
+        if stage in OFFLOADED:
+            assert same_weights(whole / "generator", folder / f"whole{stage[0]}" / "generator")
     with pytest.raises(TrainingStateError, match="seed: 0 -> 1"):
         train(config(folder, run_dir=folder / "parts2", seed=1), joined())
     with pytest.raises(TrainingStateError, match="resume is never"):

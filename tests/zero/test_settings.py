@@ -14,8 +14,10 @@ from tests.conftest import ROOT
 
 SHIPPED = {
     "cpu": (2, torch.float32, False),
-    "zero1": (1, torch.bfloat16, False),
     "zero2": (2, torch.bfloat16, False),
+    "zero2_24gb": (2, torch.bfloat16, False),
+    "zero2_offload": (2, torch.bfloat16, True),
+    "zero2_slow_network": (2, torch.bfloat16, False),
     "zero3": (3, torch.bfloat16, False),
     "zero3_offload": (3, torch.bfloat16, True),
 }
@@ -32,7 +34,30 @@ def test_shipped_settings(name: str):
 
 
 def test_every_shipped_file_is_covered():
-    assert {p.stem for p in (ROOT / "ds_configs").iterdir()} == set(SHIPPED)
+    assert {p.stem for p in (ROOT / "ds_configs").glob("*.json")} == set(SHIPPED)
+
+
+def test_the_readme_has_every_value_with_its_reason():
+    told: dict[str, dict] = {name: {} for name in SHIPPED}
+    for line in (ROOT / "ds_configs" / "README.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+        if line.startswith("| `") and len(cells) == 4:
+            key, value, files, reason = cells
+            assert reason
+            for name in re.findall(r"`(\w+)`", files):
+                told[name][key.strip("`")] = json.loads(value.strip("`"))
+    shipped = {
+        name: json.loads((ROOT / "ds_configs" / f"{name}.json").read_text()) for name in SHIPPED
+    }
+    assert told == {name: dict(_flat(settings)) for name, settings in shipped.items()}
+
+
+def _flat(settings: dict, prefix: str = ""):
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -125,6 +150,19 @@ def test_stage_0_computes_in_bfloat16_on_float32_weights(tmp_path: Path):
             "offload_param needs ZeRO stage 3 or more",
         ),
         ({"timers": {"throughput": {}}}, "sets 'timers', which has no use.*remove it"),
+        (
+            {
+                "zero_optimization": {
+                    "stage": 3,
+                    "offload_optimizer": {"device": "cpu", "super_offload": True},
+                }
+            },
+            "super_offload brings an optimizer of its own; remove it",
+        ),
+        (
+            {"zero_force_ds_cpu_optimizer": True},
+            "sets 'zero_force_ds_cpu_optimizer', but Adam here is PyTorch's",
+        ),
         ({"wandb": {"enabled": True}}, "sets 'wandb'.*remove it"),
         ({"wall_clock_breakdown": True}, "sets 'wall_clock_breakdown'.*remove it"),
         ({"flops_profiler": {"enabled": True}}, "sets 'flops_profiler'.*remove it"),
