@@ -323,7 +323,7 @@ def _alike(rank: int) -> None:
 def _four_updates(rank: int, json: str) -> tuple[dict[str, Tensor], list[Tensor]]:
     """The weights, and this rank's part of the average."""
     network = built(json, accumulation=2)
-    ema = ShardedEMA(network.engine)
+    ema = ShardedEMA(network)
     for number in range(4):
         x, sigma, labels = data(number, rank)
         for half in (slice(0, 2), slice(2, 4)):
