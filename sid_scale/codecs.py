@@ -92,6 +92,7 @@ class VAECodec:
         self.dtype = torch.float32  # that the VAE computes in
         self.decodes_at_once: int | None = None  # images; None: what fits beside a training run
         self._vae: Any = None
+        self._on: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -126,17 +127,25 @@ class VAECodec:
 
     def sample(self, stored: Tensor, noise: Tensor) -> Tensor:
         raw = _draw(stored, noise)
-        return raw * _per_channel(self.scale, raw) + _per_channel(self.bias, raw)
+        scale, bias = self._per_channel(raw.device)
+        return raw * scale + bias
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         vae = self._load(latents.device)
-        raw = latents.float()
-        raw = (raw - _per_channel(self.bias, raw)) / _per_channel(self.scale, raw)
+        scale, bias = self._per_channel(latents.device)
+        raw = (latents.float() - bias) / scale
         pixels = 2 ** (len(vae.config.block_out_channels) - 1) * latents.shape[-1]
         parts = raw.to(self.dtype).split(self.decodes_at_once or _batch(pixels))
         decoded = (vae.decode(part).sample.float() for part in parts)
         return torch.cat([part.clamp(0, 1).mul(255).to(torch.uint8) for part in decoded])
+
+    def _per_channel(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Scale and bias, (C, 1, 1) each, copied to a device once: a copy waits for it."""
+        if device not in self._on:
+            scale, bias = torch.tensor([self.scale, self.bias], dtype=torch.float32, device=device)
+            self._on[device] = scale[:, None, None], bias[:, None, None]
+        return self._on[device]
 
     def _load(self, device: torch.device) -> Any:
         if self._vae is None:
@@ -235,10 +244,6 @@ def _are_numbers(values: Any) -> bool:
 def _draw(stored: Tensor, noise: Tensor) -> Tensor:
     mean, std = stored.float().chunk(2, dim=1)
     return mean + noise * std
-
-
-def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None, None]
 
 
 def _batch(pixels: int) -> int:

@@ -98,7 +98,7 @@ def test_an_error_is_one_line_and_ctrl_c_no_traceback(
         raise KeyboardInterrupt
 
     generator = tiny_generator(tmp_path / "g")
-    monkeypatch.setattr("sid_scale.networks.folder.load_stored_network", interrupted)
+    monkeypatch.setattr("sid_scale.networks.folder.load_network", interrupted)
     assert main(["export", str(generator), str(tmp_path / "o")]) == cli.INTERRUPTED
     assert "Traceback" not in capsys.readouterr().err
 

@@ -18,6 +18,7 @@ from sid_scale.codecs import (
 from sid_scale.demo.digits import digit_images
 from sid_scale.demo.prepare import TEACHER
 from sid_scale.networks.folder import load_network
+from tests.devices import DEVICE, copies_from_host
 
 
 def shipped_codec() -> VAECodec:
@@ -51,6 +52,18 @@ def test_network_latents_have_the_teachers_scale():
     assert latents.mean(dim=(0, 2, 3)).abs().max() < 0.02
     std = latents.std(dim=(0, 2, 3))
     torch.testing.assert_close(std, torch.full_like(std, 0.5), rtol=0.02, atol=0)
+
+
+def test_sampling_copies_to_a_device_once(tmp_path: Path):
+    """A copy from the host would wait for all that the device still has to do."""
+    codec = stability_vae(tmp_path)
+    stored, noise = torch.empty(2, 8, 3, 3, device=DEVICE), torch.empty(2, 4, 3, 3, device=DEVICE)
+    with copies_from_host() as first:
+        codec.sample(stored, noise)
+    with copies_from_host() as later:
+        codec.sample(stored, noise)
+    assert first
+    assert later == []
 
 
 def test_sampling_needs_no_vae_and_follows_edm2s_normalisation(tmp_path: Path):

@@ -69,7 +69,7 @@ def test_presets_are_listed(installed: Path, tmp_path: Path):
 def test_memory_is_estimated_with_presets_and_deepspeed_jsons_by_name(
     installed: Path, tmp_path: Path
 ):
-    place = ["--config", "edm2-img512-xs-sida", "--nodes", "1", "micro_batch=2"]
+    place = ["--config", "edm2-img512-xs-sida", "--nodes", "1"]
     assert "ZeRO 3, bfloat16" in run(installed, tmp_path, "memory", *place, "deepspeed=zero3")
     assert "batch 64 = micro-batch 32" in run(
         installed, tmp_path, "memory", "--config", "digits", "--gpus-per-node", "2"

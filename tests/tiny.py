@@ -10,6 +10,7 @@ import torch
 from sid_scale.codecs import IdentityCodec
 from sid_scale.config.run import RunConfig, load_config
 from sid_scale.data.prepare.shard_writer import write_shards
+from sid_scale.networks.denoiser import Denoiser
 from sid_scale.networks.edm2.architecture import EDM2Architecture
 from sid_scale.networks.edm2.network import EDM2
 from sid_scale.networks.folder import NetworkFolder, save_network
@@ -33,20 +34,25 @@ NO_WARM_UP = {
 }
 
 
-def tiny_network(seed: int = 0) -> EDM2:
-    """A network whose every part matters: no gain is zero."""
+def tiny_folder(seed: int = 0, architecture: EDM2Architecture = ARCHITECTURE) -> NetworkFolder:
+    """Weights whose every part matters, as they are in files: no gain is zero."""
     torch.manual_seed(seed)
-    network = EDM2(ARCHITECTURE)
-    with torch.no_grad():
-        for name, p in network.named_parameters():
-            if name.endswith("_gain"):
-                p.fill_(0.7)
-    return network
+    state = EDM2(architecture).state_dict()
+    for name, tensor in state.items():
+        if name.endswith("_gain"):
+            tensor.fill_(0.7)
+        elif name.endswith(".weight"):
+            state[name] = torch.randn_like(tensor)
+    return NetworkFolder(architecture, state)
+
+
+def tiny_network(seed: int = 0) -> Denoiser:
+    """The network with these weights."""
+    return tiny_folder(seed).build()
 
 
 def write_teacher(folder: Path, seed: int = 0) -> Path:
-    state = tiny_network(seed).state_dict()
-    save_network(folder, NetworkFolder(ARCHITECTURE, state))
+    save_network(folder, tiny_folder(seed))
     return folder
 
 

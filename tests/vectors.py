@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sid_scale.networks.denoiser import Denoiser
 from sid_scale.networks.edm2.architecture import EDM2Architecture, from_edm2_shapes
-from sid_scale.networks.edm2.layers import unit_magnitude
-from sid_scale.networks.edm2.network import EDM2
+from sid_scale.networks.edm2.layers import normalise_rows
+from sid_scale.networks.folder import NetworkFolder
 
 
 class Vectors:
@@ -44,15 +45,14 @@ class Vectors:
         names = [key for key in self._arrays.files if key.startswith(prefix)]
         return from_edm2_shapes({key[len(prefix) :]: self[key] for key in names})
 
-    def network(self, prefix: str, *, uncertainty: bool = True) -> EDM2:
+    def folder(self, prefix: str, *, uncertainty: bool = True) -> NetworkFolder:
         """The network under a prefix; without `uncertainty` its logvar head is left out."""
-        config, state = self.config, self.state(prefix)
-        if not uncertainty:
-            config = dataclasses.replace(config, logvar_channels=0)
-            state = {k: v for k, v in state.items() if not k.startswith("logvar")}
-        network = EDM2(config)
-        network.load_state_dict(state)
-        return network.eval().requires_grad_(False)
+        whole = NetworkFolder(self.config, self.state(prefix))
+        return whole if uncertainty else whole.with_architecture(self.config.headless())
+
+    def network(self, prefix: str, dtype: torch.dtype = torch.float32) -> Denoiser:
+        """The network under a prefix, computing in `dtype`."""
+        return self.folder(prefix).build(dtype)
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
@@ -68,7 +68,7 @@ def weight_error(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> dict
     """
 
     def rows(w: Tensor) -> Tensor:
-        return unit_magnitude(w, dim=tuple(range(1, w.ndim))) if w.ndim > 1 else w
+        return normalise_rows(w) if w.ndim > 1 else w
 
     return {
         name: float((rows(actual[name]) - rows(w)).norm() / rows(w).norm())

@@ -76,7 +76,7 @@ def open_generator(options: argparse.Namespace) -> OneStepGenerator:
             options.generator, dtype=torch_dtype(options.dtype), batch_size=options.batch_size
         )
     saved = load_network(TEACHER)
-    network = saved.build(torch_dtype(options.dtype)).requires_grad_(False)
+    network = saved.build(torch_dtype(options.dtype))
     codec = codec_of(saved, TEACHER)
     return OneStepGenerator(network, codec, INIT_SIGMA, batch_size=options.batch_size)
 

@@ -28,9 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     check_least(options, logvar=0)
     from sid_scale.networks.edm2.export import export_network, with_silent_logvar
-    from sid_scale.networks.folder import load_stored_network
+    from sid_scale.networks.folder import load_network
 
-    network = load_stored_network(options.generator)
+    network = load_network(options.generator)
     if options.logvar:
         network = with_silent_logvar(network, options.logvar)
     export_network(network, options.out, replace=options.force)

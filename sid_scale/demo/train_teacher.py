@@ -9,7 +9,7 @@ channels the same VAE lays the digits out so smoothly that 17 evaluations of the
 nearly as good as 63, which leaves a student little to beat.
 """
 
-import copy
+import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -33,10 +33,12 @@ from sid_scale.demo.judge import TEACHER_EVALUATIONS, Judge
 from sid_scale.diffusion.sigma import lognormal_sigma
 from sid_scale.methods.losses import denoising_loss, denoising_weight
 from sid_scale.networks.edm2.architecture import EDM2Architecture
-from sid_scale.networks.edm2.layers import normalise_weights_
-from sid_scale.networks.edm2.network import EDM2
 from sid_scale.networks.folder import NetworkFolder, save_network
+from sid_scale.ranks import joined_ranks
 from sid_scale.zero import power_ema
+from sid_scale.zero.ema import ShardedEMA
+from sid_scale.zero.engines import AdamConfig, ShardedNetwork
+from sid_scale.zero.settings import read_deepspeed_json
 
 Log = Callable[[str], None]
 
@@ -132,11 +134,13 @@ def fit_codec(folder: Path, images: Tensor) -> tuple[VAECodec, Tensor]:
 # --- the teacher --------------------------------------------------------------------------
 
 
-def teacher_loss(network: EDM2, latents: Tensor, labels: Tensor, recipe: TeacherRecipe) -> Tensor:
+def teacher_loss(
+    network: ShardedNetwork, latents: Tensor, labels: Tensor, recipe: TeacherRecipe
+) -> Tensor:
     """EDM2's loss with learned uncertainty (Eqs. 14 to 16 and 21), a scalar."""
     sigma = lognormal_sigma(torch.randn(len(latents), 1, 1, 1), recipe.p_mean, recipe.p_std)
     prediction = network(latents + torch.randn_like(latents) * sigma, sigma, labels)
-    weight = denoising_weight(sigma, network.architecture.sigma_data)
+    weight = denoising_weight(sigma, EDM2Architecture.sigma_data)
     return denoising_loss(prediction.denoised, latents, weight, prediction.logvar).mean()
 
 
@@ -146,53 +150,50 @@ def learning_rate(iteration: int, recipe: TeacherRecipe) -> float:
     return recipe.lr * min((iteration + 1) / recipe.warmup, 1.0) * decay
 
 
-@torch.no_grad()
-def update_average_(average: EDM2, network: EDM2, decay: float) -> None:
-    """Moves the average towards the network."""
-    for mean, value in zip(average.parameters(), network.parameters(), strict=True):
-        mean.lerp_(value, 1 - decay)
-
-
 def train_teacher(
     codec: VAECodec, stored: Tensor, labels: Tensor, recipe: TeacherRecipe, log: Log = print
-) -> EDM2:
+) -> NetworkFolder:
     """Trains a class-conditional EDM2 on stored latents (N, 2C, h, w) with labels (N,).
 
-    Returns the average of the weights, normalised.
+    Returns the average of the weights. To be called on one rank.
     """
     torch.manual_seed(recipe.seed)
-    network = EDM2(
-        EDM2Architecture(
-            img_resolution=stored.shape[-1],
-            img_channels=stored.shape[1] // 2,
-            label_dim=NUM_CLASSES,
-            model_channels=recipe.model_channels,
-            channel_mult=recipe.channel_mult,
-            num_blocks=recipe.num_blocks,
-            attn_resolutions=recipe.attn_resolutions,
-            channels_per_head=recipe.channels_per_head,
-            logvar_channels=recipe.logvar_channels,
-        )
+    architecture = EDM2Architecture(
+        img_resolution=stored.shape[-1],
+        img_channels=stored.shape[1] // 2,
+        label_dim=NUM_CLASSES,
+        model_channels=recipe.model_channels,
+        channel_mult=recipe.channel_mult,
+        num_blocks=recipe.num_blocks,
+        attn_resolutions=recipe.attn_resolutions,
+        channels_per_head=recipe.channels_per_head,
+        logvar_channels=recipe.logvar_channels,
     )
-    average = copy.deepcopy(network)
-    optimizer = torch.optim.Adam(network.parameters(), betas=(0.9, 0.99))
+    module = architecture.build()
+    buffers = {name: b.clone() for name, b in module.named_buffers()}
+    network = ShardedNetwork(
+        module,
+        read_deepspeed_json("cpu", recipe.batch, accumulation=1),
+        AdamConfig(recipe.lr, betas=(0.9, 0.99)),
+        {name: p.detach().clone() for name, p in module.named_parameters()},
+        forward_scales=module.forward_scales(),
+        forced_norm=True,
+    )
+    average = ShardedEMA(network)
     for iteration in range(recipe.iterations):
-        normalise_weights_(network)
         rows = torch.randint(len(stored), (recipe.batch,))
         mean, _ = stored[rows].chunk(2, dim=1)
         latents = codec.sample(stored[rows], torch.randn_like(mean))
         loss = teacher_loss(network, latents, labels[rows], recipe)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(iteration, recipe)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        decay = power_ema.decay(recipe.relative_width, iteration + 1, 1)
-        update_average_(average, network, decay)
+        network.backward(loss)
+        network.learning_rate = learning_rate(iteration, recipe)
+        network.step()
+        average.update(power_ema.decay(recipe.relative_width, iteration + 1, 1))
         if (iteration + 1) % 500 == 0:
             log(f"teacher {iteration + 1}: loss {loss:.4f}")
-    normalise_weights_(average)
-    return average.eval()
+    state = average.gather()
+    assert state is not None  # the only rank is the first
+    return NetworkFolder(architecture, {**state, **buffers})
 
 
 def measure_assets(folder: Path) -> dict[str, float]:
@@ -225,7 +226,8 @@ def make_assets(
     if not (folder / "vae" / "config.json").is_file():
         train_vae(images, vae_recipe, log).save_pretrained(folder / "vae")
     codec, stored = fit_codec(folder / "vae", images)
-    network = train_teacher(codec, stored, labels, teacher_recipe, log)
+    with joined_ranks():
+        network = train_teacher(codec, stored, labels, teacher_recipe, log)
     # The two folders are beside each other.
     description = codec.describe() | {"vae": os.path.join("..", "vae")}
     provenance = {
@@ -236,6 +238,6 @@ def make_assets(
     }
     save_network(
         folder / "teacher",
-        NetworkFolder(network.architecture, network.state_dict(), description, provenance),
+        dataclasses.replace(network, codec=description, provenance=provenance),
     )
     return measure_assets(folder)

@@ -3,7 +3,8 @@
 The noise of a sample is a function of (seed, purpose, name, sample): its position in the run's
 global order decides, not the rank that happens to hold it nor what else was drawn before. A
 resumed run, or one on another number of ranks, draws the same numbers. Dropout is a function of
-the micro-batch, which holds the same samples on any number of ranks.
+the micro-batch, which holds the same samples on any number of ranks. A run that is resumed with
+another micro-batch draws other dropout masks from there on.
 """
 
 from collections.abc import Iterable

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from sid_scale.codecs import Codec, CodecError, open_codec
@@ -16,17 +17,17 @@ from sid_scale.data.remote import RetryPolicy
 from sid_scale.data.shards import ShardIndex, read_index
 from sid_scale.data.stream import LatentStream
 from sid_scale.diffusion.noise import keyed_seed
+from sid_scale.distill.blocks import check_blocks, prepare_blocks
 from sid_scale.distill.provenance import compatibility_of, provenance_of
-from sid_scale.methods import GENERATOR, Method, Role, build_method
+from sid_scale.methods import GENERATOR, TEACHER, Method, Role, build_method
 from sid_scale.networks import Architecture
-from sid_scale.networks.checkpoint_activations import checkpoint_activations
 from sid_scale.networks.denoiser import Denoiser
 from sid_scale.networks.folder import CheckpointError, NetworkFolder, load_network
 from sid_scale.ranks import Ranks
 from sid_scale.zero.checkpoint import TrainingState
 from sid_scale.zero.ema import ShardedEMA
 from sid_scale.zero.engines import AdamConfig, ShardedNetwork
-from sid_scale.zero.settings import DeepSpeedSettings, read_deepspeed_json
+from sid_scale.zero.settings import DeepSpeedSettings, settings_of
 
 
 @dataclass
@@ -105,7 +106,7 @@ class Run:
     def state(self) -> TrainingState:
         """What a checkpoint covers."""
         return TrainingState(
-            engines={name: network.engine for name, network in self.networks.items()},
+            networks=self.networks,
             emas={GENERATOR: self.ema},
         )
 
@@ -144,7 +145,7 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     """
     # Files, compared with each other.
     accumulation = config.accumulation(ranks.world_size)
-    settings = read_deepspeed_json(config.deepspeed, config.micro_batch, accumulation)
+    settings = settings_of(config, accumulation)
     source = load_network(config.teacher)
     start = source if config.generator_init is None else load_network(config.generator_init)
     _check_start(config, source, start)
@@ -152,6 +153,7 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     roles = {role.name: role for role in method.roles()}
     if config.data is None and any(role.reads_real for role in roles.values()):
         raise ConfigError(f"method {config.method} learns from real data: set data")
+    check_blocks(config, roles, source.architecture)
     codec = open_codec(source.codec, beside=config.teacher)
     if config.log.samples_every_images:
         codec.check()
@@ -164,16 +166,9 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     networks = {}
     for name, role in roles.items():
         folder = start if name == GENERATOR else source
-        network = _build(role, folder, config, settings)
-        networks[name] = ShardedNetwork(
-            network,
-            settings,
-            AdamConfig(role.learning_rate, config.adam.betas, config.adam.eps),
-            normalised=_normalised(role, network),
-        )
-    teacher = source.build(settings.compute_dtype).requires_grad_(False)
-    teacher.store_weights_in(settings.compute_dtype)
-    checkpoint_activations(teacher, config.teacher_activations)
+        networks[name] = _build(role, folder, config, settings, ranks.device)
+    teacher = source.build(settings.compute_dtype, ranks.device)
+    prepare_blocks(teacher, TEACHER, config)
     return Run(
         config,
         ranks,
@@ -183,29 +178,42 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
         roles,
         networks,
         architectures,
-        teacher.to(ranks.device),
-        ShardedEMA(networks[GENERATOR].engine),
+        teacher,
+        ShardedEMA(networks[GENERATOR]),
         codec,
         provenance,
-        compatibility_of(source.architecture, roles.values(), index, provenance),
+        compatibility_of(config, source.architecture, roles.values(), index, provenance),
         label_histogram(config.labels, source.architecture.label_dim, index),
         Progress(positions=dict.fromkeys(roles, 0)),
     )
 
 
 def _build(
-    role: Role, folder: NetworkFolder, config: RunConfig, settings: DeepSpeedSettings
-) -> nn.Module:
-    """The network that a role begins with, on the CPU, in float32."""
-    trained = replace(role.architecture(folder.architecture), dropout=config.dropout)
-    if role.build is not None:
-        return role.build(trained)
-    return folder.with_architecture(trained).build(settings.compute_dtype)
-
-
-def _normalised(role: Role, network: Any) -> list[str]:
-    """Names of the parameters that forced weight normalisation acts on."""
-    return [name for name, _ in network.normalised_parameters()] if role.forced_norm else []
+    role: Role,
+    folder: NetworkFolder,
+    config: RunConfig,
+    settings: DeepSpeedSettings,
+    device: torch.device,
+) -> ShardedNetwork:
+    """A role's network, on its device; its masters are filled from the folder's file."""
+    architecture = replace(role.architecture(folder.architecture), dropout=config.dropout)
+    if role.build is None:
+        folder = folder.with_architecture(architecture)
+        stored = settings.compute_dtype if settings.stage else torch.float32
+        network: nn.Module = folder.build_zero(settings.compute_dtype, stored, device)
+        weights = folder.state
+    else:
+        network = role.build(architecture)
+        weights = {name: p.detach().clone() for name, p in network.named_parameters()}
+    prepare_blocks(network, role.name, config)
+    return ShardedNetwork(
+        network,
+        settings,
+        AdamConfig(role.learning_rate, config.adam.betas, config.adam.eps),
+        weights,
+        forward_scales=network.forward_scales() if isinstance(network, Denoiser) else {},
+        forced_norm=role.forced_norm,
+    )
 
 
 def _check_start(config: RunConfig, teacher: NetworkFolder, start: NetworkFolder) -> None:

@@ -30,22 +30,32 @@ class Meter:
             for name, pair in (begun or {}).items()
         }
         self._edges = torch.tensor(SIGMA_EDGES, device=device)
+        self._bins = torch.arange(len(SIGMA_EDGES) + 1, device=device)
 
-    def add(self, name: str, value: Tensor | float, count: Tensor | float = 1.0) -> None:
-        """Adds a value that stands for `count` observations whose sum it is.
+    def add(self, name: str, value: Tensor | float) -> None:
+        """Adds one value.
 
         A value that is not finite counts for nothing, unless there are no others.
         """
-        pair = torch.stack([self._number(value), self._number(count)])
-        pair = torch.where(pair[0].isfinite(), pair, 0.0)
-        self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+        if not isinstance(value, Tensor):
+            # A tensor made on the host would have to be waited for.
+            value = torch.full((), value, dtype=torch.float64, device=self._device)
+        total = value.detach().to(self._device, torch.float64).reshape(1)
+        self._add([name], total, torch.ones_like(total))
 
     def add_by_sigma(self, name: str, sigma: Tensor, values: Tensor) -> None:
         """Adds per-sample values (N,) to the bin of their sigma (N elements)."""
-        bins = torch.bucketize(sigma.flatten(), self._edges)
-        for i, label in enumerate(sigma_bins()):
-            inside = (bins == i).double()
-            self.add(f"{name}_by_sigma/{label}", (values.double() * inside).sum(), inside.sum())
+        inside = torch.bucketize(sigma.flatten(), self._edges) == self._bins[:, None]
+        totals = torch.where(inside, values.double(), 0.0).sum(dim=1)
+        names = [f"{name}_by_sigma/{label}" for label in sigma_bins()]
+        self._add(names, totals, inside.sum(dim=1).double())
+
+    def _add(self, names: list[str], totals: Tensor, counts: Tensor) -> None:
+        """Adds sums of `counts` observations each, (n,)."""
+        pairs = torch.stack([totals, counts], dim=1)
+        pairs = torch.where(totals.isfinite()[:, None], pairs, 0.0)
+        for name, pair in zip(names, pairs.unbind(), strict=True):
+            self._sums[name] = self._sums[name] + pair if name in self._sums else pair
 
     def report(self) -> dict[str, float]:
         """Means over all ranks since the last report. Collective."""
@@ -67,9 +77,6 @@ class Meter:
         gathered: list[MeterSums] = [{}] * dist.get_world_size()
         dist.all_gather_object(gathered, mine)
         return gathered
-
-    def _number(self, value: Tensor | float) -> Tensor:
-        return torch.as_tensor(value, dtype=torch.float64).detach().to(self._device).reshape(())
 
 
 def sigma_bins() -> list[str]:

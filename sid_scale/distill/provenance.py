@@ -50,6 +50,7 @@ def provenance_of(
 
 
 def compatibility_of(
+    config: RunConfig,
     architecture: Architecture,
     roles: Iterable[Role],
     index: ShardIndex | None,
@@ -67,6 +68,17 @@ def compatibility_of(
     return {
         "architecture": dataclasses.asdict(dataclasses.replace(architecture, dropout=0.0)),
         "roles": {role.name: {"forced_norm": role.forced_norm} for role in roles},
+        "in_effect": _in_effect(config),
         "data_shape": shape,
         "teacher_sha256": provenance["teacher_sha256"],
     }
+
+
+def _in_effect(config: RunConfig) -> dict[str, Any]:
+    """The settings of the loss that must match, as they take effect.
+
+    A method's settings tell them, see `register_objective`. Otherwise a loss may depend on which
+    samples are in one micro-batch.
+    """
+    in_effect = getattr(config.objective, "in_effect", None)
+    return {"micro_batch": config.micro_batch} if in_effect is None else in_effect(config)

@@ -17,7 +17,7 @@ from sid_scale.zero.saved import MANIFEST, DamagedError, TrainingStateError, rea
 MUST_MATCH = (
     "seed",
     "batch_size",
-    "micro_batch",
+    "in_effect.",
     "method",
     "steps",
     "init_sigma",

@@ -11,7 +11,7 @@ nothing is computed: a network of any size is counted in seconds.
 - Alive is what was allocated and is still referred to, by autograd too.
 
 On "meta" PyTorch would run attention and dropout as their mathematical parts. `Counter` takes the
-operations that CUDA takes (`_AsOnCUDA`).
+operations that CUDA takes (`_as_on_cuda`).
 """
 
 import weakref
@@ -20,11 +20,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -107,7 +107,7 @@ class Counter:
     def active(self) -> Iterator[None]:
         with ExitStack() as stack:
             if self._device == "meta":
-                stack.enter_context(_AsOnCUDA())
+                stack.enter_context(_as_on_cuda())
             stack.enter_context(_Dispatch(self))
             yield
 
@@ -176,32 +176,39 @@ class _Dispatch(TorchDispatchMode):
         return out
 
 
-class _AsOnCUDA(TorchFunctionMode):
-    """Attention and dropout as CUDA runs them."""
+# --- what CUDA has one kernel for ------------------------------------------------------------
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            return _attention(*args, **kwargs)
-        if func is F.dropout:
-            return _dropout(*args, **kwargs)
-        return func(*args, **kwargs)
+_attention_in_parts, _dropout_in_parts = F.scaled_dot_product_attention, F.dropout
+
+
+@contextmanager
+def _as_on_cuda() -> Iterator[None]:
+    """Inside, attention and dropout on "meta" are the operations that CUDA takes.
+
+    A TorchFunctionMode would not do: it is suspended during a backward pass, which may run forwards
+    again.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(F, "scaled_dot_product_attention", _attention))
+        stack.enter_context(patch.object(F, "dropout", _dropout))
+        yield
 
 
 def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """One kernel that keeps a mask of one byte an element."""
-    if not training or not 0 < p < 1 or inplace:
-        return F.dropout(x, p, training, inplace)
+    if not x.is_meta or not training or not 0 < p < 1 or inplace:
+        return _dropout_in_parts(x, p, training, inplace)
     return torch.native_dropout(x, p, training)[0]
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, **other: Any) -> Tensor:
+def _attention(q: Tensor, k: Tensor, v: Tensor, *more: Any, **other: Any) -> Tensor:
     """Flash attention in half precision, memory-efficient attention in float32.
 
     Both want the last dimension dense; otherwise CUDA takes the mathematical parts too.
     """
-    if other or any(t.stride(-1) != 1 for t in (q, k, v)):
-        return F.scaled_dot_product_attention(q, k, v, **other)
+    dense = all(t.is_meta and t.stride(-1) == 1 for t in (q, k, v))
+    if more or other or not dense:
+        return _attention_in_parts(q, k, v, *more, **other)
     if q.dtype == torch.float32:
         needs_sum = torch.is_grad_enabled() and q.requires_grad
         found = aten._scaled_dot_product_efficient_attention(q, k, v, None, needs_sum)

@@ -22,10 +22,11 @@ from sid_scale.methods import build_method
 from sid_scale.networks import Architecture
 from sid_scale.networks.edm2.sizes import SIZES, imagenet512
 from sid_scale.networks.folder import CheckpointError, read_description
-from sid_scale.zero.settings import DeepSpeedSettings, read_deepspeed_json
+from sid_scale.zero.settings import DeepSpeedSettings, settings_of
 
 REMEDIES = (
-    "take a smaller micro_batch, teacher_activations: checkpoint, more GPUs or a higher ZeRO stage"
+    "take a smaller micro_batch, more GPUs, a higher ZeRO stage or, under activations, "
+    "generator: checkpoint (then fake_score, then teacher)"
 )
 # Bytes of networks that judge or decode, in float32.
 VAE, INCEPTION, DINOV2 = 0.335e9, 0.096e9, 1.22e9
@@ -58,7 +59,7 @@ def make_plan(
         SidScaleError: the batch does not divide, the DeepSpeed JSON or the teacher is unusable.
     """
     accumulation = config.accumulation(nodes * gpus_per_node)
-    settings = read_deepspeed_json(config.deepspeed, config.micro_batch, accumulation)
+    settings = settings_of(config, accumulation)
     return _plan(config, settings, nodes, gpus_per_node, rates or Rates())
 
 

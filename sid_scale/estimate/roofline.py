@@ -20,9 +20,10 @@ from sid_scale.estimate.step import StepCount
 from sid_scale.methods import GENERATOR
 
 PRODUCTS = (CONVOLUTION, MATMUL, ATTENTION)
-# Passes over a float32 master in an update, in bytes: the gradient's norm (1 read), Adam (4 reads,
-# 3 writes), rows normalised (2 reads, 1 write), the forward weights made (2 reads, 1 write).
-UPDATE = FLOAT32 * (1 + 7 + 3 + 3)
+# Numbers of float32 that an update reads and writes for a master: the chain rule through the rows'
+# magnitudes (9), the gradient's norm (3), Adam (7), the rows' magnitudes (4), forced normalisation
+# (2), the forward weights made (4) and read (1).
+UPDATE = FLOAT32 * (9 + 3 + 7 + 4 + 2 + 4 + 1)
 AVERAGE = 3 * FLOAT32  # the average is read and written, the master read
 
 

@@ -155,11 +155,10 @@ def state_bytes(sharding: Sharding) -> dict[str, float]:
     """Bytes on one GPU of what stays from one iteration to the next; gradients at their most."""
     s = sharding
     on_host = s.offloads("optimizer")
-    masters = FLOAT32 if s.stage else 0  # at stage 0 the weights are the masters
     return {
         "weights": _weights(s) * s.weight_bytes,
         "gradients": 0.0 if on_host and s.stage >= 2 else _gradients(s),
-        "optimizer": 0.0 if on_host else s.total * (masters + ADAM) / s.shards,
+        "optimizer": 0.0 if on_host else s.total * (FLOAT32 + ADAM) / s.shards,
         "average": 0.0 if on_host else s.parameters[GENERATOR] * FLOAT32 / s.shards,
         "teacher": float(s.teacher),
     }
@@ -184,14 +183,17 @@ def buffer_bytes(sharding: Sharding) -> float:
     """Bytes of DeepSpeed's buffers on one GPU during a backward pass: an estimate from above.
 
     Stages 1 and 2: one bucket that gradients are collected in, two if communication overlaps, and
-    the flat copy that is reduced. Stage 3: a bucket of each engine, what is reduced, and as much of
+    flat copies that are reduced. Stage 3: a bucket of each engine, what is reduced, and as much of
     each network as may be gathered at once.
     """
     s = sharding
     if not s.stage:
         return 0.0
     bucket = s.zero("reduce_bucket_size", BUCKET)
-    reduced = min(bucket, s.largest) * max(s.sent_bytes, s.weight_bytes)
+    # Flat copies, in the dtypes of the gradients and of what is sent.
+    other_dtype = s.sent_bytes != s.weight_bytes
+    reduced = s.sent_bytes + other_dtype * (s.weight_bytes if s.stage < 3 else s.sent_bytes)
+    reduced *= min(bucket, s.largest)
     if s.stage < 3:
         buckets = 1 + s.overlaps_communication
         return float(buckets * bucket * s.weight_bytes + reduced)
@@ -254,8 +256,8 @@ class Communication:
 def communication(sharding: Sharding, count: StepCount, accumulation: int) -> Communication:
     """What ranks exchange, with ring algorithms: an all-reduce sends everything twice.
 
-    Stage 3's gathers are counted module by module; DeepSpeed leaves some out that come again soon
-    (measured: 7.0 whole networks a micro-batch of SiDA, counted: 7.6).
+    Stage 3's gathers are counted module by module: at most so many, since DeepSpeed leaves out what
+    it has kept from a moment before.
     """
     s = sharding
     others = (s.ranks - 1) / s.ranks

@@ -135,12 +135,12 @@ def build_networks(
             networks[role.name] = build(trained).train()
             if stage:  # DeepSpeed stores what it shards in the compute dtype
                 networks[role.name].to(dtype)
-        teacher = architecture.build(dtype).requires_grad_(False)
-        teacher.store_weights_in(dtype)
-    # What would be copied to host memory is computed again here: there is nothing to copy.
-    keeps = config.teacher_activations == "keep"
-    checkpoint_activations(teacher, "keep" if keeps else "checkpoint")
-    networks[TEACHER] = teacher
+        teacher = architecture.build(dtype)
+        teacher.load_weights(teacher.state_dict(), META)
+        networks[TEACHER] = teacher.requires_grad_(False).eval()
+    for name, how in config.activations_of(networks).items():
+        # Block inputs cannot be copied to host memory here: they are counted as if they stayed.
+        checkpoint_activations(networks[name], "checkpoint" if how == "offload" else how)
     return networks
 
 

@@ -117,8 +117,7 @@ def open_teacher(
             f"{folder} holds a generator, not a teacher: `sid-scale evaluate run "
             f"--generator {folder}` evaluates it"
         )
-    network = saved.build(dtype).requires_grad_(False)
-    network.store_weights_in(dtype)
+    network = saved.build(dtype)
     return network, codec_of(saved, folder, vae)
 
 

@@ -96,8 +96,7 @@ class OneStepGenerator:
             raise GeneratorError(f"dtype {dtype} is none of {', '.join(COMPUTE)}")
         saved = load_network(folder)
         init_sigma, steps = trained_for(saved, folder)
-        network = saved.build(dtype).requires_grad_(False)
-        network.store_weights_in(dtype)
+        network = saved.build(dtype)
         return cls(network, codec_of(saved, folder, vae), init_sigma, steps, batch_size)
 
     @property

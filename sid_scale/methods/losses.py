@@ -45,12 +45,14 @@ def sid_loss(
     return gap * ((y_real - images) - alpha * gap) / w / logvar.exp()
 
 
-def generator_adversarial_loss(logits: Tensor, w: Tensor, logvar: Tensor) -> Tensor:
+def generator_adversarial_loss(
+    logits: Tensor, w: Tensor, logvar: Tensor, group: int | None = None
+) -> Tensor:
     """SiDA's adversarial loss: the generated should look real, per sample (N, 1, 1, 1).
 
-    The cross-entropy is a mean over the whole batch: `logits` of one micro-batch on one rank.
+    The cross-entropy is a mean over `group` consecutive samples; None: over all N.
     """
-    return _cross_entropy_real(logits) / w / logvar.exp()
+    return _group_means(_cross_entropy_real(logits), group) / w / logvar.exp()
 
 
 def denoising_weight(sigma: Tensor, sigma_data: float) -> Tensor:
@@ -64,20 +66,32 @@ def denoising_loss(denoised: Tensor, images: Tensor, weight: Tensor, logvar: Ten
 
 
 def discriminator_loss(
-    logits_generated: Tensor, logits_real: Tensor, weight: Tensor, logvar: Tensor
+    logits_generated: Tensor,
+    logits_real: Tensor,
+    weight: Tensor,
+    logvar: Tensor,
+    group: int | None = None,
 ) -> Tensor:
     """SiDA's discriminator loss at the denoising loss's weight, per sample (N, 1, 1, 1).
 
     Both maps come from the same sigma and the same noise; the cross-entropies are means over
-    one micro-batch on one rank.
+    `group` consecutive samples; None: over all N.
     """
     entropy = _cross_entropy_generated(logits_generated) + _cross_entropy_real(logits_real)
-    return 0.5 * weight * entropy / logvar.exp()
+    return 0.5 * weight * _group_means(entropy, group) / logvar.exp()
 
 
 def _cross_entropy_real(logits: Tensor) -> Tensor:
-    return F.softplus(-logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)).mean()
+    return F.softplus(-logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT))
 
 
 def _cross_entropy_generated(logits: Tensor) -> Tensor:
-    return F.softplus(logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT)).mean()
+    return F.softplus(logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT))
+
+
+def _group_means(values: Tensor, group: int | None) -> Tensor:
+    """At each sample the mean over its group of consecutive samples, (N, ...) -> (N, 1, 1, 1)."""
+    samples = len(values)
+    size = group or samples
+    means = values.reshape(samples // size, -1).mean(dim=1)
+    return means.repeat_interleave(size).reshape(samples, 1, 1, 1)

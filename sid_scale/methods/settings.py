@@ -10,7 +10,15 @@ from typing import Annotated, Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from sid_scale.config.fields import SETTINGS, Flag, Natural, Number, PositiveNumber, Share
+from sid_scale.config.fields import (
+    SETTINGS,
+    Flag,
+    Natural,
+    Number,
+    Positive,
+    PositiveNumber,
+    Share,
+)
 from sid_scale.config.parse import ConfigError
 
 
@@ -56,11 +64,14 @@ class SiDObjective:
     """scale of the discriminator's loss"""
     sid_share: Share = 0.5
     """of the generator's loss, once the adversarial term counts"""
+    adversarial_group: Positive | None = None
+    """samples over which SiDA's cross-entropies are means; null: the micro-batch"""
     fake_score: FakeScoreSettings = dataclasses.field(default_factory=FakeScoreSettings)
     warm_up: WarmUp = dataclasses.field(default_factory=WarmUp)
 
     def check(self, config: Any) -> None:
         """Raises ConfigError for a run that contradicts its method."""
+        config.activations_of(("generator", "fake_score", "teacher"))
         if config.method != "sid" and config.data is None:
             raise ConfigError(
                 f"method {config.method} learns from real data: set data to a folder of shards, "
@@ -71,6 +82,19 @@ class SiDObjective:
                 "method sid2a starts from a given generator: set generator_init to its folder, "
                 "or method to sida"
             )
+        group = self.adversarial_group
+        if config.method != "sid" and group is not None and config.micro_batch % group:
+            raise ConfigError(
+                f"micro_batch {config.micro_batch} is no multiple of objective.adversarial_group "
+                f"{group}, the samples over which SiDA's cross-entropies are means: make it one, "
+                "or set another group (null: the micro-batch)"
+            )
+
+    def in_effect(self, config: Any) -> dict[str, Any]:
+        """What of these settings cannot change on resume, as it takes effect."""
+        if config.method == "sid":
+            return {}  # each sample's loss is its own: micro_batch may change
+        return {"adversarial_group": self.adversarial_group or config.micro_batch}
 
 
 # Method -> dataclass of its group of settings.
@@ -78,5 +102,9 @@ OBJECTIVES: dict[str, type] = {"sid": SiDObjective, "sida": SiDObjective, "sid2a
 
 
 def register_objective(method: str, objective: type) -> None:
-    """Names the dataclass of a method's settings; it may have `check(config)`."""
+    """Names the dataclass of a method's settings.
+
+    It may have `check(config)`, which raises ConfigError, and `in_effect(config)`: what of the
+    settings cannot change on resume, by name. Without, that is the micro-batch.
+    """
     OBJECTIVES[method] = objective

@@ -172,11 +172,19 @@ def fake_score_loss(
         sigma: (N, 1, 1, 1).
         noise: unit normal, (N, C, H, W).
     """
-    # Denoising score matching on what the generator makes (EDM2, Eq. 21).
-    weight = denoising_weight(sigma, sigma_data)
+    # What the generator makes and, in SiDA, real images go through the encoder as one batch, at
+    # the same noise; only the former are denoised.
+    noised, noised_condition, sigmas = images + sigma * noise, condition, sigma
+    if real is not None:
+        noised = torch.cat([noised, real + sigma * noise])
+        noised_condition = None if condition is None else condition.repeat(2)
+        sigmas = sigma.repeat(2, 1, 1, 1)
     wanted = () if real is None else DEEPEST
-    prediction = fake_score(images + sigma * noise, sigma, condition, features=wanted)
-    logvar = _logvar(prediction, sigma, objective)
+    prediction = fake_score(noised, sigmas, noised_condition, features=wanted, decoded=len(images))
+
+    # Denoising score matching (EDM2, Eq. 21).
+    weight = denoising_weight(sigma, sigma_data)
+    logvar = _logvar(prediction, sigmas, objective)[: len(images)]
     denoising = denoising_loss(denoised(prediction), images, weight, logvar)  # (N, C, H, W)
     total = denoising.sum() / len(images)
     terms = {"loss/fake_score": total.detach()}
@@ -184,11 +192,11 @@ def fake_score_loss(
         return Loss(total, terms)
 
     # SiDA's discriminator: the encoder's map of logits, towards real or generated.
-    on_real = fake_score(real + sigma * noise, sigma, condition, features=DEEPEST, decode=False)
-    logits_generated = channel_mean(prediction.features[0])
-    logits_real = channel_mean(on_real.features[0])
-    discriminator = discriminator_loss(logits_generated, logits_real, weight, logvar).mean()
-    discriminator = objective.loss_scale_discriminator * discriminator
+    logits_generated, logits_real = channel_mean(prediction.features[0]).chunk(2)
+    discriminator = discriminator_loss(
+        logits_generated, logits_real, weight, logvar, objective.adversarial_group
+    )
+    discriminator = objective.loss_scale_discriminator * discriminator.mean()
     terms["loss/discriminator"] = discriminator.detach()
     terms["logits/generated"] = logits_generated.detach().mean()
     terms["logits/real"] = logits_real.detach().mean()
@@ -230,7 +238,7 @@ def generator_loss(
 
     # SiDA's adversarial term: the generated should look real, at the same w.
     logits = channel_mean(prediction.features[0])
-    gan = generator_adversarial_loss(logits, w, logvar)
+    gan = generator_adversarial_loss(logits, w, logvar, objective.adversarial_group)
     gan = objective.loss_scale_generator_gan * images[0].numel() * gan.mean()
     total = objective.sid_share * score + (1 - objective.sid_share) * gan
     terms = {"loss/generator_sid": score.detach(), "loss/generator_gan": gan.detach()}

@@ -1,6 +1,6 @@
 """What every network offers: D(x; sigma, condition), an estimate of the clean image."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from sid_scale.networks import Architecture
 class Prediction(NamedTuple):
     """What one forward of a denoiser yields."""
 
-    denoised: Tensor | None  # (N, C, H, W) float32; None if only the encoder ran
+    denoised: Tensor | None  # (decoded, C, H, W) float32; None if only the encoder ran
     logvar: Tensor | None = None  # (N, 1, 1, 1) float32; None without an uncertainty head
     features: tuple[Tensor, ...] = ()  # those asked for, (N, c, h, w) each
 
@@ -36,7 +36,7 @@ class Denoiser(nn.Module):
         condition: Tensor | None = None,
         *,
         features: tuple[int, ...] = (),
-        decode: bool = True,
+        decoded: int | None = None,
     ) -> Prediction:
         """Denoises `x`.
 
@@ -46,18 +46,28 @@ class Denoiser(nn.Module):
             condition: class indices, int64 (N,); None: no class.
             features: numbers of the encoder blocks whose outputs are wanted, in the compute dtype;
                 -1 is the deepest.
-            decode: False stops after the encoder; `denoised` is then None.
+            decoded: how many samples, from the first, are denoised; the others go through the
+                encoder alone. None: all; 0: `denoised` is then None.
         """
         raise NotImplementedError
 
-    def normalised_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names and parameters that forced weight normalisation acts on; none in most families."""
+    def forward_scales(self) -> dict[str, float]:
+        """Parameters that the forward pass reads with rows of unit magnitude times a scale.
+
+        Name -> scale. In files, and where they are trained, their rows have any magnitude. Forced
+        weight normalisation acts on these. None in most families.
+        """
+        return {}
+
+    def checkpointable(self) -> Iterator[tuple[nn.Module, int]]:
+        """Blocks whose activations can be recomputed, each with the resolution that it works at."""
         yield from ()
 
-    def checkpointable(self) -> Iterator[tuple[nn.Module, str]]:
-        """Blocks whose activations can be recomputed: the parent module and the block's name."""
-        yield from ()
+    def load_weights(self, state: Mapping[str, Tensor], device: torch.device | str) -> None:
+        """Takes parameters and buffers as files hold them, for a network that is not trained.
 
-    def store_weights_in(self, dtype: torch.dtype) -> None:
-        """Stores in `dtype` what loses nothing by it, for a network that is not trained."""
-        self.to(dtype)
+        Each is put in the form that the forward pass reads, on `device`, and in the compute dtype
+        if nothing is lost by that. The network may be on the meta device before.
+        """
+        copies = {name: t.to(device, torch.float32, copy=True) for name, t in state.items()}
+        self.load_state_dict(copies, assign=True)

@@ -36,9 +36,10 @@ class CheckpointError(SidScaleError):
 class NetworkFolder:
     """Contents of a network folder.
 
-    `codec` says how pixels become the network's images (see `codecs.py`); `provenance` what
-    the network is and where it comes from: free-form for a teacher; for a generator `init_sigma`,
-    `steps`, `method`, `images_seen` and `teacher_sha256`.
+    `state` has the weights as they are trained and as files hold them: a network's own may differ
+    (`Denoiser.load_weights`). `codec` says how pixels become the network's images (see
+    `codecs.py`); `provenance` what the network is and where it comes from: free-form for a
+    teacher; for a generator `init_sigma`, `steps`, `method`, `images_seen` and `teacher_sha256`.
     """
 
     architecture: Architecture
@@ -53,12 +54,32 @@ class NetworkFolder:
         state = {name: tensor for name, tensor in self.state.items() if name in wanted}
         return dataclasses.replace(self, architecture=architecture, state=state)
 
-    def build(self, compute_dtype: torch.dtype = torch.float32) -> Denoiser:
-        """A network with a copy of these weights, on the CPU, in evaluation mode."""
+    def build(
+        self, compute_dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> Denoiser:
+        """A network with these weights, in the form that its forward pass reads; it cannot be
+        trained, and is in evaluation mode."""
         with torch.device("meta"):
             network = self.architecture.build(compute_dtype)
-        network.load_state_dict({k: v.clone() for k, v in self.state.items()}, assign=True)
-        return network.eval()
+        network.load_weights(self.state, device)
+        return network.requires_grad_(False).eval()
+
+    def build_zero(
+        self, compute_dtype: torch.dtype, stored: torch.dtype, device: torch.device | str
+    ) -> Denoiser:
+        """A network to be trained: the buffers are these, the parameters zeros in `stored`.
+
+        Whoever trains it makes what its forward pass reads, from `state`.
+        """
+        with torch.device("meta"):
+            network = self.architecture.build(compute_dtype).to(stored)
+        network.to_empty(device=device)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.zero_()
+            for name, buffer in network.named_buffers():
+                buffer.copy_(self.state[name])
+        return network
 
 
 def check_state(
@@ -92,7 +113,7 @@ def check_state(
 def save_network(folder: str | os.PathLike[str], network: NetworkFolder) -> None:
     """Writes a network folder, replacing one that exists; it is complete or not there.
 
-    Weights are written in the dtype that they have; `load_network` widens them.
+    Weights are written in the dtype that they have.
     """
     check_state(network.architecture, network.state, str(folder))
     description = describe(network.architecture, network.codec, network.provenance)
@@ -171,18 +192,13 @@ def refuse_other_folder(folder: Path) -> None:
 
 
 def load_network(folder: str | os.PathLike[str]) -> NetworkFolder:
-    """Reads a network folder; weights come as float32.
+    """Reads a network folder. Weights have the file's dtype, and are mapped: they are read from
+    the disk when they are used, and ranks of a host share what is in memory.
 
     Raises:
         CheckpointError: a file is missing, damaged or not of this format, or the weights are
             not those of the architecture.
     """
-    stored = load_stored_network(folder)
-    return dataclasses.replace(stored, state={k: v.float() for k, v in stored.state.items()})
-
-
-def load_stored_network(folder: str | os.PathLike[str]) -> NetworkFolder:
-    """Reads a network folder as `load_network` does; weights keep the file's dtype."""
     folder = Path(folder)
     described = read_description(folder)
     try:

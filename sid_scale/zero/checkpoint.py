@@ -16,13 +16,13 @@ from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import Tensor
 
 from sid_scale.zero.ema import ShardedEMA
+from sid_scale.zero.engines import ShardedNetwork
 from sid_scale.zero.fragments import (
     Fragment,
     is_replicated,
     local_fragments,
     parameter_shapes,
     stage_of,
-    sync_params_from_masters,
 )
 from sid_scale.zero.saved import (
     BUFFERS,
@@ -45,12 +45,12 @@ LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")  
 class TrainingState:
     """What a checkpoint holds of the networks, by role."""
 
-    engines: Mapping[str, DeepSpeedEngine]
+    networks: Mapping[str, ShardedNetwork]
     emas: Mapping[str, ShardedEMA]
 
     def share(self, role: str) -> dict[str, list[tuple[Fragment, Tensor]]]:
         """This rank's fragments of one network and their values, by kind."""
-        engine = self.engines[role]
+        engine = self.networks[role].engine
         fragments, adam = local_fragments(engine), engine.basic_optimizer.state
         stepped = [f for f in fragments if f.flat in adam]  # none before the first update
         found = {MASTER: [(f, f.master) for f in fragments]}
@@ -68,7 +68,8 @@ def host_files(state: TrainingState) -> dict[str, dict[str, Tensor]]:
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
     files: dict[str, dict[str, Tensor]] = {}
-    for role, engine in state.engines.items():
+    for role, network in state.networks.items():
+        engine = network.engine
         if rank == 0:
             buffers = engine.module.named_buffers()
             files[buffers_file(role)] = {f"{name}@0": b.flatten() for name, b in buffers}
@@ -83,8 +84,8 @@ def describe_state(state: TrainingState) -> dict[str, Any]:
     """How the state is cut, and what the optimizers count (Adam's steps; in float16 the loss
     scale), by role: JSON, for `load_checkpoint`."""
     optimizers = {
-        role: {"adam_step": _adam_step(engine), "loss_scale": _loss_scale(engine)}
-        for role, engine in state.engines.items()
+        role: {"adam_step": _adam_step(n.engine), "loss_scale": _loss_scale(n.engine)}
+        for role, n in state.networks.items()
     }
     return {"layout": _layout(state), "optimizers": optimizers}
 
@@ -99,7 +100,8 @@ def load_checkpoint(folder: Path, state: TrainingState) -> dict[str, Any]:
     manifest, counters = read_manifest(folder), read_state(folder)
     rank, world_size = dist.get_rank(), dist.get_world_size()
     same_layout = counters["layout"] == _layout(state)
-    for role, engine in state.engines.items():
+    for role, network in state.networks.items():
+        engine = network.engine
         counted = counters["optimizers"][role]
         if counted["adam_step"] is not None:
             _prepare_adam(engine, counted["adam_step"])
@@ -113,7 +115,7 @@ def load_checkpoint(folder: Path, state: TrainingState) -> dict[str, Any]:
                 for fragment, values in held:
                     slices.fill(values, fragment.name, fragment.start)
         _load_buffers(manifest, role, engine)
-        sync_params_from_masters(engine)
+        network.forward_weights.publish()
         _set_loss_scale(engine, counted["loss_scale"])
     return counters
 
@@ -138,7 +140,7 @@ def _check_sizes(folder: Path, role: str, found: Slices, engine: DeepSpeedEngine
 
 
 def _layout(state: TrainingState) -> dict[str, Any]:
-    stages = {role: stage_of(engine) for role, engine in state.engines.items()}
+    stages = {role: stage_of(n.engine) for role, n in state.networks.items()}
     return {"ranks": dist.get_world_size(), "stages": stages}
 
 

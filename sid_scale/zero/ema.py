@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import Tensor
 
-from sid_scale.zero.fragments import gather_parameters, local_fragments, sync_params_from_masters
+from sid_scale.zero.engines import ShardedNetwork
+from sid_scale.zero.fragments import gather_parameters, local_fragments
 
 
 def ema_decay(images_seen: int, batch_size: int, half_life: float, ramp_up: float) -> float:
@@ -27,11 +27,11 @@ def ema_decay(images_seen: int, batch_size: int, half_life: float, ramp_up: floa
 
 
 class ShardedEMA:
-    """The average of one engine's weights; starts as a copy of them."""
+    """The average of one network's masters; starts as a copy of them."""
 
-    def __init__(self, engine: DeepSpeedEngine):
-        self._engine = engine
-        self.fragments = local_fragments(engine)
+    def __init__(self, network: ShardedNetwork):
+        self._network = network
+        self.fragments = local_fragments(network.engine)
         self.values: list[Tensor] = [f.master.clone() for f in self.fragments]
 
     @torch.no_grad()
@@ -51,7 +51,7 @@ class ShardedEMA:
 
     def gather(self) -> dict[str, Tensor] | None:
         """Full averaged parameters on rank 0 (CPU), None elsewhere. Collective."""
-        return gather_parameters(self._engine, self.fragments, self.values)
+        return gather_parameters(self._network.engine, self.fragments, self.values)
 
     @torch.no_grad()
     def _swap(self) -> None:
@@ -59,4 +59,4 @@ class ShardedEMA:
             kept = fragment.master.clone()
             fragment.master.copy_(value)
             value.copy_(kept)
-        sync_params_from_masters(self._engine)
+        self._network.forward_weights.publish()

@@ -4,7 +4,8 @@ A `ShardedNetwork` is what the rest of the project sees: call it, freeze it, ste
 module and the names of the parameters that are kept normalised.
 """
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from deepspeed.runtime.zero.utils import ZeRORuntimeException
 from torch import Tensor, nn
 
-from sid_scale.zero.forced_norm import ForcedNorm, normalise_rows_
+from sid_scale.zero.forward_weights import ForwardWeights
 from sid_scale.zero.fragments import is_replicated, set_masters
 from sid_scale.zero.settings import DeepSpeedConfigError, DeepSpeedSettings
 
@@ -29,6 +30,7 @@ REFUSALS = (
     TypeError,
     ValueError,
 )
+SWITCH = "TORCHDYNAMO_DISABLE"  # torch.compile looks at it whenever it is called
 
 
 @dataclass(frozen=True)
@@ -48,26 +50,33 @@ class ShardedNetwork:
         network: nn.Module,
         settings: DeepSpeedSettings,
         adam: AdamConfig,
+        weights: Mapping[str, Tensor],
         *,
-        normalised: Sequence[str] = (),
+        forward_scales: Mapping[str, float] | None = None,
+        forced_norm: bool = False,
     ):
         """Builds the engine; collective. `network` is consumed.
 
-        The rows of the parameters named in `normalised` are kept at unit magnitude from now on
-        (forced_norm.py).
+        Args:
+            network: the module; the values of its parameters are of no account.
+            weights: what the masters begin with, by the names of the parameters, of any dtype.
+            forward_scales: parameters that the forward pass reads with rows of unit magnitude
+                times a constant (forward_weights.py).
+            forced_norm: whether the rows of these are kept at unit magnitude where they are
+                trained, too.
         """
         network.train()
-        for name in normalised:
-            normalise_rows_(network.get_parameter(name))
-        exact = {name: p.detach().clone() for name, p in network.named_parameters()}
         self.engine = _initialize(network, settings, adam)
         scaler = self._dynamic_scaler
         if scaler is not None:
             # At its minimum the update is skipped like any other; DeepSpeed would end the run.
             scaler.raise_error_at_min_scale = False
-        set_masters(self.engine, exact)
-        if normalised:
-            ForcedNorm(self.engine, normalised)
+        self.forward_weights = ForwardWeights(
+            self.engine, forward_scales or {}, forced=forced_norm, clipping=settings.clipping
+        )
+        set_masters(self.engine, weights)
+        self.forward_weights.normalise_masters()
+        self.forward_weights.publish()
         self.grad_norm = float("nan")  # of the last update, before clipping
 
     @property
@@ -128,11 +137,17 @@ class ShardedNetwork:
         if not self.engine.is_gradient_accumulation_boundary():
             self.engine.step()
             return True
-        finite = not is_replicated(self.engine) or self._drop_non_finite_gradients()
-        self.engine.step()
+        finite = True
+        if is_replicated(self.engine) and not self._has_finite_gradients():
+            self.module.zero_grad(set_to_none=True)  # Adam leaves such weights and state alone
+            finite = False
+        try:
+            self.engine.step()
+        finally:
+            self.forward_weights.show_masters()
         if not is_replicated(self.engine):
-            self.grad_norm = float(self.engine.get_global_grad_norm())
             finite = not self.engine.optimizer.overflow
+        self.grad_norm = float(self.forward_weights.grad_norm) if finite else float("inf")
         return finite
 
     @property
@@ -144,17 +159,30 @@ class ShardedNetwork:
         for group in self.engine.basic_optimizer.param_groups:
             group["lr"] = value
 
-    def _drop_non_finite_gradients(self) -> bool:
+    def _has_finite_gradients(self) -> bool:
         """Stage 0 has no overflow check of its own; its gradients are the same on all ranks."""
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        self.grad_norm = float(norm)
-        if not torch.isfinite(norm):
-            for p in self.module.parameters():
-                p.grad = None  # Adam leaves weights and state of such parameters alone
-        return bool(torch.isfinite(norm))
+        return bool(torch.nn.utils.get_total_norm(gradients).isfinite())
 
 
+@contextmanager
+def _without_dynamo() -> Iterator[None]:
+    """Inside, `torch.compile` returns what it is given.
+
+    To prepare Muon's kernels, which nothing here uses, every rank would import all of Inductor,
+    hundreds of files, before it starts.
+    """
+    before = os.environ.get(SWITCH)
+    os.environ[SWITCH] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(SWITCH)
+        if before is not None:
+            os.environ[SWITCH] = before
+
+
+@_without_dynamo()
 def _initialize(
     network: nn.Module, settings: DeepSpeedSettings, adam: AdamConfig
 ) -> deepspeed.DeepSpeedEngine:
@@ -190,6 +218,9 @@ def _adam(parameters: Any, adam: AdamConfig, settings: DeepSpeedSettings) -> tor
             parameters, lr=adam.learning_rate, betas=adam.betas, eps=eps, adamw_mode=False
         )
     fused = torch.cuda.is_available()
+    if settings.stage == 0:
+        # The forward weights are not what is trained (forward_weights.py).
+        parameters = [nn.Parameter(p.detach().float().clone()) for p in parameters]
     return torch.optim.Adam(
         parameters, lr=adam.learning_rate, betas=adam.betas, eps=eps, fused=fused
     )

@@ -2,22 +2,22 @@
 
 What DeepSpeed's optimizer steps are not the module's parameters but flat float32 tensors,
 cut into one part a rank. A `Fragment` is one parameter's slice of such a tensor. All that acts
-on the real weights (forced normalisation, EMA, checkpoints) acts on fragments, and
-`sync_params_from_masters` then carries the result to the weights that the forward pass reads.
+on the real weights (normalisation, EMA, checkpoints) acts on fragments, and `carry_masters`
+copies the result to the weights that the forward pass reads.
 
-    stage 0     the masters are the parameters; every rank owns all of every one
+    stage 0     one flat tensor a parameter; every rank owns all of every one
     stage 1, 2  one flat tensor; a parameter may straddle two ranks
     stage 3     every parameter is cut into equal parts; the last is padded
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.engine import DeepSpeedEngine
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,12 @@ class Fragment:
         """The float32 weights that the optimizer steps: a view, (numel,)."""
         return self.of(self.flat)
 
+    @property
+    def gradient(self) -> Tensor:
+        """The gradient that the optimizer is about to use, float32: a view, (numel,)."""
+        assert self.flat.grad is not None
+        return self.of(self.flat.grad)
+
 
 def stage_of(engine: DeepSpeedEngine) -> int:
     """ZeRO stage, 0 to 3."""
@@ -60,8 +66,15 @@ def local_fragments(engine: DeepSpeedEngine) -> list[Fragment]:
 
     At stage 1 and above the ranks' fragments are disjoint and together cover every parameter.
     """
-    find = {0: _whole, 1: _flat_partition, 2: _flat_partition, 3: _equal_parts}[stage_of(engine)]
-    found = (find(engine, name, p) for name, p in engine.module.named_parameters())
+    named = engine.module.named_parameters()
+    if is_replicated(engine):
+        masters = (flat for _, flat in _replicated_masters(engine))
+        return [
+            Fragment(name, p.shape, 0, p.numel(), flat, 0)
+            for (name, p), flat in zip(named, masters, strict=True)
+        ]
+    find = {1: _flat_partition, 2: _flat_partition, 3: _equal_parts}[stage_of(engine)]
+    found = (find(engine, name, p) for name, p in named)
     return [fragment for fragment in found if fragment is not None]
 
 
@@ -75,28 +88,39 @@ def parameter_shapes(engine: DeepSpeedEngine) -> dict[str, torch.Size]:
 
 @torch.no_grad()
 def set_masters(engine: DeepSpeedEngine, parameters: Mapping[str, Tensor]) -> None:
-    """Gives the masters the values of full parameters. Collective.
+    """Gives the masters the values of full parameters, of any dtype.
 
     DeepSpeed makes its float32 masters from weights that it has rounded to half precision.
     """
     for f in local_fragments(engine):
         f.master.copy_(parameters[f.name].flatten()[f.start : f.start + f.numel])
-    sync_params_from_masters(engine)
 
 
-def sync_params_from_masters(engine: DeepSpeedEngine) -> None:
-    """Carries changed masters to the weights that the forward pass reads.
+def carry_masters(engine: DeepSpeedEngine) -> None:
+    """Copies what the flat tensors hold to the weights that the forward pass reads.
 
     Collective at stages 1 to 3 (one all-gather, or that of stage 3's persistent parameters).
     """
     optimizer, stage = engine.optimizer, stage_of(engine)
-    if stage in (1, 2):
+    if stage == 0:
+        for p, flat in _replicated_masters(engine):
+            p.data.copy_(flat)
+    elif stage in (1, 2):
         optimizer.update_lp_params()
-    elif stage == 3:
+    else:
         optimizer._partition_all_parameters()  # drop gathered copies of the old values
         for group in range(len(optimizer.fp32_partitioned_groups_flat)):
             optimizer._reassign_or_swap_out_partitioned_parameters(group)
         optimizer._post_step(set())
+
+
+def take_gradients(engine: DeepSpeedEngine) -> None:
+    """At stage 0, gives the masters the gradients of the parameters, as DeepSpeed does at others.
+
+    A master without a gradient, and its Adam state, stay as they are.
+    """
+    for p, flat in _replicated_masters(engine):
+        flat.grad = None if p.grad is None else p.grad.float()
 
 
 def gather_parameters(
@@ -121,8 +145,10 @@ def gather_parameters(
     return full_state if rank == 0 else None
 
 
-def _whole(engine: DeepSpeedEngine, name: str, p: Tensor) -> Fragment:
-    return Fragment(name, p.shape, 0, p.numel(), p, 0)
+def _replicated_masters(engine: DeepSpeedEngine) -> Iterator[tuple[nn.Parameter, Tensor]]:
+    """At stage 0, each parameter and its master."""
+    masters = engine.basic_optimizer.param_groups[0]["params"]
+    return zip(engine.module.parameters(), masters, strict=True)
 
 
 def _flat_partition(engine: DeepSpeedEngine, name: str, p: Any) -> Fragment | None:

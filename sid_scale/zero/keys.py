@@ -71,8 +71,8 @@ REFUSED = {
     "wall_clock_breakdown": _TIMERS,
     "flops_profiler": f"{_TIMERS}; `sid-scale memory` tells the FLOP of an image",
     "activation_checkpointing": (
-        "but networks here checkpoint their own activations; remove it (the YAML's "
-        "teacher_activations is for the teacher)"
+        "but networks here checkpoint their own activations; remove it and use activations in the "
+        "run's YAML"
     ),
     "gradient_allreduce_op": "but gradients here are means over ranks; remove it",
     **dict.fromkeys(
@@ -97,6 +97,9 @@ _REFUSED_ZERO = {
     "cpu_offload_use_pin_memory": "but it is DeepSpeed's old name; use pin_memory of the offload",
     "zenflow": _NOTHING,
     "legacy_stage1": _NOTHING,
+    "sub_group_size": (
+        "but a network is stepped at once here, after one norm of all its gradients; remove it"
+    ),
     "round_robin_gradients": (
         "but masters, averages and checkpoints here know the optimizer's parameters in the "
         "network's order; remove it"

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 
 from sid_scale.config.parse import nearest
+from sid_scale.config.run import RunConfig
 from sid_scale.errors import SidScaleError
 from sid_scale.zero.keys import REFUSED, fault_in_keys
 
+ONE_GROUP = 10**15  # elements: all of a network is stepped at once, after one norm
 SHIPPED = Path(__file__).parents[1] / "ds_configs"
 
 
@@ -34,6 +36,7 @@ class DeepSpeedSettings:
     config: dict[str, Any]  # what DeepSpeed is given
     stage: int  # ZeRO stage
     compute_dtype: torch.dtype  # of the networks' bodies
+    clipping: float  # largest norm of a gradient; 0: any
     source: Path  # the file, for messages
 
     @property
@@ -55,6 +58,22 @@ def find_deepspeed_json(source: str | Path) -> Path:
     raise DeepSpeedConfigError(
         f"deepspeed: {source} is neither a file nor a name of one that comes with the package{hint}"
     )
+
+
+def settings_of(config: RunConfig, accumulation: int) -> DeepSpeedSettings:
+    """The DeepSpeed settings of a run.
+
+    Raises:
+        DeepSpeedConfigError: see `read_deepspeed_json`, or the run's YAML contradicts them.
+    """
+    settings = read_deepspeed_json(config.deepspeed, config.micro_batch, accumulation)
+    if config.compile_blocks and settings.stage == 3:
+        raise DeepSpeedConfigError(
+            f"compile_blocks: deepspeed {settings.source} asks for ZeRO stage 3, whose hooks "
+            "Dynamo would trace and compile again for each parameter; use stage 0 to 2, or "
+            "compile_blocks: false"
+        )
+    return settings
 
 
 def read_deepspeed_json(path: str | Path, micro_batch: int, accumulation: int) -> DeepSpeedSettings:
@@ -83,11 +102,22 @@ def read_deepspeed_json(path: str | Path, micro_batch: int, accumulation: int) -
         config.pop("bf16", None)
     if "bf16" in config:
         config["bf16"]["check_grad_overflow"] = True  # non-finite gradients skip the update
-    config.setdefault("gradient_clipping", 0.0)  # DeepSpeed's own default is 1.0
+    # The gradient that is clipped is that of the masters, which DeepSpeed does not see.
+    clipping, config["gradient_clipping"] = config.get("gradient_clipping", 0.0), 0.0
+    if stage == 3:
+        config["zero_optimization"]["sub_group_size"] = ONE_GROUP
+    elif stage:
+        # Gains of one element would leave the weights after them where kernels read slowly.
+        config["zero_optimization"].setdefault("parameter_alignment", True)
     config["train_micro_batch_size_per_gpu"] = micro_batch
     config["gradient_accumulation_steps"] = accumulation
     config.setdefault("steps_per_print", 1_000_000_000)
-    return DeepSpeedSettings(config, stage, dtype, path)
+    # Ranks' gradients are summed in the dtype of the training state. DeepSpeed's own default is
+    # the compute dtype, in which every partial sum is rounded.
+    config["communication_data_type"] = config.get("communication_data_type") or "fp32"
+    # This timer waits for the device at every forward pass and every micro-batch's end.
+    config["timers"] = {"throughput": {"enabled": False}}
+    return DeepSpeedSettings(config, stage, dtype, clipping, path)
 
 
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -128,6 +128,15 @@ def test_presets_load(name: str):
             "expected a finite number, got nan",
         ),
         ({"batch_size": 100, "micro_batch": 32}, "nearest that are: 96, 128"),
+        ({"objective": {"adversarial_group": 0}}, r"objective\.adversarial_group: 0 is below 1"),
+        (
+            {"micro_batch": 16, "objective": {"adversarial_group": 3}},
+            r"micro_batch 16 is no multiple of objective\.adversarial_group 3",
+        ),
+        (
+            {"micro_batch": 16, "objective": {"adversarial_group": 32}},
+            r"micro_batch 16 is no multiple of objective\.adversarial_group 32",
+        ),
         ({"data": None}, "method sida learns from real data: set data"),
         ({"method": "sid2a"}, "sid2a starts from a given generator: set generator_init"),
         ({"ema": {"relative_width": 0.5}}, r"relative_width: 0.5 is not below 0\.289"),
@@ -138,6 +147,22 @@ def test_presets_load(name: str):
         ({"seed": float("inf")}, "seed: expected a finite number, got inf"),
         ({"run_dir": 3}, "run_dir: expected a text, got 3"),
         ({"dropout": 1}, "dropout: 1 is not below 1"),
+        (
+            {"activations": {"techer": "keep"}},
+            r"activations\.techer; .* generator, fake_score, teach",
+        ),
+        (
+            {"activations": {"teacher": "kep"}},
+            "expected keep, checkpoint, offload or a list of res",
+        ),
+        ({"activations": {"teacher": []}}, r"activations\.teacher: expected keep, .*, got \[\]"),
+        ({"activations": {"teacher": [64, 0]}}, r"activations\.teacher: expected keep.*\[64, 0\]"),
+        ({"activations": {"teacher": [True]}}, r"activations\.teacher: expected keep.*\[True\]"),
+        ({"activations": {"teacher": None}}, r"activations\.teacher: expected keep.* None"),
+        ({"activations": "checkpoint"}, "activations: expected a group of settings, got 'check"),
+        ({"activations": {1: "keep"}}, "activations: expected a text, got 1"),
+        ({"teacher_activations": "keep"}, "key teacher_activations; did you mean 'activations'"),
+        ({"compile_blocks": 1}, "compile_blocks: expected true or false, got 1"),
     ],
 )
 def test_mistakes_are_named(write, settings, message):
@@ -177,11 +202,29 @@ def test_a_batch_that_the_devices_cannot_share(write):
         config.accumulation(3)
 
 
+def test_groups_of_the_adversarial_term_divide_the_micro_batch(write):
+    grouped = {"micro_batch": 16, "objective": {"adversarial_group": 2}}
+    assert load_config(write(**grouped)).objective.adversarial_group == 2
+    assert load_config(write()).objective.adversarial_group is None
+    sid = load_config(write(**grouped), ["method=sid", "micro_batch=1"])  # has no such term
+    assert sid.objective.in_effect(sid) == {}
+
+
 def test_numbers_are_read_as_people_write_them(write):
     given = ["total_images=2_000_000", "learning_rate.generator=5e-5", "adam.betas=0.0,0.99"]
     config = load_config(write(), [*given, "evaluation.metrics=fid,is"])
     assert (config.total_images, config.learning_rate.generator) == (2_000_000, 5e-5)
     assert (config.adam.betas, config.evaluation.metrics) == ((0.0, 0.99), ("fid", "is"))
+
+
+def test_activations_are_set_by_network_and_resolution(write, tmp_path: Path):
+    given = {"teacher": "offload", "generator": [64, 32]}
+    config = load_config(write(activations=given), ["activations.fake_score=64"])
+    assert config.activations == {"teacher": "offload", "generator": (64, 32), "fake_score": (64,)}
+    assert load_config(write(), ["activations.teacher=64,32"]).activations == {"teacher": (64, 32)}
+    assert load_config(write()).activations_of(["a", "b"]) == {"a": "keep", "b": "keep"}
+    (tmp_path / "again.yaml").write_text(to_yaml(config))
+    assert load_config(tmp_path / "again.yaml") == config
 
 
 def test_each_method_has_settings_of_its_own(write, monkeypatch: pytest.MonkeyPatch):

@@ -26,7 +26,8 @@ from sid_scale.demo.train_teacher import (
 )
 from sid_scale.diffusion.heun import denoiser, heun_sample
 from sid_scale.evaluate.metrics.distances import FeatureStatistics, frechet_distance
-from sid_scale.networks.folder import load_network
+from sid_scale.networks.folder import load_network, save_network
+from tests.ranks import run_ranks
 
 ASSETS = Path(sid_scale.demo.__path__[0]) / "assets"
 
@@ -144,13 +145,17 @@ def test_training_is_a_function_of_its_seeds(digits, tmp_path):
         vae = train_vae(images, VAERecipe(iterations=2, batch=4, seed=seed), silent)
         vae.save_pretrained(tmp_path / "vae")
         codec, stored = fit_codec(tmp_path / "vae", images)
-        network = train_teacher(codec, stored, labels, recipe, silent)
-        return torch.cat([p.flatten() for p in network.parameters()])
+        run_ranks(1, _train_teacher, tmp_path, codec, stored, labels, recipe)
+        return torch.cat([w.flatten() for w in load_network(tmp_path / "teacher").state.values()])
 
     first, again, other = weights(0), weights(0), weights(1)
     assert first.isfinite().all()
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def _train_teacher(rank: int, folder: Path, *given) -> None:
+    save_network(folder / "teacher", train_teacher(*given, silent))
 
 
 def test_learning_rate_rises_then_falls_with_the_inverse_root():

@@ -19,17 +19,16 @@ from sid_scale.codecs import open_codec
 from sid_scale.config.run import ConfigError, RunConfig, load_config
 from sid_scale.demo.prepare import TEACHER, write_digit_shards
 from sid_scale.distill.loop import train
-from sid_scale.networks.folder import NetworkFolder, load_network, save_network
+from sid_scale.networks.folder import load_network, save_network
 from sid_scale.ranks import joined_ranks
 from sid_scale.zero.saved import TrainingStateError
 from tests.conftest import ROOT, flip_last_bit
 from tests.ranks import PRELOADED, free_port, joined, run_ranks
 from tests.tiny import (
-    ARCHITECTURE,
     config,
     prepare,
     settings,
-    tiny_network,
+    tiny_folder,
     write_data,
     write_deepspeed_json,
 )
@@ -329,8 +328,7 @@ def set_version(manifest: Path) -> None:
 
 @pytest.mark.faults
 def test_another_run_is_refused_with_what_differs(run: Path):
-    bigger = NetworkFolder(ARCHITECTURE, tiny_network(7).state_dict())
-    save_network(run / "other", bigger)
+    save_network(run / "other", tiny_folder(7))
     write_data(run / "more", samples=48)
     status, output = go_on(run, teacher=run / "other", data=run / "more", method="sid", steps=2)
     assert status == 1
@@ -347,6 +345,31 @@ def test_what_may_change_is_told_and_taken(run: Path):
     assert status == 0, output
     assert "changed since the checkpoint: learning_rate.generator: " in output
     assert records(run / "run")[-1]["learning_rate/generator"] == 1e-5
+
+
+def test_a_larger_micro_batch_goes_on_when_the_adversarial_groups_stay(run: Path):
+    """The checkpoint's micro-batch of 4 was the group."""
+    checkpoint = run / "run" / "checkpoints" / "000000000032"
+    place = {"resume": checkpoint, "total_images": 48}
+    as_before, larger = (run / name for name in ("as_before", "larger"))
+    status, output = go_on(run, run_dir=as_before, **place)
+    assert status == 0, output
+    groups = {"micro_batch": 8, "objective.adversarial_group": 4}
+    status, output = go_on(run, run_dir=larger, **place, **groups)
+    assert status == 0, output
+    assert "changed since the checkpoint: micro_batch: 4 -> 8" in output
+    for ours, theirs in zip(losses(larger), losses(as_before), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("group", ["null", "2"])
+def test_other_adversarial_groups_are_another_run(run: Path, group: str):
+    changed = {"micro_batch": 8, "objective.adversarial_group": group}
+    status, output = go_on(run, total_images=40, **changed)
+    assert status == 1
+    assert f"\n    in_effect.adversarial_group: 4 -> {'2' if group == '2' else '8'}\n" in output
+    assert "Traceback" not in output
 
 
 @pytest.mark.faults

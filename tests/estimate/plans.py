@@ -27,6 +27,7 @@ def plan(
         "teacher": teacher or write_teacher(folder / "teacher"),
         "deepspeed": path,
         "micro_batch": 2,
+        "objective__adversarial_group": "null",
         **settings,
     }
     overrides = [f"{key.replace('__', '.')}={value}" for key, value in given.items()]

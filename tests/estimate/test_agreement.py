@@ -55,13 +55,13 @@ def _held(run: Run, stage: int) -> dict[str, int]:
     for network in run.networks.values():
 
         def step(network=network, original=network.step):
-            gradients.append(_gradients([network.engine] if stage < 3 else engines, stage))
+            gradients.append(_gradients(engines, stage))
             return original()
 
         network.step = step
     _iterate(run)
     parameters = [p for e in engines for p in e.module.parameters()]
-    flats = [f.flat for e in engines for f in local_fragments(e)] if stage else []
+    flats = [f.flat for e in engines for f in local_fragments(e)]
     moments = [
         t
         for e in engines
@@ -84,6 +84,7 @@ def _gradients(engines: list[DeepSpeedEngine], stage: int) -> int:
     if stage == 3:
         return nbytes([engine.optimizer.grad_partitions_flat_buffer for engine in engines])
     found = [p.grad for engine in engines for p in engine.module.parameters()]
+    found += [f.flat.grad for engine in engines for f in local_fragments(engine)]
     for engine in engines if stage else []:
         for kept in (engine.optimizer.averaged_gradients, engine.optimizer.all_grad_tensors):
             found += [t for of_group in kept.values() for t in of_group or []]

@@ -68,7 +68,8 @@ def test_a_generator_of_several_steps_is_counted_at_the_average_of_them(tmp_path
 
 def test_a_recomputed_forward_is_work_but_not_the_models(tmp_path: Path):
     keep, again = (
-        plan(tmp_path, 2, ds=BF16, teacher_activations=how).count for how in ("keep", "checkpoint")
+        plan(tmp_path, 2, ds=BF16, activations=f"{{generator: {how}, teacher: {how}}}").count
+        for how in ("keep", "checkpoint")
     )
     assert again.total.flop > 1.02 * keep.total.flop
     assert again.model_flop == pytest.approx(keep.model_flop, rel=0.01)

@@ -13,12 +13,12 @@ from sid_scale.evaluate.features import MetricError, latent_features
 from sid_scale.evaluate.samplers import classes_of
 from sid_scale.generators.folder import GeneratorError
 from sid_scale.networks.edm2.network import EDM2
-from sid_scale.networks.folder import NetworkFolder, load_network, save_network
+from sid_scale.networks.folder import load_network, save_network
 from tests.evaluate.evaluations import read, work
 from tests.evaluate.test_training import write_real
 from tests.generators.tiny import tiny_generator
 from tests.ranks import run_ranks
-from tests.tiny import ARCHITECTURE, tiny_network, write_teacher
+from tests.tiny import ARCHITECTURE, tiny_folder, tiny_network, write_teacher
 
 pytestmark = pytest.mark.distributed
 
@@ -27,13 +27,7 @@ LABELS = ARCHITECTURE.label_dim
 
 
 def write_unconditional(folder: Path) -> Path:
-    torch.manual_seed(3)
-    network = EDM2(dataclasses.replace(ARCHITECTURE, label_dim=0))
-    with torch.no_grad():
-        for name, p in network.named_parameters():
-            if name.endswith("_gain"):
-                p.fill_(0.5)
-    save_network(folder, NetworkFolder(network.architecture, network.state_dict()))
+    save_network(folder, tiny_folder(3, dataclasses.replace(ARCHITECTURE, label_dim=0)))
     return folder
 
 
@@ -121,10 +115,8 @@ def test_generator_and_teacher_start_from_the_same_noise(place: Path, tmp_path: 
 @pytest.mark.faults
 def test_impossible_tables_are_refused(place: Path, tmp_path: Path):
     tiny_generator(tmp_path / "generator")
-    other = tiny_network()
     small = dataclasses.replace(ARCHITECTURE, img_channels=4)
-    save_network(tmp_path / "other", NetworkFolder(small, EDM2(small).state_dict()))
-    assert other.architecture != small
+    save_network(tmp_path / "other", tiny_folder(architecture=small))
     run_ranks(1, _impossible, place, tmp_path)
 
 

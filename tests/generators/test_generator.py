@@ -15,9 +15,9 @@ from sid_scale.demo.digits import RESOLUTION
 from sid_scale.demo.prepare import TEACHER
 from sid_scale.generators.folder import GeneratorError
 from sid_scale.networks.edm2.architecture import EDM2Architecture
-from sid_scale.networks.edm2.network import EDM2
 from sid_scale.networks.folder import load_network
 from tests.generators.tiny import demo_generator, edit_description, save_generator, tiny_generator
+from tests.tiny import tiny_folder
 
 CLASSES, SEEDS = [0, 1, 2, 3, 0, 1, 2], [5, 0, 7, 5, 123456789, 2, 3]
 
@@ -64,12 +64,7 @@ def test_company_does_not_change_a_bit_of_a_sample(demo, steps: int):
 
 
 def test_the_number_of_threads_does_not_change_a_bit(tmp_path: Path, threads):
-    torch.manual_seed(0)
-    network = EDM2(THREADS_MATTER)
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if name.endswith("_gain"):
-                parameter.fill_(0.7)
+    network = tiny_folder(architecture=THREADS_MATTER)
     generator = OneStepGenerator.from_pretrained(save_generator(tmp_path / "g", network))
     samples = []
     for count in (1, 2, 3):

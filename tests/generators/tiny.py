@@ -7,17 +7,14 @@ from typing import Any
 from sid_scale.codecs import open_codec
 from sid_scale.demo.prepare import TEACHER
 from sid_scale.generators.folder import adopt_vae
-from sid_scale.networks.edm2.network import EDM2
 from sid_scale.networks.folder import NetworkFolder, load_network, save_network
-from tests.tiny import tiny_network
+from tests.tiny import tiny_folder
 
 PROVENANCE = {"kind": "generator", "method": "sida", "init_sigma": 2.5, "steps": 1}
 
 
-def save_generator(folder: Path, network: EDM2 | NetworkFolder, **provenance: Any) -> Path:
+def save_generator(folder: Path, network: NetworkFolder, **provenance: Any) -> Path:
     """A generator folder from a network's weights but for its uncertainty head."""
-    if isinstance(network, EDM2):
-        network = NetworkFolder(network.architecture, network.state_dict())
     state = {k: v for k, v in network.state.items() if not k.startswith("logvar")}
     architecture = network.architecture.headless()
     save_network(
@@ -28,7 +25,7 @@ def save_generator(folder: Path, network: EDM2 | NetworkFolder, **provenance: An
 
 def tiny_generator(folder: Path, **provenance: Any) -> Path:
     """Makes 8x8 pixels of four classes, without a codec."""
-    return save_generator(folder, tiny_network(), **provenance)
+    return save_generator(folder, tiny_folder(), **provenance)
 
 
 def demo_generator(folder: Path, **provenance: Any) -> Path:

@@ -20,6 +20,7 @@ from sid_scale.methods.losses import (
 from sid_scale.methods.settings import SiDObjective
 from sid_scale.methods.sid import fake_score_loss, generator_loss
 from sid_scale.networks.checkpoint_activations import checkpoint_activations
+from sid_scale.networks.denoiser import Prediction
 from tests.vectors import Vectors, relative_error
 
 TMAX, P_MEAN, P_STD = 800.0, -0.4, 1.0
@@ -53,7 +54,7 @@ def test_published_fake_score_losses(v: Vectors):
     sigma = lognormal_sigma(v["fake_score_normal"], P_MEAN, P_STD)
     noise = sigma * v["fake_score_noise_unit"]
     denoised, logvar, (generated,) = fake_score(v["images"] + noise, sigma, classes, features=(-1,))
-    on_real = fake_score(v["real_images"] + noise, sigma, classes, features=(-1,), decode=False)
+    on_real = fake_score(v["real_images"] + noise, sigma, classes, features=(-1,), decoded=0)
     weight = denoising_weight(sigma, v.config.sigma_data)
     denoising = denoising_loss(denoised, v["images"], weight, logvar)
     logits = channel_mean(generated), channel_mean(on_real.features[0])
@@ -66,7 +67,7 @@ def test_published_fake_score_losses(v: Vectors):
 def test_published_few_step_generator(reference_dir: Path):
     two_steps = reference_dir / "sida_two_steps_1rank.npz"
     few = Vectors(reference_dir / "few_step.npz", config_from=two_steps)
-    generator = Vectors(two_steps).network("final.gen.", uncertainty=False)
+    generator = Vectors(two_steps).folder("final.gen.", uncertainty=False).build()
     output = generate(
         generator,
         few["z_unit"],
@@ -162,6 +163,65 @@ def test_recomputing_the_teachers_activations_changes_no_gradient(v: Vectors, ho
     checkpoint_activations(recomputed, how)
     # The order in which gradients are added up differs, nothing else.
     torch.testing.assert_close(gradient(kept), gradient(recomputed), rtol=1e-4, atol=1e-5)
+
+
+class Plain(torch.nn.Module):
+    """A network whose logits differ much from sample to sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([0.9, 0.3, 8.0]))
+
+    def forward(self, x, sigma, condition, *, features=(), decode=True) -> Prediction:
+        keep, spread, scale = self.weight
+        logits = scale * x.mean(dim=(1, 2, 3), keepdim=True).expand(len(x), 4, 2, 2)
+        return Prediction(keep * x, spread * sigma.log(), (logits,))
+
+
+class Drawn:
+    """A micro-batch of 16; its losses and their gradients, whole or in parts."""
+
+    def __init__(self) -> None:
+        self.teacher, self.fake_score = Plain(), Plain()
+        g = torch.Generator().manual_seed(2)
+        shape = (16, 3, 8, 8)
+        self.images, self.real, self.noise = (torch.randn(shape, generator=g) for _ in range(3))
+        self.images += torch.randn(16, 1, 1, 1, generator=g)
+        self.sigma = torch.rand(16, 1, 1, 1, generator=g) + 0.2
+        self.classes = torch.arange(16) % 4
+
+    def fake_score_loss(self, samples: slice, objective: SiDObjective):
+        x, real, classes = self.images[samples], self.real[samples], self.classes[samples]
+        given = x, real, classes, self.sigma[samples], self.noise[samples], objective
+        return fake_score_loss(self.fake_score, *given, 0.5)
+
+    def generator_loss(self, samples: slice, objective: SiDObjective):
+        self.images.requires_grad_(True)
+        given = self.images[samples], self.classes[samples]
+        drawn = self.sigma[samples], self.noise[samples], objective
+        return generator_loss(self.teacher, self.fake_score, *given, *drawn, adversarial=True)
+
+    def mean(self, loss: str, size: int, group: int | None) -> dict[str, torch.Tensor]:
+        """The mean over micro-batches of `size`, with the gradients of what is trained."""
+        objective = dataclasses.replace(OBJECTIVE, adversarial_group=group)
+        parts = [slice(first, first + size) for first in range(0, 16, size)]
+        losses = [getattr(self, loss)(part, objective) for part in parts]
+        total = sum(part.total for part in losses) / len(parts)
+        learns = self.images if loss == "generator_loss" else self.fake_score.weight
+        (gradient,) = torch.autograd.grad(total, learns)
+        terms = {k: sum(part.terms[k] for part in losses) / len(parts) for k in losses[0].terms}
+        return {"total": total.detach(), "gradient": gradient, **terms}
+
+
+@pytest.mark.parametrize("loss", ["fake_score_loss", "generator_loss"])
+def test_groups_within_a_micro_batch_are_micro_batches_of_their_own(loss: str):
+    drawn = Drawn()
+    expected = drawn.mean(loss, 2, None)
+    for size in (16, 8, 2):
+        torch.testing.assert_close(drawn.mean(loss, size, 2), expected, rtol=1e-4, atol=1e-4)
+    whole = drawn.mean(loss, 16, None)
+    assert relative_error(whole["gradient"], expected["gradient"]) > 0.01  # it is another loss
+    torch.testing.assert_close(drawn.mean(loss, 16, 16), whole, rtol=1e-4, atol=1e-4)
 
 
 def test_normalizer_has_a_floor_and_no_gradient():

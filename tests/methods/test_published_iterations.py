@@ -1,9 +1,12 @@
-"""Two whole SiDA iterations of the published code, recorded draw by draw, are reproduced."""
+"""Two whole SiDA iterations of the published code, recorded draw by draw, are reproduced.
+
+A rank takes the micro-batches of one or more recorded ranks, put together into one.
+"""
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -31,40 +34,74 @@ WEIGHT_TOLERANCE = 1e-4  # relative, after row normalisation
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_two_iterations_at_every_stage(ranks: int, reference_dir: Path, tmp_path: Path):
     name = f"sida_two_steps_{ranks}rank{'s' if ranks > 1 else ''}.npz"
-    run_ranks(ranks, _every_stage, reference_dir / name, tmp_path)
+    run_ranks(ranks, _every_stage, reference_dir / name, tmp_path, 1)
 
 
-def _every_stage(rank: int, file: Path, folder: Path) -> None:
+def test_a_larger_micro_batch_in_groups_of_the_published_size(reference_dir: Path, tmp_path: Path):
+    """One rank takes what two ranks took, at once."""
+    run_ranks(1, _every_stage, reference_dir / "sida_two_steps_2ranks.npz", tmp_path, 2)
+
+
+def _every_stage(rank: int, file: Path, folder: Path, together: int) -> None:
     vectors = Vectors(file)
     for stage in (0, 1, 2, 3):
         ds_json = folder / f"stage{stage}-rank{rank}.json"
         ds_json.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
-        _two_iterations(rank, vectors, ds_json)
+        _two_iterations(Recorded(vectors, rank, together), ds_json)
+
+
+@dataclass
+class Recorded:
+    """The micro-batches of `together` recorded ranks as one, in one update of one iteration."""
+
+    v: Vectors
+    rank: int  # of this process
+    together: int
+    update: str = ""
+
+    def of(self, iteration: int, role: str) -> "Recorded":
+        short = {"fake_score": "fake", "generator": "gen"}[role]  # the files' names of the roles
+        return replace(self, update=f"it{iteration}.rank%d.{short}.")
+
+    @property
+    def prefixes(self) -> list[str]:
+        first = self.rank * self.together
+        return [self.update % rank for rank in range(first, first + self.together)]
+
+    def __getitem__(self, key: str) -> Tensor:
+        return torch.cat([self.v[prefix + key] for prefix in self.prefixes])
+
+    @property
+    def classes(self) -> Tensor:
+        return torch.cat([self.v.classes(f"{prefix}labels") for prefix in self.prefixes])
+
+    def mean(self, key: str) -> Tensor:
+        """Of a recorded loss over the ranks."""
+        return torch.stack([self.v[prefix + key] for prefix in self.prefixes]).mean()
 
 
 @dataclass
 class RecordedNoise:
     """The draws of one update by name, in place of random ones."""
 
-    v: Vectors
-    prefix: str
+    recorded: Recorded
     name: str = ""
 
     def of(self, name: str) -> "RecordedNoise":
-        return RecordedNoise(self.v, self.prefix, name)
+        return RecordedNoise(self.recorded, name)
 
     def normal(self, *shape: int) -> Tensor:
         if self.name == "step_noise":
-            return torch.empty(len(self.v[f"{self.prefix}z_unit"]), *shape)
+            return torch.empty(len(self.recorded["z_unit"]), *shape)
         key = {"z": "z_unit", "noise": "noise_unit", "sigma": "sigma_normal"}[self.name]
-        return self.v[self.prefix + key]
+        return self.recorded[key]
 
     def uniform(self, *shape: int) -> Tensor:
         assert self.name == "sigma"
-        return self.v[f"{self.prefix}uniform"]
+        return self.recorded["uniform"]
 
 
-def _method(v: Vectors) -> SiDA:
+def _method(v: Vectors, together: int) -> SiDA:
     s = v.settings
     objective = SiDObjective(
         alpha=s["alpha"],
@@ -72,6 +109,7 @@ def _method(v: Vectors) -> SiDA:
         loss_scale_generator=s["loss_scale_g"],
         loss_scale_generator_gan=s["loss_scale_g_gan"],
         loss_scale_discriminator=s["loss_scale_d"],
+        adversarial_group=s["batch_per_rank"] if together > 1 else None,
         fake_score=FakeScoreSettings(
             learning_rate=s["lr"],
             forced_weight_norm=s["forced_weight_norm"]["fake_score"],
@@ -89,48 +127,55 @@ def _method(v: Vectors) -> SiDA:
     return SiDA(config, v.config)
 
 
-def _micro_batch(v: Vectors, prefix: str) -> MicroBatch:
-    noise, classes = RecordedNoise(v, prefix), v.classes(f"{prefix}labels")
+def _micro_batch(recorded: Recorded) -> MicroBatch:
+    s, classes = recorded.v.settings, recorded.classes
 
     def images(network, z: Tensor, step_noise: Tensor) -> Tensor:
-        return generate(network, z, step_noise, classes, v.settings["init_sigma"])
+        return generate(network, z, step_noise, classes, s["init_sigma"])
 
     def real() -> Tensor:
-        return v[f"{prefix}real_unit"] * v.settings["sigma_data"]
+        return recorded["real_unit"] * s["sigma_data"]
 
-    return MicroBatch(classes, v.config.sample_shape, 1, noise, real, images)
+    shape = recorded.v.config.sample_shape
+    return MicroBatch(classes, shape, 1, RecordedNoise(recorded), real, images)
 
 
-def _two_iterations(rank: int, v: Vectors, ds_json: Path) -> None:
-    s = v.settings
-    method, adam = _method(v), AdamConfig(s["lr"], tuple(s["betas"]), s["eps"])
-    settings = read_deepspeed_json(ds_json, s["batch_per_rank"], 1)
+def _two_iterations(recorded: Recorded, ds_json: Path) -> None:
+    v, s = recorded.v, recorded.v.settings
+    method, adam = _method(v, recorded.together), AdamConfig(s["lr"], tuple(s["betas"]), s["eps"])
+    settings = read_deepspeed_json(ds_json, recorded.together * s["batch_per_rank"], 1)
     trained = {}
     for role in method.roles():
-        network = v.network("teacher.", uncertainty=role.has_logvar).requires_grad_(True)
-        names = [n for n, _ in network.normalised_parameters()] if role.forced_norm else []
-        trained[role.name] = ShardedNetwork(network, settings, adam, normalised=names)
+        start = v.folder("teacher.", uncertainty=role.has_logvar)
+        network = start.build_zero(torch.float32, torch.float32, "cpu")
+        trained[role.name] = ShardedNetwork(
+            network,
+            settings,
+            adam,
+            start.state,
+            forward_scales=network.forward_scales(),
+            forced_norm=role.forced_norm,
+        )
     teacher = v.network("teacher.")
 
-    short = {"fake_score": "fake", "generator": "gen"}  # the files' names of the roles
     for iteration in range(2):
         for update in method.updates(iteration):
-            prefix = f"it{iteration}.rank{rank}.{short[update.role]}."
+            told = recorded.of(iteration, update.role)
             (other,) = (name for name in trained if name != update.role)
             network = trained[update.role]
             with trained[other].frozen() as frozen, _sid_terms() as sid_terms:
                 networks = {"teacher": teacher, update.role: network, other: frozen}
-                loss = update.loss(networks, _micro_batch(v, prefix))
+                loss = update.loss(networks, _micro_batch(told))
                 network.backward(loss.total)
             assert network.step()
             if update.role == "fake_score":
-                _close(loss.terms["loss/fake_score"], v[f"{prefix}loss"])
-                _close(loss.terms["loss/discriminator"], v[f"{prefix}loss_d"])
+                _close(loss.terms["loss/fake_score"], told.mean("loss"))
+                _close(loss.terms["loss/discriminator"], told.mean("loss_d"))
             else:
                 # A sum of large terms of both signs: its error is to be measured by those.
                 magnitude = s["loss_scale_g"] * sid_terms[0].abs().sum() / len(sid_terms[0])
-                _close(loss.terms["loss/generator_sid"], v[f"{prefix}loss_sid"], magnitude)
-                _close(loss.terms["loss/generator_gan"], v[f"{prefix}loss_gan"])
+                _close(loss.terms["loss/generator_sid"], told.mean("loss_sid"), magnitude)
+                _close(loss.terms["loss/generator_gan"], told.mean("loss_gan"))
 
     for name, prefix in (("fake_score", "final.fake."), ("generator", "final.gen.")):
         fragments = local_fragments(trained[name].engine)

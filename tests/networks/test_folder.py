@@ -10,20 +10,18 @@ from safetensors.torch import load_file
 
 from sid_scale.networks.folder import (
     CheckpointError,
-    NetworkFolder,
     load_network,
     save_network,
 )
-from tests.tiny import tiny_network
+from tests.tiny import tiny_folder
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    network = tiny_network()
     provenance = {"method": "sida", "images_seen": 5}
     save_network(
         tmp_path / "net",
-        NetworkFolder(network.architecture, network.state_dict(), {"kind": "identity"}, provenance),
+        dataclasses.replace(tiny_folder(), provenance=provenance),
     )
     return tmp_path / "net"
 

@@ -16,7 +16,7 @@ from sid_scale.networks.folder import load_network
 from tests.conftest import ROOT
 from tests.networks.edm2.published import published, settings_of, snapshot, tiny, write
 from tests.pickles.hostile import Call, dumps
-from tests.tiny import ARCHITECTURE, tiny_network
+from tests.tiny import ARCHITECTURE, tiny_folder
 
 Tool = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -56,7 +56,7 @@ def test_a_teacher_becomes_a_folder(tool: Tool, teacher: Path, tmp_path: Path):
     assert process.stdout.startswith("teachers/small: teacher of ")
     folder = load_network(tmp_path / "teachers" / "small")
     assert folder.architecture == ARCHITECTURE
-    for name, tensor in tiny_network().state_dict().items():
+    for name, tensor in tiny_folder().state.items():
         assert torch.equal(folder.state[name], tensor), name
 
 

@@ -37,12 +37,12 @@ def small_disk(tmp_path: Path):
 
 
 def state(network: ShardedNetwork, ema: ShardedEMA) -> TrainingState:
-    return TrainingState({"generator": network.engine}, {"generator": ema})
+    return TrainingState({"generator": network}, {"generator": ema})
 
 
 def trained(stage: int, folder: Path, **settings) -> tuple[ShardedNetwork, ShardedEMA]:
     network = build(stage, folder, **settings)
-    ema = ShardedEMA(network.engine)
+    ema = ShardedEMA(network)
     step(network)
     ema.update(DECAY)
     return network, ema
@@ -80,7 +80,7 @@ def _any_stage(rank: int, folder: Path) -> None:
         network, ema = trained(stage, folder)
         checkpoint = save(folder, stage, state(network, ema), async_save=stage % 2 == 0)
         again = build(other, folder)
-        again_ema = ShardedEMA(again.engine)
+        again_ema = ShardedEMA(again)
         counters = load_checkpoint(checkpoint, state(again, again_ema))
         assert counters["images"] == stage
         saved, loaded = masters(network), masters(again)
@@ -92,7 +92,7 @@ def _any_stage(rank: int, folder: Path) -> None:
 
 def _fewer_ranks(rank: int, folder: Path) -> None:
     network = build(2, folder)
-    ema = ShardedEMA(network.engine)
+    ema = ShardedEMA(network)
     checkpoint = folder / "000000000003"
     load_checkpoint(checkpoint, state(network, ema))
     (checkpoint / "generator-ema-00001-of-00002.safetensors").unlink()
@@ -129,7 +129,7 @@ def _behind(rank: int, folder: Path) -> None:
     assert last.folder == folder / "000000000016"
     assert own.finish() is None
     again = build(2, folder)
-    loaded = state(again, ShardedEMA(again.engine))
+    loaded = state(again, ShardedEMA(again))
     load_checkpoint(told.folder, loaded)
     for kind, held in loaded.share("generator").items():
         for (_, values), wanted in zip(held, before[kind], strict=True):

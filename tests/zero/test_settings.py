@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from deepspeed.utils.config import get_timers_config
 
 from sid_scale.zero.keys import KEYS, REFUSED
 from sid_scale.zero.settings import DeepSpeedConfigError, read_deepspeed_json
@@ -32,6 +33,23 @@ def test_shipped_settings(name: str):
 
 def test_every_shipped_file_is_covered():
     assert {p.stem for p in (ROOT / "ds_configs").iterdir()} == set(SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_no_timer_waits_for_the_device(name: str):
+    settings = read_deepspeed_json(name, 1, 1)
+    assert not get_timers_config(settings.config).enabled
+
+
+def test_gradients_are_summed_over_ranks_in_float32_unless_the_json_has_another_dtype(
+    tmp_path: Path,
+):
+    for given, wanted in ((None, "fp32"), ("bf16", "bf16")):
+        config = {"bf16": {"enabled": True}, "communication_data_type": given}
+        (tmp_path / "ds.json").write_text(json.dumps(config))
+        settings = read_deepspeed_json(tmp_path / "ds.json", 1, 1)
+        assert settings.config["communication_data_type"] == wanted
+    assert read_deepspeed_json("zero2", 1, 1).config["communication_data_type"] == "fp32"
 
 
 def test_stage_0_computes_in_bfloat16_on_float32_weights(tmp_path: Path):
@@ -106,6 +124,7 @@ def test_stage_0_computes_in_bfloat16_on_float32_weights(tmp_path: Path):
             {"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}},
             "offload_param needs ZeRO stage 3 or more",
         ),
+        ({"timers": {"throughput": {}}}, "sets 'timers', which has no use.*remove it"),
         ({"wandb": {"enabled": True}}, "sets 'wandb'.*remove it"),
         ({"wall_clock_breakdown": True}, "sets 'wall_clock_breakdown'.*remove it"),
         ({"flops_profiler": {"enabled": True}}, "sets 'flops_profiler'.*remove it"),

@@ -4,20 +4,23 @@ The reference is one dense network on one process that sees both ranks' data.
 """
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.func import functional_call
 
-from sid_scale.networks.edm2.layers import normalise_weights_
-from sid_scale.networks.edm2.network import EDM2
+from sid_scale.networks.denoiser import Denoiser
+from sid_scale.networks.edm2.layers import normalise_rows
+from sid_scale.networks.folder import NetworkFolder
 from sid_scale.zero.ema import ShardedEMA
 from sid_scale.zero.engines import AdamConfig, ShardedNetwork
 from sid_scale.zero.fragments import gather_parameters, local_fragments
 from sid_scale.zero.settings import read_deepspeed_json
 from tests.ranks import run_ranks
-from tests.tiny import tiny_network, write_deepspeed_json
+from tests.tiny import ARCHITECTURE, tiny_folder, write_deepspeed_json
 
 pytestmark = pytest.mark.distributed
 
@@ -33,20 +36,22 @@ def data(update: int, rank: int, count: int = 4) -> tuple[Tensor, Tensor, Tensor
     return x, torch.rand(count, generator=g) + 0.5, torch.arange(count) % 4
 
 
-def loss_of(network, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+def loss_of(network: Any, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     denoised, logvar, (deepest,) = network(*batch, features=(-1,))
     return denoised.square().mean() + deepest.mean() + logvar.mean()
 
 
-def names(network) -> list[str]:
-    return [name for name, _ in network.normalised_parameters()]
-
-
-def build(stage: int, folder: Path, accumulation: int = 1, **settings) -> ShardedNetwork:
+def build(
+    stage: int, folder: Path, accumulation: int = 1, *, forced_norm: bool = True, **settings: Any
+) -> ShardedNetwork:
     own = folder / str(dist.get_rank())
     ds = read_deepspeed_json(write_deepspeed_json(own, stage, **settings), 4, accumulation)
-    network = tiny_network()
-    return ShardedNetwork(network, ds, ADAM, normalised=names(network))
+    start = tiny_folder()
+    network = start.build_zero(torch.float32, torch.float32, "cpu")
+    scales = network.forward_scales()
+    return ShardedNetwork(
+        network, ds, ADAM, start.state, forward_scales=scales, forced_norm=forced_norm
+    )
 
 
 def masters(network: ShardedNetwork) -> dict[str, Tensor]:
@@ -60,23 +65,43 @@ def masters(network: ShardedNetwork) -> dict[str, Tensor]:
 
 
 class Dense:
-    """The same training without DeepSpeed: both ranks' batches, Adam, normalisation, average."""
+    """The same training without DeepSpeed, normalising in every forward pass: both ranks' batches,
+    Adam, clipping, forced normalisation, average."""
 
-    def __init__(self) -> None:
-        self.network = tiny_network()
-        normalise_weights_(self.network)
+    def __init__(self, *, forced_norm: bool = True, clipping: float = 0.0) -> None:
+        folder = tiny_folder()
+        self.network = folder.build()
+        self.scales = self.network.forward_scales()
+        self.forced_norm, self.clipping = forced_norm, clipping
+        named = dict(self.network.named_parameters())
+        self.weights = {name: folder.state[name].clone().requires_grad_() for name in named}
+        self.normalise()
         self.adam = torch.optim.Adam(
-            self.network.parameters(), lr=ADAM.learning_rate, betas=ADAM.betas, eps=1e-8
+            self.weights.values(), lr=ADAM.learning_rate, betas=ADAM.betas, eps=1e-8
         )
-        self.average = {k: v.clone() for k, v in self.network.named_parameters()}
+        self.average = {k: v.detach().clone() for k, v in self.weights.items()}
+
+    def __call__(self, *batch: Tensor, **options: Any) -> Any:
+        read = {
+            name: normalise_rows(w, self.scales[name]) if name in self.scales else w
+            for name, w in self.weights.items()
+        }
+        return functional_call(self.network, read, batch, options)
+
+    @torch.no_grad()
+    def normalise(self) -> None:
+        for name in self.scales if self.forced_norm else ():
+            self.weights[name].copy_(normalise_rows(self.weights[name]))
 
     def update(self, number: int) -> None:
         self.adam.zero_grad()
-        sum(loss_of(self.network, data(number, rank)) for rank in (0, 1)).div(2).backward()
+        sum(loss_of(self, data(number, rank)) for rank in (0, 1)).div(2).backward()
+        if self.clipping:
+            torch.nn.utils.clip_grad_norm_(self.weights.values(), self.clipping)
         self.adam.step()
-        normalise_weights_(self.network)
+        self.normalise()
         with torch.no_grad():
-            for name, p in self.network.named_parameters():
+            for name, p in self.weights.items():
                 self.average[name].lerp_(p, 1 - DECAY)
 
 
@@ -94,29 +119,48 @@ def _training(rank: int, folder: Path) -> None:
     dense = Dense()
     for number in range(UPDATES):
         dense.update(number)
-    averaged = EDM2(dense.network.architecture)
-    averaged.load_state_dict({**dense.network.state_dict(), **dense.average})
+    state = {**tiny_folder().state, **dense.average}
+    averaged = NetworkFolder(ARCHITECTURE, state).build()
     for stage in STAGES:
         network = build(stage, folder)
-        ema = ShardedEMA(network.engine)
+        ema = ShardedEMA(network)
         for number in range(UPDATES):
             network.backward(loss_of(network, data(number, rank)))
             assert network.step()
             ema.update(DECAY)
         state = masters(network)
-        assert_same(state, dense.network.named_parameters())
+        assert_same(state, dense.weights)
         _rows_are_normalised(network, state)
         _average_is_sharded_and_swaps_in_and_out(stage, network, ema, averaged)
 
 
+@pytest.mark.parametrize("clipping", [0.0, 0.5])
+def test_rows_may_have_any_magnitude(tmp_path: Path, clipping: float):
+    """Without forced normalisation; clipped is the gradient of the masters."""
+    run_ranks(2, _free_rows, tmp_path, clipping)
+
+
+def _free_rows(rank: int, folder: Path, clipping: float) -> None:
+    dense = Dense(forced_norm=False, clipping=clipping)
+    for number in range(UPDATES):
+        dense.update(number)
+    for stage in STAGES:
+        network = build(stage, folder, forced_norm=False, gradient_clipping=clipping)
+        for number in range(UPDATES):
+            network.backward(loss_of(network, data(number, rank)))
+            assert network.step()
+            assert network.grad_norm > 2 * clipping
+        assert_same(masters(network), dense.weights)
+
+
 def _rows_are_normalised(network: ShardedNetwork, state: dict[str, Tensor]) -> None:
-    for name, _ in network.module.normalised_parameters():
+    for name in network.module.forward_scales():
         rms = state[name].flatten(1).square().mean(dim=1).sqrt()
         torch.testing.assert_close(rms, torch.ones_like(rms), rtol=3e-4, atol=0)
 
 
 def _average_is_sharded_and_swaps_in_and_out(
-    stage: int, network: ShardedNetwork, ema: ShardedEMA, averaged: EDM2
+    stage: int, network: ShardedNetwork, ema: ShardedEMA, averaged: Denoiser
 ) -> None:
     total = sum(p.numel() for p in averaged.parameters())
     held = torch.tensor(sum(v.numel() for v in ema.values))
@@ -152,6 +196,22 @@ def _accumulation(rank: int, folder: Path) -> None:
             assert parts.step()
         assert parts.grad_norm == pytest.approx(whole.grad_norm, rel=1e-4)
         assert_same(masters(parts), masters(whole), tolerance=1e-4)
+
+
+def test_gradients_of_ranks_are_summed_in_float32(tmp_path: Path):
+    run_ranks(2, _summing, tmp_path)
+
+
+def _summing(rank: int, folder: Path) -> None:
+    """Of 1 and 2^-9 bfloat16 has no sum."""
+    gradient = 1.0 if rank == 0 else 2.0**-9
+    for stage in (2, 3):
+        half = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+        ds = read_deepspeed_json(write_deepspeed_json(folder / str(rank), stage, **half), 1, 1)
+        network = ShardedNetwork(torch.nn.Linear(1, 1, bias=False), ds, ADAM)
+        network.backward((network(torch.ones(1, 1).bfloat16()) * gradient).float().sum())
+        assert network.step()
+        assert network.grad_norm == pytest.approx((1 + 2.0**-9) / 2, rel=1e-6)
 
 
 @pytest.mark.faults

@@ -5,12 +5,13 @@ Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Model
 names are those of EDM2's own state dict; the scalar gains are held as shape [1], because
 DeepSpeed cannot broadcast a parameter of shape [] (`folder.py` translates).
 
-Weights may be stored in any dtype; they are always normalised in float32. The body of the
-U-Net runs in `compute_dtype`, preconditioning and the uncertainty head in float32.
+A module's weights are as the forward pass reads them (layers.py); `forward_scales` says how they
+are made of those in files. They may be stored in any dtype. The body of the U-Net runs in
+`compute_dtype`; preconditioning, the embedding and the uncertainty head run in float32.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -20,17 +21,21 @@ from torch import Tensor, nn
 from sid_scale.networks.denoiser import Denoiser, Prediction
 from sid_scale.networks.edm2.architecture import EDM2Architecture
 from sid_scale.networks.edm2.layers import (
+    SILU_MAGNITUDE,
     MPConv,
     MPFourier,
     mp_cat,
-    mp_silu,
-    mp_sum,
-    normalised_parameters,
+    normalise_rows,
+    sum_factors,
     unit_magnitude,
 )
 
 RESIDUAL_BALANCE = 0.3
 LABEL_BALANCE = 0.5
+# Factors of the path so far and of the branch, wherever a block adds the two.
+PATH, BRANCH = sum_factors(RESIDUAL_BALANCE)
+NOISE, LABEL = sum_factors(LABEL_BALANCE)  # of the two parts of the embedding
+AFTER_SILU = 1 / SILU_MAGNITUDE  # of a layer that reads silu(x): makes it unit variance (Eq. 81)
 CLIP_ACTIVATION = 256.0
 
 
@@ -71,33 +76,34 @@ class Block(nn.Module):
         self.heads = out_channels // config.channels_per_head if attention else 0
         self.emb_gain = nn.Parameter(torch.zeros(1))
         inner = out_channels if encoder else in_channels
-        self.conv_res0 = MPConv(inner, out_channels, (3, 3))
-        self.emb_linear = MPConv(embedding, out_channels, ())
-        self.conv_res1 = MPConv(out_channels, out_channels, (3, 3))
-        if in_channels != out_channels:
+        self.conv_res0 = MPConv(inner, out_channels, (3, 3), AFTER_SILU)
+        self.emb_linear = MPConv(embedding, out_channels, (), AFTER_SILU)
+        self.conv_res1 = MPConv(out_channels, out_channels, (3, 3), AFTER_SILU * BRANCH)
+        self.path_factor = PATH  # unless the layer before the sum has it
+        if in_channels != out_channels and encoder:
             self.conv_skip = MPConv(in_channels, out_channels, (1, 1))
+        elif in_channels != out_channels:
+            self.conv_skip = MPConv(in_channels, out_channels, (1, 1), PATH)
+            self.path_factor = 1.0
         if self.heads:
             self.attn_qkv = MPConv(out_channels, 3 * out_channels, (1, 1))
-            self.attn_proj = MPConv(out_channels, out_channels, (1, 1))
+            self.attn_proj = MPConv(out_channels, out_channels, (1, 1), BRANCH)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         if self.resample is not None:
             x = self.resample(x)
+        path = self.conv_skip(x) if hasattr(self, "conv_skip") else x
         if self.encoder:
-            x = unit_magnitude(self._skip(x), dim=1)
-        residual = self._residual(x, emb)
-        x = mp_sum(x if self.encoder else self._skip(x), residual, RESIDUAL_BALANCE)
+            x = path = unit_magnitude(path, dim=1)
+        x = torch.add(self._residual(x, emb), path, alpha=self.path_factor)
         if self.heads:
-            x = mp_sum(x, self._attention(x), RESIDUAL_BALANCE)
-        return x.clip(-CLIP_ACTIVATION, CLIP_ACTIVATION)
-
-    def _skip(self, x: Tensor) -> Tensor:
-        return self.conv_skip(x) if hasattr(self, "conv_skip") else x
+            x = torch.add(self._attention(x), x, alpha=PATH)
+        return F.hardtanh(x, -CLIP_ACTIVATION, CLIP_ACTIVATION)
 
     def _residual(self, x: Tensor, emb: Tensor) -> Tensor:
-        y = self.conv_res0(mp_silu(x))
-        scale = self.emb_linear(emb, gain=self.emb_gain.float()) + 1
-        y = mp_silu(y * scale[:, :, None, None].to(y.dtype))
+        y = self.conv_res0(F.silu(x))
+        scale = self.emb_linear(emb) * self.emb_gain.to(emb.dtype) + 1
+        y = F.silu(y * scale[:, :, None, None])
         if self.dropout:
             y = F.dropout(y, self.dropout, self.training)
         return self.conv_res1(y)
@@ -108,9 +114,11 @@ class Block(nn.Module):
         qkv = rearrange(
             self.attn_qkv(x), "n (h c three) y x -> three n h (y x) c", h=self.heads, three=3
         )
-        q, k, v = unit_magnitude(qkv, dim=-1)
+        # Fused kernels want the channels of a head side by side.
+        q, k, v = unit_magnitude(qkv.contiguous(), dim=-1)
         y = F.scaled_dot_product_attention(q, k, v)
-        return self.attn_proj(rearrange(y, "n h (y x) c -> n (h c) y x", y=height, x=width))
+        y = rearrange(y, "n h (y x) c -> n y x (h c)", y=height, x=width)
+        return self.attn_proj(y.permute(0, 3, 1, 2))  # (N, C, H, W), channels last in memory
 
 
 # --- the U-Net ----------------------------------------------------------------------------
@@ -126,8 +134,12 @@ class UNet(nn.Module):
         embedding = max(levels)
         self.out_gain = nn.Parameter(torch.zeros(1))
         self.emb_fourier = MPFourier(levels[0])
-        self.emb_noise = MPConv(levels[0], embedding, ())
-        self.emb_label = MPConv(config.label_dim, embedding, ()) if config.label_dim else None
+        if config.label_dim:
+            self.emb_noise = MPConv(levels[0], embedding, (), NOISE)
+            label = LABEL * math.sqrt(config.label_dim)  # one-hot classes have this little variance
+            self.emb_label = MPConv(config.label_dim, embedding, (), label)
+        else:
+            self.emb_noise = MPConv(levels[0], embedding, ())
 
         def block(name, c_in, c_out, *, attention=False, encoder=False, resample=None):
             (self.enc if encoder else self.dec)[name] = Block(
@@ -166,28 +178,31 @@ class UNet(nn.Module):
         self.out_conv = MPConv(c, config.img_channels, (3, 3))
 
     def forward(
-        self, x: Tensor, c_noise: Tensor, condition: Tensor | None, decode: bool
+        self, x: Tensor, c_noise: Tensor, condition: Tensor | None, decoded: int | None
     ) -> tuple[Tensor | None, list[Tensor]]:
-        """-> the raw output (N, C, H, W), or None, and the outputs of all encoder blocks."""
-        emb = self.embed(c_noise, condition)
+        """-> the raw output (N, C, H, W) of the first `decoded` samples (None: of all), float32,
+        or None for none, and the outputs of all encoder blocks."""
+        emb = self.embed(c_noise, condition).to(x.dtype)
         skips = self.encode(x, emb)
-        return self.decode(skips, emb) if decode else None, skips
+        if decoded == 0:
+            return None, skips
+        return self.decode([skip[:decoded] for skip in skips], emb[:decoded]), skips
 
     def embed(self, c_noise: Tensor, condition: Tensor | None) -> Tensor:
-        """Noise level (N,) and classes (N,) -> embedding (N, E), float32; no class: all zeros."""
+        """Noise level (N,) and classes (N,) -> embedding (N, E), float32; no class: all zeros.
+
+        Layers that read it make it unit variance.
+        """
         emb = self.emb_noise(self.emb_fourier(c_noise))
-        if self.emb_label is not None:
-            if condition is None:
-                one_hot = emb.new_zeros(len(emb), self.label_dim)
-            else:
-                one_hot = F.one_hot(condition, self.label_dim).float()
-            labels = self.emb_label(one_hot * math.sqrt(self.label_dim))
-            emb = mp_sum(emb, labels, LABEL_BALANCE)
-        return mp_silu(emb)
+        if self.label_dim and condition is not None:
+            emb = emb + self.emb_label(F.one_hot(condition, self.label_dim).float())
+        return F.silu(emb)
 
     def encode(self, x: Tensor, emb: Tensor) -> list[Tensor]:
-        """Activations of every encoder block, the deepest last."""
+        """Activations of every encoder block, the deepest last; channels are last in memory,
+        as convolutions of a GPU's half precision want them."""
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+        x = x.contiguous(memory_format=torch.channels_last)
         skips = []
         for name, layer in self.enc.items():
             x = layer(x) if name.endswith("_conv") else layer(x, emb)
@@ -201,7 +216,7 @@ class UNet(nn.Module):
             if "_block" in name:
                 x = mp_cat(x, skips.pop())
             x = layer(x, emb)
-        return self.out_conv(x, gain=self.out_gain.float())
+        return self.out_conv(x).float() * self.out_gain.float()
 
 
 class EDM2(Denoiser):
@@ -223,7 +238,7 @@ class EDM2(Denoiser):
         condition: Tensor | None = None,
         *,
         features: tuple[int, ...] = (),
-        decode: bool = True,
+        decoded: int | None = None,
     ) -> Prediction:
         """Denoises `x`; see `Denoiser`."""
         x = x.float()
@@ -233,35 +248,40 @@ class EDM2(Denoiser):
         sigma_data = self.architecture.sigma_data
         c_in = 1 / (s**2 + sigma_data**2).sqrt()
 
-        scaled = (c_in * x).to(self.compute_dtype)
-        raw, encoded = self.unet(scaled, c_noise, condition, decode)
+        raw, encoded = self.unet((c_in * x).to(self.compute_dtype), c_noise, condition, decoded)
         denoised = None
         if raw is not None:
             c_skip = sigma_data**2 / (s**2 + sigma_data**2)
             c_out = s * sigma_data * c_in
-            denoised = c_skip * x + c_out * raw.float()
+            denoised = (c_skip * x)[:decoded] + c_out[:decoded] * raw
         wanted = tuple(encoded[i] for i in features)
         return Prediction(denoised, self._logvar(c_noise), wanted)
 
-    def normalised_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Every `MPConv` weight."""
-        return normalised_parameters(self)
+    def forward_scales(self) -> dict[str, float]:
+        """Of every `MPConv`."""
+        modules = self.named_modules()
+        return {f"{name}.weight": m.scale for name, m in modules if isinstance(m, MPConv)}
 
-    def checkpointable(self) -> Iterator[tuple[nn.Module, str]]:
-        """Every residual block."""
+    def checkpointable(self) -> Iterator[tuple[nn.Module, int]]:
+        """Every residual block and the resolution in its name."""
         for part in (self.unet.enc, self.unet.dec):
             for name, block in part.items():
                 if isinstance(block, Block):
-                    yield part, name
+                    yield block, int(name.partition("x")[0])
 
-    @torch.no_grad()
-    def store_weights_in(self, dtype: torch.dtype) -> None:
-        """Stores every `MPConv` weight in `dtype`.
+    def load_weights(self, state: Mapping[str, Tensor], device: torch.device | str) -> None:
+        """Weights in the compute dtype, gains and Fourier frequencies in float32.
 
-        Gains stay as they are: rounding a weight is noise, rounding a gain scales the output.
+        Rounding a weight is noise, rounding a gain scales the output.
         """
-        for _, weight in self.normalised_parameters():
-            weight.data = weight.to(dtype)
+        scales = self.forward_scales()
+        taken = {}
+        for name, tensor in state.items():
+            if name in scales:
+                taken[name] = normalise_rows(tensor, scales[name]).to(device, self.compute_dtype)
+            else:
+                taken[name] = tensor.to(device, torch.float32, copy=True)
+        self.load_state_dict(taken, assign=True)
 
     def _logvar(self, c_noise: Tensor) -> Tensor | None:
         if not self.architecture.logvar_channels:

@@ -23,7 +23,7 @@ from sid_scale.networks.edm2.network import EDM2
 from sid_scale.networks.edm2.published import PublishedNetwork, read_edm2
 from sid_scale.networks.folder import CheckpointError
 from sid_scale.pickles.reader import PickleError
-from tests.tiny import ARCHITECTURE, tiny_network
+from tests.tiny import ARCHITECTURE, tiny_folder
 
 SOURCE = "import torch\n" * 100  # of a class's module; longer than what is kept in memory
 
@@ -165,7 +165,7 @@ def write(path: Path, contents: Any, protocol: int = 4) -> Path:
 
 # --- a small one, and back ------------------------------------------------------------------
 
-STATE = tiny_network().state_dict()
+STATE = tiny_folder().state
 
 
 def tiny(

@@ -4,18 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend
 
 from sid_scale.networks.denoiser import Prediction
-from sid_scale.networks.edm2.layers import (
-    mp_cat,
-    mp_silu,
-    mp_sum,
-    normalise_weights_,
-    normalised_parameters,
-)
+from sid_scale.networks.edm2.layers import EPSILON, MPConv, mp_cat, sum_factors, unit_magnitude
 from sid_scale.networks.edm2.network import EDM2
 from sid_scale.networks.edm2.sizes import SIZES, imagenet512
-from tests.tiny import tiny_network
+from tests.tiny import tiny_folder, tiny_network
 from tests.vectors import Vectors, relative_error
 
 
@@ -52,7 +48,7 @@ def test_encoder_alone_gives_the_same_map_and_runs_no_decoder(vectors, inputs):
     decoder_runs = []
     for block in network.unet.dec.values():
         block.register_forward_hook(lambda *_: decoder_runs.append(1))
-    prediction = network(*inputs, features=(-1,), decode=False)
+    prediction = network(*inputs, features=(-1,), decoded=0)
     assert prediction.denoised is None
     assert not decoder_runs
     assert relative_error(encoder_mean(prediction), vectors["encoder_mean"]) < 1e-5
@@ -61,12 +57,9 @@ def test_encoder_alone_gives_the_same_map_and_runs_no_decoder(vectors, inputs):
 
 @pytest.mark.reference
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 4e-2), (torch.float16, 5e-3)])
-@pytest.mark.parametrize("cast_weights", [False, True])
-def test_half_precision_stays_near_float32(vectors, inputs, dtype, tolerance, cast_weights):
-    network = vectors.network("param.")
-    network.compute_dtype = dtype
-    if cast_weights:
-        network.to(dtype)
+def test_half_precision_stays_near_float32(vectors, inputs, dtype, tolerance):
+    network = vectors.network("param.", dtype)
+    assert network.unet.out_conv.weight.dtype == dtype
     prediction = network(*inputs)
     assert prediction.denoised.dtype == torch.float32
     assert prediction.logvar.dtype == torch.float32
@@ -96,22 +89,56 @@ def test_unknown_size_names_the_known_ones():
 def test_pieces_preserve_magnitude():
     torch.manual_seed(0)
     a, b = torch.randn(8, 64, 16, 16), torch.randn(8, 32, 16, 16)
-    assert mp_silu(a).square().mean().sqrt() == pytest.approx(1, abs=0.01)
     assert mp_cat(a, b).square().mean().sqrt() == pytest.approx(1, abs=0.01)
-    assert mp_sum(a, torch.randn_like(a), 0.3).std() == pytest.approx(1, abs=0.01)
+    path, branch = sum_factors(0.3)
+    assert (path * a + branch * torch.randn_like(a)).std() == pytest.approx(1, abs=0.01)
+
+
+def test_the_pixel_norm_and_its_gradient():
+    torch.manual_seed(0)
+    x, grad = torch.randn(2, 5, 3), torch.randn(2, 5, 3)
+    x[0, :, 0] = 0  # a pixel without magnitude
+    x[1, :, 0] *= 1e-3
+    ours, plain = x.clone().requires_grad_(), x.clone().requires_grad_()
+    y = unit_magnitude(ours, dim=1)
+    expected = plain / (EPSILON + (plain.square().mean(1, keepdim=True) + 1e-30).sqrt())
+    torch.testing.assert_close(y, expected)
+    y.backward(grad)
+    expected.backward(grad)
+    torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_output_ignores_the_magnitude_of_weights():
     """What makes forced normalisation a matter of the optimizer alone."""
     torch.manual_seed(0)
-    network = tiny_network().eval()
+    folder = tiny_folder()
     x, sigma = torch.randn(2, 3, 8, 8), torch.tensor([0.5, 5.0])
-    before = network(x, sigma).denoised
-    with torch.no_grad():
-        for _, weight in normalised_parameters(network):
-            weight.mul_(3.0)
-    scaled = network(x, sigma).denoised
-    normalise_weights_(network)
-    normalised = network(x, sigma).denoised
-    torch.testing.assert_close(scaled, before, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(normalised, before, rtol=1e-3, atol=1e-3)
+    before = folder.build()(x, sigma).denoised
+    for name in folder.build().forward_scales():
+        folder.state[name] *= 3.0
+    torch.testing.assert_close(folder.build()(x, sigma).denoised, before, rtol=1e-3, atol=1e-3)
+
+
+def test_attention_is_fused(monkeypatch):
+    """Fused kernels want the last dimension contiguous."""
+    chosen = []
+    attend = F.scaled_dot_product_attention
+
+    def watched(q, k, v):
+        chosen.append(SDPBackend(torch._fused_sdp_choice(q, k, v)))
+        return attend(q, k, v)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    tiny_network()(torch.randn(2, 3, 8, 8), torch.tensor(1.0))
+    assert len(chosen) == 4
+    assert set(chosen) == {SDPBackend.FLASH_ATTENTION}
+
+
+def test_channels_stay_last_in_memory_through_the_network():
+    network, layouts = tiny_network(), []
+    for module in network.modules():
+        if isinstance(module, MPConv) and module.weight.ndim == 4:
+            module.register_forward_pre_hook(lambda _, inputs: layouts.append(inputs[0]))
+    network(torch.randn(2, 3, 8, 8), torch.tensor(1.0))
+    assert len(layouts) > 20
+    assert all(x.is_contiguous(memory_format=torch.channels_last) for x in layouts)

@@ -55,7 +55,7 @@ def test_an_imported_teacher_computes_the_published_numbers(reference_dir, tmp_p
     source = write(tmp_path / "teacher.pkl", snapshot(network), protocol)
     import_edm2(source, tmp_path / "teacher")
 
-    teacher = load_network(tmp_path / "teacher").build().requires_grad_(False)
+    teacher = load_network(tmp_path / "teacher").build()
     inputs = vectors["x"], vectors["sigma"], vectors.classes("class_labels")
     prediction = teacher(*inputs, features=(-1,))
     assert relative_error(prediction.denoised, vectors["denoised"]) < 1e-5
@@ -79,7 +79,7 @@ def test_an_imported_generator_computes_the_published_numbers(
     network = published(vectors.config, state, class_name, **vectors.settings)
     import_edm2(write(tmp_path / "g.pkl", {"ema": network}, protocol), tmp_path / "generator")
 
-    generator = load_network(tmp_path / "generator").build().requires_grad_(False)
+    generator = load_network(tmp_path / "generator").build()
     prediction = generator(vectors["x"], vectors["sigma"], vectors.classes("class_labels"))
     assert relative_error(prediction.denoised, vectors["denoised"]) < 1e-5
     assert prediction.logvar is None
@@ -91,7 +91,7 @@ def test_float16_weights_of_the_vectors_stay_near_the_published_numbers(referenc
     halves = {name: tensor.half() for name, tensor in vectors.state("param.").items()}
     network = published(vectors.config, halves, **vectors.settings)
     import_edm2(write(tmp_path / "teacher.pkl", snapshot(network)), tmp_path / "teacher")
-    teacher = load_network(tmp_path / "teacher").build().requires_grad_(False)
+    teacher = load_network(tmp_path / "teacher").build()
     denoised = teacher(vectors["x"], vectors["sigma"], vectors.classes("class_labels")).denoised
     assert relative_error(denoised, vectors["denoised"]) < 5e-3
 
