@@ -183,8 +183,8 @@ def buffer_bytes(sharding: Sharding) -> float:
     """Bytes of DeepSpeed's buffers on one GPU during a backward pass: an estimate from above.
 
     Stages 1 and 2: one bucket that gradients are collected in, two if communication overlaps, and
-    flat copies that are reduced. Stage 3: a bucket of each engine, what is reduced, and as much of
-    each network as may be gathered at once.
+    flat copies that are reduced. Stage 3: a bucket of each engine, what is reduced, and gathered
+    weights.
     """
     s = sharding
     if not s.stage:
@@ -197,9 +197,14 @@ def buffer_bytes(sharding: Sharding) -> float:
     if s.stage < 3:
         buckets = 1 + s.overlaps_communication
         return float(buckets * bucket * s.weight_bytes + reduced)
-    live = s.zero("stage3_max_live_parameters", LIVE)
-    gathered = sum(min(live, n) for n in s.parameters.values()) * s.weight_bytes
-    return float(len(s.parameters) * bucket * s.weight_bytes + reduced + gathered)
+    return len(s.parameters) * bucket * s.weight_bytes + reduced + gathered_bytes(s)
+
+
+def gathered_bytes(sharding: Sharding) -> float:
+    """Bytes of weights that stage 3 has gathered at most: what may be live of each network."""
+    live = sharding.zero("stage3_max_live_parameters", LIVE)
+    elements = sum(min(live, n) for n in sharding.parameters.values())
+    return float(elements * sharding.weight_bytes) if sharding.stage == 3 else 0.0
 
 
 def step_bytes(sharding: Sharding) -> float:
