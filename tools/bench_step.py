@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 from own_step import OwnStep
-from plain_step import PlainStep
+from plain_step import PlainStep, iteration_flop
 from safetensors.torch import load_file
 from step_measures import (
     PeakPrivateMemory,
@@ -44,8 +44,6 @@ from step_setup import SMALL, prepare
 from sid_scale.config.run import RunConfig, load_config
 from sid_scale.dtypes import COMPUTE, torch_dtype
 from sid_scale.errors import SidScaleError
-from sid_scale.estimate.flops import flop_per_image
-from sid_scale.methods import build_method
 from sid_scale.networks import parameter_count
 from sid_scale.networks.edm2.sizes import SIZES
 from sid_scale.networks.folder import WEIGHTS, read_description
@@ -89,7 +87,11 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=COMPUTE, help="instead of float32, or the config's")
     parser.add_argument("--plain-dtype", choices=COMPUTE, default="float32", help="of the other")
     parser.add_argument("--stage", type=int, choices=range(4), help="of ZeRO; 2, or the config's")
-    parser.add_argument("--activations", choices=["keep", "checkpoint", "offload"])
+    parser.add_argument(
+        "--activations",
+        choices=["keep", "checkpoint", "offload"],
+        help="of all three networks; keep, or the config's",
+    )
     parser.add_argument("--compile", action="store_true", help="compile the blocks")
     parser.add_argument("--which", choices=[*IMPLEMENTATIONS, "both"], default="both")
     parser.add_argument("--rounds", type=int, default=5)
@@ -132,7 +134,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     with joined_ranks() as ranks:
         timed = in_turns(names, config, ranks, options)
     architecture = read_description(config.teacher).architecture
-    flop = config.batch_size * flop_per_image(build_method(config, architecture), architecture)
+    flop = iteration_flop(config, asdict(architecture))
     figures = {
         "what": options.config or options.size,
         "parameters": parameter_count(architecture),

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from plain_edm2 import PlainEDM2, force_unit_weights
 from step_clock import StepClock
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 
 class Draws(NamedTuple):
@@ -56,10 +57,11 @@ class PlainStep:
         self.adversarial = config.method != "sid"
 
         def network(**changes: Any) -> PlainEDM2:
-            plain = PlainEDM2(dtype, **{**settings, **changes})
-            names = plain.state_dict().keys()
-            plain.load_state_dict({name: state[name] for name in names})
-            return plain.to(device)
+            with torch.device("meta"):
+                plain = PlainEDM2(dtype, **{**settings, **changes})
+            weights = {name: state[name].to(device, copy=True) for name in plain.state_dict()}
+            plain.load_state_dict(weights, assign=True)
+            return plain
 
         self.teacher = network().eval().requires_grad_(False)
         self.fake_score = network(dropout=config.dropout)
@@ -198,6 +200,21 @@ class PlainStep:
     def _step(self, name: str) -> None:
         self.adams[name].step()
         self.adams[name].zero_grad(set_to_none=True)
+
+
+def iteration_flop(config: Any, settings: Mapping[str, Any]) -> int:
+    """FLOP of matrix products and convolutions in an iteration, counted without numbers.
+
+    2 for each pair of a multiplication and an addition; see `PlainStep` for the arguments.
+    """
+    meta = torch.device("meta")
+    with meta:
+        state = PlainEDM2(**settings).state_dict()
+        plain = PlainStep(config, settings, state, meta)
+        batches = plain.batches()
+        with FlopCounterMode(display=False) as counter:
+            plain.iterate(batches)
+    return counter.get_total_flops()
 
 
 def _logits(feature: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from sid_scale.codecs import open_codec
 from sid_scale.config.run import RunConfig, load_config, to_yaml
 from sid_scale.data.prepare.shard_writer import write_shards
-from sid_scale.estimate.memory import teacher_architecture
+from sid_scale.errors import SidScaleError
 from sid_scale.networks import Architecture
 from sid_scale.networks.edm2.architecture import EDM2Architecture
 from sid_scale.networks.edm2.sizes import SIZES, imagenet512
@@ -23,6 +23,7 @@ SMALL = {
     "tiny": EDM2Architecture(8, 4, 10, 16, (1, 2), 1, (4,), 16, 16),
     "30m": EDM2Architecture(32, 4, 1000, model_channels=64),
 }
+NETWORKS = ("generator", "fake_score", "teacher")
 GAIN = 0.5  # of the synthetic networks: published initial gains are zero, and hide most of it
 SAMPLES = 256  # in the synthetic shards
 
@@ -75,9 +76,13 @@ def prepare(options: argparse.Namespace, folder: Path) -> RunConfig:
 
 
 def _architecture(options: argparse.Namespace, given: RunConfig | None) -> Architecture:
-    if given is not None:
-        return teacher_architecture(given.teacher)
-    return SMALL[options.size] if options.size in SMALL else imagenet512(options.size)
+    """Of the teacher to be made up: the size's, or the one that a preset's teacher is named for."""
+    if given is None:
+        return SMALL[options.size] if options.size in SMALL else imagenet512(options.size)
+    for size in SIZES:
+        if Path(given.teacher).name.startswith(f"edm2-img512-{size}-"):
+            return imagenet512(size)
+    raise SidScaleError(f"teacher: there is no {given.teacher}, nor is that a published name")
 
 
 def _settings(
@@ -101,7 +106,9 @@ def _settings(
     if options.micro_batch:
         settings["micro_batch"] = options.micro_batch
     if options.activations:
-        settings["teacher_activations"] = options.activations
+        settings |= {f"activations.{name}": options.activations for name in NETWORKS}
+    if options.compile:
+        settings["compile_blocks"] = True
     return settings
 
 
