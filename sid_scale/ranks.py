@@ -195,9 +195,6 @@ def tell_deepspeed(backend: str) -> None:
     """Lets DeepSpeed use the process group that there is."""
     # On CPUs it would first compile an all-reduce for inference, which nothing here calls.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # Nor does anything here compile; to prepare Muon's kernels, every rank would import all of
-    # Inductor, hundreds of files, before it starts.
-    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
 
 

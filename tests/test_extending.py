@@ -127,6 +127,26 @@ def test_a_method_that_reads_real_images_asks_for_data(tmp_path: Path, monkeypat
         build_run(run, Ranks(0, 1, torch.device("cpu")))
 
 
+@pytest.mark.parametrize(
+    ("activations", "message"),
+    [
+        (
+            {"fake_score": "keep"},
+            r"key activations\.fake_score; .* of method pull are: generator, t",
+        ),
+        ({"generator": "checkpoint"}, r"activations\.generator: Toy has no blocks to checkpoint"),
+        ({"teacher": [8]}, r"activations\.teacher: Toy has no blocks to checkpoint; use keep"),
+    ],
+)
+def test_activations_are_those_of_its_networks(tmp_path: Path, activations, message: str):
+    load_examples(tmp_path)
+    prepare(tmp_path)
+    given = settings(teacher=toy_teacher(tmp_path / "toy"), activations=activations)
+    run = config(tmp_path, warm_up=False, **given)
+    with pytest.raises(ConfigError, match=message):
+        build_run(run, Ranks(0, 1, torch.device("cpu")))
+
+
 def test_a_family_is_found_by_its_name(tmp_path: Path):
     load_examples(tmp_path)
     network = load_network(toy_teacher(tmp_path / "toy"))

@@ -37,9 +37,9 @@ def run(options: argparse.Namespace) -> int:
         )
     # These import torch and DeepSpeed, which take their time: a typo should not.
     from sid_scale.train import train
-    from sid_scale.zero.settings import read_deepspeed_json
+    from sid_scale.zero.settings import settings_of
 
-    read_deepspeed_json(config.deepspeed, config.micro_batch, 1)  # before the ranks are joined
+    settings_of(config, accumulation=1)  # before the ranks are joined
     if options.check:
         print(f"{options.config}: settings are sound, and so is deepspeed {config.deepspeed}")
         return 0

@@ -6,7 +6,15 @@ YAML and command lines give numbers as text, too: YAML reads `5e-5` so, and peop
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AllowInfNan, BeforeValidator, ConfigDict, Field, Strict
+from pydantic import (
+    AfterValidator,
+    AllowInfNan,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    Strict,
+)
 
 from sid_scale.paths import expand
 
@@ -31,6 +39,18 @@ def _parts(value: Any) -> Any:
     return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
+def _activations(value: Any) -> Any:
+    """One of the three words, or resolutions as a tuple: `64` and `64,32` are lists, too."""
+    if isinstance(value, str) and value in ("keep", "checkpoint", "offload"):
+        return value
+    parts = [value] if isinstance(value, int) else _parts(value)
+    if isinstance(parts, list | tuple) and parts:
+        numbers = tuple(part if isinstance(part, bool) else _number(part) for part in parts)
+        if all(type(number) is int and number > 0 for number in numbers):
+            return numbers
+    raise ValueError("expected keep, checkpoint, offload or a list of resolutions")
+
+
 def _paths(values: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(map(expand, values))
 
@@ -43,6 +63,11 @@ Location = Annotated[str, AfterValidator(expand)]  # a path, a URL or a name
 Locations = Annotated[Texts, AfterValidator(_paths)]
 Pair = Annotated[tuple[Number, Number], BeforeValidator(_parts)]
 
+# How a network's activations wait for its backward pass; a tuple: resolutions of the blocks that
+# are checkpointed.
+Activations = Annotated[
+    Literal["keep", "checkpoint", "offload"] | tuple[int, ...], PlainValidator(_activations)
+]
 Steps = Annotated[Literal[1, 2, 4], BeforeValidator(_number)]
 Natural = Annotated[Integer, Field(ge=0)]  # 0, 1, 2, ...
 Positive = Annotated[Integer, Field(ge=1)]

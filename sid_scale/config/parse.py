@@ -142,6 +142,7 @@ _WANTED = {
     "bool": "true or false",
     "string": "a text",
     "tuple": "a list",
+    "dict": "a group of settings",
     "missing": "a longer list",
     "too_long": "a shorter list",
 }

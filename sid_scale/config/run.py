@@ -7,16 +7,17 @@ values out of range, settings that contradict each other. Each fault is one clea
 A file may begin with `extends: other.yaml`; it then states only what differs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from sid_scale.config.fields import (
     SETTINGS,
+    Activations,
     Flag,
     Location,
     Natural,
@@ -87,8 +88,14 @@ class RunConfig:
     """whether the generator's weights are kept normalised"""
     dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """of the networks in training"""
-    teacher_activations: Literal["keep", "checkpoint", "offload"] = "keep"
-    """checkpoint computes them again, offload keeps block inputs in host memory, too"""
+    activations: dict[str, Activations] = field(default_factory=dict)
+    """by network (generator, fake_score, teacher), what waits for the backward pass: keep keeps all
+    that is needed, checkpoint keeps block inputs and computes the rest again, offload keeps those
+    in host memory, and a list of resolutions such as [64, 32] checkpoints their blocks alone;
+    default keep"""
+    compile_blocks: Flag = False
+    """whether torch.compile makes fewer, larger kernels of each block of every network; at ZeRO
+    stage 0 to 2"""
     resume: Location = "auto"
     """auto goes on from the newest sound checkpoint, or starts; never; or a checkpoint folder"""
     max_skipped: Positive = 20
@@ -110,6 +117,21 @@ class RunConfig:
         """Share of the learning rates that holds by now."""
         ramp = self.learning_rate.ramp_down_images
         return min(1.0, (self.total_images - images_seen) / ramp) if ramp else 1.0
+
+    def activations_of(self, networks: Iterable[str]) -> dict[str, Activations]:
+        """What waits for the backward pass of each network, by name.
+
+        Raises:
+            ConfigError: `activations` has a key that is none of them.
+        """
+        known: dict[str, Activations] = dict.fromkeys(networks, "keep")
+        for name in self.activations:
+            if name not in known:
+                raise ConfigError(
+                    f"unknown key activations.{name}; the networks of method {self.method} are: "
+                    f"{', '.join(known)}"
+                )
+        return {**known, **self.activations}
 
     def accumulation(self, world_size: int) -> int:
         """Micro-batches that each of `world_size` devices puts into one update.

@@ -49,7 +49,8 @@ def _rows(group: Any, prefix: str) -> Iterator[tuple[str, str, str, str]]:
             continue
         meaning = " ".join((field.description or "").split())
         kind = ", ".join([_kind(hints[name]), *_limits(hints[name])])
-        default = "required" if field.is_required() else f"`{_plain(field.default)}`"
+        default = f"`{_plain(field.get_default(call_default_factory=True))}`"
+        default = "required" if field.is_required() else default
         yield f"`{prefix}{name}`", kind, default, meaning
 
 
@@ -64,6 +65,8 @@ def _kind(hint: Any) -> str:
         return ", ".join(str(choice) for choice in arguments)
     if origin is tuple:
         return "list" if Ellipsis in arguments else f"{len(arguments)} numbers"
+    if origin is dict:
+        return f"by name: {_kind(arguments[1])}"
     words = {int: "whole number", float: "number", bool: "true, false", str: "text"}
     return words.get(hint, "group")
 

@@ -16,17 +16,17 @@ from sid_scale.data.remote import RetryPolicy
 from sid_scale.data.shards import ShardIndex, read_index
 from sid_scale.data.stream import LatentStream
 from sid_scale.diffusion.noise import keyed_seed
+from sid_scale.distill.blocks import check_blocks, prepare_blocks
 from sid_scale.distill.provenance import compatibility_of, provenance_of
-from sid_scale.methods import GENERATOR, Method, Role, build_method
+from sid_scale.methods import GENERATOR, TEACHER, Method, Role, build_method
 from sid_scale.networks import Architecture
-from sid_scale.networks.checkpoint_activations import checkpoint_activations
 from sid_scale.networks.denoiser import Denoiser
 from sid_scale.networks.folder import CheckpointError, NetworkFolder, load_network
 from sid_scale.ranks import Ranks
 from sid_scale.zero.checkpoint import TrainingState
 from sid_scale.zero.ema import ShardedEMA
 from sid_scale.zero.engines import AdamConfig, ShardedNetwork
-from sid_scale.zero.settings import DeepSpeedSettings, read_deepspeed_json
+from sid_scale.zero.settings import DeepSpeedSettings, settings_of
 
 
 @dataclass
@@ -144,7 +144,7 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     """
     # Files, compared with each other.
     accumulation = config.accumulation(ranks.world_size)
-    settings = read_deepspeed_json(config.deepspeed, config.micro_batch, accumulation)
+    settings = settings_of(config, accumulation)
     source = load_network(config.teacher)
     start = source if config.generator_init is None else load_network(config.generator_init)
     _check_start(config, source, start)
@@ -152,6 +152,7 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     roles = {role.name: role for role in method.roles()}
     if config.data is None and any(role.reads_real for role in roles.values()):
         raise ConfigError(f"method {config.method} learns from real data: set data")
+    check_blocks(config, roles, source.architecture)
     codec = open_codec(source.codec, beside=config.teacher)
     if config.log.samples_every_images:
         codec.check()
@@ -165,6 +166,7 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     for name, role in roles.items():
         folder = start if name == GENERATOR else source
         network = _build(role, folder, config, settings)
+        prepare_blocks(network, name, config)
         networks[name] = ShardedNetwork(
             network,
             settings,
@@ -173,7 +175,7 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
         )
     teacher = source.build(settings.compute_dtype).requires_grad_(False)
     teacher.store_weights_in(settings.compute_dtype)
-    checkpoint_activations(teacher, config.teacher_activations)
+    prepare_blocks(teacher, TEACHER, config)
     return Run(
         config,
         ranks,
@@ -196,11 +198,11 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
 def _build(
     role: Role, folder: NetworkFolder, config: RunConfig, settings: DeepSpeedSettings
 ) -> nn.Module:
-    """The network that a role begins with, on the CPU, in float32."""
+    """The network that a role begins with, on the CPU, in float32, in training mode."""
     trained = replace(role.architecture(folder.architecture), dropout=config.dropout)
     if role.build is not None:
-        return role.build(trained)
-    return folder.with_architecture(trained).build(settings.compute_dtype)
+        return role.build(trained).train()
+    return folder.with_architecture(trained).build(settings.compute_dtype).train()
 
 
 def _normalised(role: Role, network: Any) -> list[str]:

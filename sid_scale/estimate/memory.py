@@ -17,9 +17,10 @@ from sid_scale.config.run import RunConfig
 from sid_scale.estimate.flops import ASSUMED_TFLOPS, flop_per_image, gpu_hours
 from sid_scale.methods import GENERATOR, TEACHER, Method, Pass, Role, build_method
 from sid_scale.networks import Architecture
+from sid_scale.networks.checkpoint_activations import Activations, checkpoint_activations
 from sid_scale.networks.edm2.sizes import SIZES, imagenet512
 from sid_scale.networks.folder import CheckpointError, read_description
-from sid_scale.zero.settings import DeepSpeedSettings, read_deepspeed_json
+from sid_scale.zero.settings import DeepSpeedSettings, settings_of
 
 FLOAT32 = 4  # bytes
 ADAM = 2 * FLOAT32  # two moments
@@ -31,7 +32,8 @@ LIVE = 1e9  # gathered at stage 3
 
 ESTIMATES = ("buffers", "activations", "margin")
 REMEDIES = (
-    "take more GPUs, a smaller micro_batch, a higher ZeRO stage or teacher_activations: checkpoint"
+    "take more GPUs, a smaller micro_batch, a higher ZeRO stage or, under activations, "
+    "generator: checkpoint (then fake_score, then teacher)"
 )
 
 
@@ -101,20 +103,20 @@ def activations(
     the gradient flows through.
     """
     roles = {role.name: role for role in method.roles()}
-    # Recomputed or in host memory, a tenth remains: one block at a time.
-    teachers_share = {"keep": 1.0, "checkpoint": 0.1, "offload": 0.1}[config.teacher_activations]
+    held = config.activations_of([*roles, TEACHER])
     kept: dict[str, float] = dict.fromkeys(roles, 0.0)
     for p in method.passes():
         if p.gradient != "none" and p.times:
             of_teacher = p.network == TEACHER
-            nbytes = _kept(
+            kept[p.update] += _kept(
                 architecture if of_teacher else roles[p.network].architecture(architecture),
                 p,
                 config,
                 settings.compute_dtype,
+                # What is offloaded is counted as if it were checkpointed: a little too much.
+                "checkpoint" if held[p.network] == "offload" else held[p.network],
                 stored_exact=settings.stage == 0 and not of_teacher,
             )
-            kept[p.update] += nbytes * (teachers_share if of_teacher else 1.0)
     return max(kept.values())
 
 
@@ -123,6 +125,7 @@ def _kept(
     p: Pass,
     config: RunConfig,
     dtype: torch.dtype,
+    held: Activations,
     *,
     stored_exact: bool,
 ) -> float:
@@ -138,6 +141,7 @@ def _kept(
         network = architecture.build(dtype).requires_grad_(p.gradient == "weights")
         if not stored_exact and dtype != torch.float32:
             network.to(dtype)
+        checkpoint_activations(network, held)
         images = torch.empty(samples, *architecture.sample_shape, requires_grad=True)
         sigma = torch.empty(samples, 1, 1, 1)
         classes = torch.empty(samples, dtype=torch.int64) if architecture.label_dim else None
@@ -195,7 +199,7 @@ def estimate(
     """
     world_size = nodes * gpus_per_node
     accumulation = config.accumulation(world_size)
-    settings = read_deepspeed_json(config.deepspeed, config.micro_batch, accumulation)
+    settings = settings_of(config, accumulation)
     architecture = teacher_architecture(config.teacher)
     method = build_method(config, architecture)
     memory = expected_memory(method, architecture, config, settings, world_size)

@@ -61,6 +61,7 @@ class SiDObjective:
 
     def check(self, config: Any) -> None:
         """Raises ConfigError for a run that contradicts its method."""
+        config.activations_of(("generator", "fake_score", "teacher"))
         if config.method != "sid" and config.data is None:
             raise ConfigError(
                 f"method {config.method} learns from real data: set data to a folder of shards, "

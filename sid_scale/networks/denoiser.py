@@ -54,8 +54,8 @@ class Denoiser(nn.Module):
         """Names and parameters that forced weight normalisation acts on; none in most families."""
         yield from ()
 
-    def checkpointable(self) -> Iterator[tuple[nn.Module, str]]:
-        """Blocks whose activations can be recomputed: the parent module and the block's name."""
+    def checkpointable(self) -> Iterator[tuple[nn.Module, int]]:
+        """Blocks whose activations can be recomputed, each with the resolution that it works at."""
         yield from ()
 
     def store_weights_in(self, dtype: torch.dtype) -> None:

@@ -4,6 +4,7 @@ A `ShardedNetwork` is what the rest of the project sees: call it, freeze it, ste
 module and the names of the parameters that are kept normalised.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ REFUSALS = (
     TypeError,
     ValueError,
 )
+SWITCH = "TORCHDYNAMO_DISABLE"  # torch.compile looks at it whenever it is called
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,24 @@ class ShardedNetwork:
         return bool(torch.isfinite(norm))
 
 
+@contextmanager
+def _without_dynamo() -> Iterator[None]:
+    """Inside, `torch.compile` returns what it is given.
+
+    To prepare Muon's kernels, which nothing here uses, every rank would import all of Inductor,
+    hundreds of files, before it starts.
+    """
+    before = os.environ.get(SWITCH)
+    os.environ[SWITCH] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(SWITCH)
+        if before is not None:
+            os.environ[SWITCH] = before
+
+
+@_without_dynamo()
 def _initialize(
     network: nn.Module, settings: DeepSpeedSettings, adam: AdamConfig
 ) -> deepspeed.DeepSpeedEngine:

@@ -71,8 +71,8 @@ REFUSED = {
     "wall_clock_breakdown": _TIMERS,
     "flops_profiler": f"{_TIMERS}; `sid-scale memory` tells the FLOP of an image",
     "activation_checkpointing": (
-        "but networks here checkpoint their own activations; remove it (the YAML's "
-        "teacher_activations is for the teacher)"
+        "but networks here checkpoint their own activations; remove it and use activations in the "
+        "run's YAML"
     ),
     "gradient_allreduce_op": "but gradients here are means over ranks; remove it",
     **dict.fromkeys(

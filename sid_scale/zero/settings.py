@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from sid_scale.config.parse import nearest
+from sid_scale.config.run import RunConfig
 from sid_scale.errors import SidScaleError
 from sid_scale.zero.keys import REFUSED, fault_in_keys
 
@@ -55,6 +56,22 @@ def find_deepspeed_json(source: str | Path) -> Path:
     raise DeepSpeedConfigError(
         f"deepspeed: {source} is neither a file nor a name of one that comes with the package{hint}"
     )
+
+
+def settings_of(config: RunConfig, accumulation: int) -> DeepSpeedSettings:
+    """The DeepSpeed settings of a run.
+
+    Raises:
+        DeepSpeedConfigError: see `read_deepspeed_json`, or the run's YAML contradicts them.
+    """
+    settings = read_deepspeed_json(config.deepspeed, config.micro_batch, accumulation)
+    if config.compile_blocks and settings.stage == 3:
+        raise DeepSpeedConfigError(
+            f"compile_blocks: deepspeed {settings.source} asks for ZeRO stage 3, whose hooks "
+            "Dynamo would trace and compile again for each parameter; use stage 0 to 2, or "
+            "compile_blocks: false"
+        )
+    return settings
 
 
 def read_deepspeed_json(path: str | Path, micro_batch: int, accumulation: int) -> DeepSpeedSettings:

@@ -138,6 +138,22 @@ def test_presets_load(name: str):
         ({"seed": float("inf")}, "seed: expected a finite number, got inf"),
         ({"run_dir": 3}, "run_dir: expected a text, got 3"),
         ({"dropout": 1}, "dropout: 1 is not below 1"),
+        (
+            {"activations": {"techer": "keep"}},
+            r"activations\.techer; .* generator, fake_score, teach",
+        ),
+        (
+            {"activations": {"teacher": "kep"}},
+            "expected keep, checkpoint, offload or a list of res",
+        ),
+        ({"activations": {"teacher": []}}, r"activations\.teacher: expected keep, .*, got \[\]"),
+        ({"activations": {"teacher": [64, 0]}}, r"activations\.teacher: expected keep.*\[64, 0\]"),
+        ({"activations": {"teacher": [True]}}, r"activations\.teacher: expected keep.*\[True\]"),
+        ({"activations": {"teacher": None}}, r"activations\.teacher: expected keep.* None"),
+        ({"activations": "checkpoint"}, "activations: expected a group of settings, got 'check"),
+        ({"activations": {1: "keep"}}, "activations: expected a text, got 1"),
+        ({"teacher_activations": "keep"}, "key teacher_activations; did you mean 'activations'"),
+        ({"compile_blocks": 1}, "compile_blocks: expected true or false, got 1"),
     ],
 )
 def test_mistakes_are_named(write, settings, message):
@@ -182,6 +198,16 @@ def test_numbers_are_read_as_people_write_them(write):
     config = load_config(write(), [*given, "evaluation.metrics=fid,is"])
     assert (config.total_images, config.learning_rate.generator) == (2_000_000, 5e-5)
     assert (config.adam.betas, config.evaluation.metrics) == ((0.0, 0.99), ("fid", "is"))
+
+
+def test_activations_are_set_by_network_and_resolution(write, tmp_path: Path):
+    given = {"teacher": "offload", "generator": [64, 32]}
+    config = load_config(write(activations=given), ["activations.fake_score=64"])
+    assert config.activations == {"teacher": "offload", "generator": (64, 32), "fake_score": (64,)}
+    assert load_config(write(), ["activations.teacher=64,32"]).activations == {"teacher": (64, 32)}
+    assert load_config(write()).activations_of(["a", "b"]) == {"a": "keep", "b": "keep"}
+    (tmp_path / "again.yaml").write_text(to_yaml(config))
+    assert load_config(tmp_path / "again.yaml") == config
 
 
 def test_each_method_has_settings_of_its_own(write, monkeypatch: pytest.MonkeyPatch):

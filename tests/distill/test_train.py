@@ -189,7 +189,7 @@ def _every_method(rank: int, folder: Path) -> None:
             "deepspeed": folder / "stage3.json",
             "objective.logvar_weighting": False,
             "dropout": 0.1,
-            "teacher_activations": "offload",
+            "activations.teacher": "offload",
             "ema.relative_width": 0.1,
         },
     ]

@@ -52,7 +52,7 @@ def test_activations_grow_with_the_micro_batch_and_shrink_with_care(tmp_path: Pa
     size = {"architecture": imagenet512("xs"), **BF16}
     two, four, eight = (memory(tmp_path, 2, micro_batch=n, **size).activations for n in (2, 4, 8))
     assert eight - four == pytest.approx(2 * (four - two), rel=0.01)
-    spared = memory(tmp_path, 2, micro_batch=8, teacher_activations="checkpoint", **size)
+    spared = memory(tmp_path, 2, micro_batch=8, activations={"teacher": "checkpoint"}, **size)
     assert 0.6 * eight < spared.activations < 0.8 * eight
 
 

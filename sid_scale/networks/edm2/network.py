@@ -247,12 +247,12 @@ class EDM2(Denoiser):
         """Every `MPConv` weight."""
         return normalised_parameters(self)
 
-    def checkpointable(self) -> Iterator[tuple[nn.Module, str]]:
-        """Every residual block."""
+    def checkpointable(self) -> Iterator[tuple[nn.Module, int]]:
+        """Every residual block and the resolution in its name."""
         for part in (self.unet.enc, self.unet.dec):
             for name, block in part.items():
                 if isinstance(block, Block):
-                    yield part, name
+                    yield block, int(name.partition("x")[0])
 
     @torch.no_grad()
     def store_weights_in(self, dtype: torch.dtype) -> None:

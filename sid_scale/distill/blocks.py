@@ -1,0 +1,46 @@
+"""What a run does to its networks' blocks: recomputation and compilation."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from sid_scale.config.parse import ConfigError
+from sid_scale.config.run import RunConfig
+from sid_scale.methods import TEACHER, Role
+from sid_scale.networks import Architecture
+from sid_scale.networks.checkpoint_activations import (
+    BlocksError,
+    checkpoint_activations,
+    checkpointed_blocks,
+)
+from sid_scale.networks.compile_blocks import compile_blocks
+
+
+def check_blocks(config: RunConfig, roles: Mapping[str, Role], teacher: Architecture) -> None:
+    """Looks whether the networks have the blocks that settings are about.
+
+    Raises:
+        ConfigError: `activations` names a network or a resolution that is not there.
+    """
+    with torch.device("meta"):
+        networks: dict[str, nn.Module] = {}
+        for name, role in roles.items():
+            architecture = role.architecture(teacher)
+            networks[name] = role.build(architecture) if role.build else architecture.build()
+        networks[TEACHER] = teacher.build()
+    for name, how in config.activations_of(networks).items():
+        try:
+            checkpointed_blocks(networks[name], how)
+        except BlocksError as error:
+            raise ConfigError(f"activations.{name}: {error}") from error
+
+
+def prepare_blocks(network: nn.Module, name: str, config: RunConfig) -> None:
+    """Makes blocks of the network of that name recompute, and compiles them, as a run asks.
+
+    The network is in the mode that it has while the run trains, and frozen if it always is.
+    """
+    if config.compile_blocks:
+        compile_blocks(network)
+    checkpoint_activations(network, config.activations.get(name, "keep"))

@@ -1,0 +1,52 @@
+"""Blocks compiled by `torch.compile`: fewer, larger kernels.
+
+A block is compiled once for each way in which training calls it: with and without gradients, with
+its weights frozen or not, for each size of batch. Samples and evaluations run as written: their
+sizes of batch would be compilations of their own.
+"""
+
+from collections.abc import Callable
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import nn
+
+from sid_scale.networks.denoiser import Denoiser
+
+
+def compile_blocks(network: nn.Module, backend: str = "inductor") -> None:
+    """Compiles each block's forward, when it is first called.
+
+    Modules and names of parameters stay as they are. The network has to be in the mode, `train` or
+    `eval`, that it has while the run trains; in the other mode it is not compiled.
+    """
+    for block, _ in network.checkpointable() if isinstance(network, Denoiser) else ():
+        block.forward = _compiled(block, backend)
+
+
+def _compiled(block: nn.Module, backend: str) -> Callable[..., Any]:
+    forward, mode = block.forward, block.training
+    compiled = torch.compile(_with_own_code(forward), backend=backend, dynamic=False)
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return (compiled if block.training == mode else forward)(*args, **kwargs)
+
+    return run
+
+
+def _with_own_code(method: Any) -> Any:
+    """The method with a copy of its code.
+
+    Dynamo counts compilations by code, and gives up after eight: too few for all blocks of a class.
+    """
+    function = method.__func__
+    copy = FunctionType(
+        function.__code__.replace(),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy.__get__(method.__self__)
