@@ -26,9 +26,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from bench_table import details
 from own_step import OwnStep
 from plain_step import PlainStep, iteration_flop
 from safetensors.torch import load_file
@@ -39,7 +40,7 @@ from step_measures import (
     synchronisations,
     write_profile,
 )
-from step_setup import SMALL, prepare
+from step_setup import NETWORKS, SMALL, prepare
 
 from sid_scale.config.run import RunConfig, load_config
 from sid_scale.dtypes import COMPUTE, torch_dtype
@@ -54,22 +55,23 @@ IMPLEMENTATIONS = ("own", "plain")
 # glibc then gives every tensor of some size back to the system at once.
 TIGHT_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
+T = TypeVar("T")
 Iterate = Callable[[], dict[str, float]]  # -> milliseconds by phase
 
 
 def main() -> int:
     """Runs; prints a table, or one JSON object."""
     options = parse_options()
-    if options.peak_of:
-        print(json.dumps(peak_memory(options.peak_of, options.folder, options)))
-        return 0
     try:
+        if options.peak_of:
+            print(json.dumps(peak_memory(options.peak_of, options.folder, options)))
+            return 0
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             figures = measure(options, Path(folder))
     except SidScaleError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
-    print(json.dumps(figures) if options.json else table(figures))
+    print(json.dumps(figures) if options.json else details(figures))
     return 0
 
 
@@ -108,6 +110,21 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 # --- measuring ----------------------------------------------------------------------------
 
 
+def joined(action: Callable[[Ranks], T]) -> T:
+    """What `action` returns or raises on the only rank; leaving the ranks by an exception would end
+    this process at once, with large files left behind."""
+    outcome: list[T] = []
+    failure: Exception | None = None
+    with joined_ranks() as ranks:
+        try:
+            outcome.append(action(ranks))
+        except Exception as error:
+            failure = error
+    if failure is not None:
+        raise failure
+    return outcome[0]
+
+
 @contextmanager
 def built(
     which: str, config: RunConfig, ranks: Ranks, plain_dtype: torch.dtype
@@ -127,12 +144,11 @@ def built(
 
 
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """All figures, for `table`."""
+    """All figures, for `bench_table.py`."""
     names = [name for name in IMPLEMENTATIONS if options.which in (name, "both")]
     config = prepare(options, folder)
     peaks = {} if options.no_memory else {name: peak_memory_alone(name, folder) for name in names}
-    with joined_ranks() as ranks:
-        timed = in_turns(names, config, ranks, options)
+    timed = joined(lambda ranks: in_turns(names, config, ranks, options))
     architecture = read_description(config.teacher).architecture
     flop = iteration_flop(config, asdict(architecture))
     figures = {
@@ -141,8 +157,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "batch": config.batch_size,
         "micro_batch": config.micro_batch,
         "method": config.method,
-        "compile": options.compile,
-        "activations": options.activations or "keep",
+        "compile": config.compile_blocks,
+        "activations": _activations(config),
         "stage": read_deepspeed_json(config.deepspeed, config.micro_batch, 1).stage,
         "device": device_name(),
         "tflop": flop / 1e12,
@@ -193,6 +209,14 @@ def in_turns(
     return timed
 
 
+def _activations(config: RunConfig) -> str:
+    """One word where all networks have the same."""
+    by_network = {name: config.activations.get(name, "keep") for name in NETWORKS}
+    if len(set(by_network.values())) == 1:
+        return str(by_network["teacher"])
+    return ", ".join(f"{name} {how}" for name, how in by_network.items())
+
+
 def _ratio(timed: dict[str, dict[str, Any]], key: str) -> dict[str, float]:
     """How many times as much of `key` the plain iteration needs, round by round."""
     ratios = [plain / own for plain, own in zip(timed["plain"][key], timed["own"][key])]
@@ -220,19 +244,22 @@ def _figures(timed: dict[str, Any], batch: int, flop: float) -> dict[str, Any]:
 def peak_memory(which: str, folder: Path, options: argparse.Namespace) -> int | None:
     """Peak bytes of two iterations, in this process; None: more than the GPU has."""
     config = load_config(folder / "bench.yaml")
-    with joined_ranks() as ranks:
+
+    def peak_of_two(ranks: Ranks) -> int:
         before = private_memory()
-        try:
-            with built(which, config, ranks, torch_dtype(options.plain_dtype)) as iterate:
-                if ranks.device.type == "cuda":
-                    torch.cuda.reset_peak_memory_stats()
-                with PeakPrivateMemory() as peak:
-                    for _ in range(2):
-                        iterate()
-        except torch.OutOfMemoryError:
-            return None
+        with built(which, config, ranks, torch_dtype(options.plain_dtype)) as iterate:
+            if ranks.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            with PeakPrivateMemory() as peak:
+                for _ in range(2):
+                    iterate()
         on_cuda = ranks.device.type == "cuda"
         return torch.cuda.max_memory_allocated() if on_cuda else peak.nbytes - before
+
+    try:
+        return joined(peak_of_two)
+    except torch.OutOfMemoryError:
+        return None
 
 
 def peak_memory_alone(which: str, folder: Path) -> int | None:
@@ -245,7 +272,7 @@ def peak_memory_alone(which: str, folder: Path) -> int | None:
         text=True,
     )
     if done.returncode:
-        raise SidScaleError(f"memory of {which}: its process ended with status {done.returncode}")
+        sys.exit(done.returncode)  # it has said why
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -253,55 +280,6 @@ def device_name() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     return f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"
-
-
-# --- telling ------------------------------------------------------------------------------
-
-
-def table(figures: dict[str, Any]) -> str:
-    """The figures as lines to read."""
-    names = [name for name in IMPLEMENTATIONS if name in figures]
-    both = len(names) == 2
-    rows: list[tuple[str, list[str], str]] = []
-
-    def row(title: str, *path: str, form: str = ".2f", ratio: str = "") -> None:
-        cells = []
-        for name in names:
-            value: Any = figures[name]
-            for key in path:
-                value = value.get(key) if value else None
-            cells.append("-" if value is None else f"{value:{form}}")
-        rows.append((title, cells, ratio))
-
-    def faster(key: str) -> str:
-        ratio = figures.get(key)
-        return "{median:.2f} ({least:.2f} to {most:.2f})".format(**ratio) if ratio else ""
-
-    row("images a second", "images_per_second", form=".3g", ratio=faster("speed_ratio"))
-    row("seconds of the host's cores", "cpu_seconds", ratio=faster("cpu_ratio"))
-    row("share of a matrix product's rate", "utilisation", form=".1%")
-    smaller = figures.get("memory_ratio")
-    row("peak memory, GB", "peak_gigabytes", ratio=f"{smaller:.2f}" if smaller else "")
-    row("synchronisations", "synchronisations", form="d")
-    phases = dict.fromkeys(p for name in names for p in figures[name]["milliseconds"])
-    for phase in phases:
-        row(f"ms {phase}", "milliseconds", phase, form=".1f")
-    accumulation = figures["batch"] // figures["micro_batch"]
-    compiled = ", compiled" if figures["compile"] else ""
-    lines = [
-        f"{figures['what']} ({figures['parameters'] / 1e6:.1f} M parameters), {figures['method']}, "
-        f"batch {figures['batch']} = {figures['micro_batch']} x {accumulation}, "
-        f"ZeRO {figures['stage']}, activations {figures['activations']}{compiled}",
-        f"{figures['device']}; {figures['tflop']:.3g} TFLOP an iteration",
-        "",
-        f"{'':34}" + "".join(f"{name:>12}" for name in names) + ("   ratio" if both else ""),
-        f"{'dtype':34}" + "".join(f"{figures[name]['dtype']:>12}" for name in names),
-    ]
-    lines += [
-        f"{title:34}" + "".join(f"{c:>12}" for c in cells) + f"   {ratio}".rstrip()
-        for title, cells, ratio in rows
-    ]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

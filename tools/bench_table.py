@@ -1,4 +1,4 @@
-"""One table of many measurements: `python tools/bench_table.py RESULTS`.
+"""One table of what `bench_step.py` measured: `python tools/bench_table.py RESULTS`.
 
 RESULTS has one line for each run of `bench_step.py --json`; of a run that failed, the words of its
 row and an error.
@@ -61,6 +61,52 @@ def cells(result: dict[str, Any]) -> list[str]:
         _number(plain.get("peak_gigabytes"), ".2f"),
         _number(own.get("synchronisations"), "d"),
     ]
+
+
+def details(figures: dict[str, Any]) -> str:
+    """One result, phase by phase, as lines to read."""
+    names = [name for name in ("own", "plain") if name in figures]
+    both = len(names) == 2
+    rows: list[tuple[str, list[str], str]] = []
+
+    def row(title: str, *path: str, form: str = ".2f", ratio: str = "") -> None:
+        cells = []
+        for name in names:
+            value: Any = figures[name]
+            for key in path:
+                value = value.get(key) if value else None
+            cells.append("-" if value is None else f"{value:{form}}")
+        rows.append((title, cells, ratio))
+
+    def faster(key: str) -> str:
+        ratio = figures.get(key)
+        return "{median:.2f} ({least:.2f} to {most:.2f})".format(**ratio) if ratio else ""
+
+    row("images a second", "images_per_second", form=".3g", ratio=faster("speed_ratio"))
+    row("seconds of the host's cores", "cpu_seconds", ratio=faster("cpu_ratio"))
+    row("share of a matrix product's rate", "utilisation", form=".1%")
+    smaller = figures.get("memory_ratio")
+    row("peak memory, GB", "peak_gigabytes", ratio=f"{smaller:.2f}" if smaller else "")
+    row("synchronisations", "synchronisations", form="d")
+    phases = dict.fromkeys(p for name in names for p in figures[name]["milliseconds"])
+    for phase in phases:
+        row(f"ms {phase}", "milliseconds", phase, form=".1f")
+    accumulation = figures["batch"] // figures["micro_batch"]
+    compiled = ", compiled" if figures["compile"] else ""
+    lines = [
+        f"{figures['what']} ({figures['parameters'] / 1e6:.1f} M parameters), {figures['method']}, "
+        f"batch {figures['batch']} = {figures['micro_batch']} x {accumulation}, "
+        f"ZeRO {figures['stage']}, activations {figures['activations']}{compiled}",
+        f"{figures['device']}; {figures['tflop']:.3g} TFLOP an iteration",
+        "",
+        f"{'':34}" + "".join(f"{name:>12}" for name in names) + ("   ratio" if both else ""),
+        f"{'dtype':34}" + "".join(f"{figures[name]['dtype']:>12}" for name in names),
+    ]
+    lines += [
+        f"{title:34}" + "".join(f"{c:>12}" for c in cells) + f"   {ratio}".rstrip()
+        for title, cells, ratio in rows
+    ]
+    return "\n".join(lines)
 
 
 def _number(value: float | None, form: str) -> str:
