@@ -1,11 +1,10 @@
-"""On GPUs: what CPUs cannot show, and what they show once more.
+"""On GPUs: runs at every stage, offloaded, resumed, stopped, and on several over NCCL.
 
-With GPU_TESTS_ON_CPU=1 in the environment those that can run on a machine without a GPU do.
+With GPU_TESTS_ON_CPU=1 in the environment those that can run without a GPU do.
 """
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -16,40 +15,22 @@ from typing import Any
 import pytest
 import torch
 from own_step import OwnStep
-from step_measures import synchronisations
-from step_setup import write_data, write_teacher
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sid_scale import OneStepGenerator
 from sid_scale.codecs import open_codec
-from sid_scale.config.run import RunConfig, load_config
+from sid_scale.config.run import RunConfig
 from sid_scale.demo.prepare import TEACHER, write_digit_shards
 from sid_scale.distill.loop import train
 from sid_scale.methods import GENERATOR
-from sid_scale.networks.edm2.architecture import EDM2Architecture
-from sid_scale.networks.edm2.sizes import imagenet512
 from sid_scale.networks.folder import load_network
 from sid_scale.ranks import Ranks
 from tests.conftest import ROOT
-from tests.generators.tiny import demo_generator
+from tests.gpus import ONE_AND_TWO, bfloat16, gpus2, needs_cuda, on_gpu
 from tests.launches import wait_for
 from tests.ranks import free_port, run_joined
-from tests.tiny import config, prepare, settings, write_deepspeed_json
+from tests.tiny import config, prepare, settings
 
-ON_CPU = "GPU_TESTS_ON_CPU" in os.environ
-GPUS = torch.cuda.device_count()
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not (GPUS or ON_CPU), reason="there is no GPU here"),
-]
-needs_cuda = pytest.mark.skipif(not GPUS, reason="there is no GPU here")
-gpus2 = [
-    pytest.mark.gpus2,
-    pytest.mark.skipif(GPUS < 2 and not ON_CPU, reason="there are no two GPUs here"),
-]
+pytestmark = on_gpu
 
-BF16 = {"bf16": {"enabled": True}}
-EXACT = {"data_types": {"grad_accum_dtype": "fp32"}}
 METHODS: dict[str, dict[str, Any]] = {
     "sid": {"method": "sid"},
     "sida": {"method": "sida"},
@@ -60,14 +41,6 @@ METHODS: dict[str, dict[str, Any]] = {
 def records(run: RunConfig) -> list[dict[str, Any]]:
     lines = (Path(run.run_dir) / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
-
-
-def bfloat16(folder: Path, stage: int, **zero: Any) -> Path:
-    """A DeepSpeed JSON for a stage in bfloat16, with settings of ZeRO."""
-    exact = EXACT if stage >= 2 else {}
-    return write_deepspeed_json(
-        folder, stage, zero_optimization={"stage": stage, **zero}, **BF16, **exact
-    )
 
 
 def trained(ranks: Ranks, folder: Path, name: str, **overrides: Any) -> list[dict[str, Any]]:
@@ -105,7 +78,7 @@ def launch(run: Path, deepspeed: str | Path, *overrides: str, gpus: int = 1) -> 
     subprocess.run(command, cwd=ROOT, check=True)
 
 
-@pytest.mark.parametrize("gpus", [1, pytest.param(2, marks=gpus2)])
+@pytest.mark.parametrize("gpus", ONE_AND_TWO)
 @pytest.mark.parametrize("name", ["zero1", "zero2", "zero3"])
 def test_digits_train_in_bfloat16(tmp_path: Path, name: str, gpus: int):
     launch(tmp_path, f"ds_configs/{name}.json", "total_images=3200", gpus=gpus)
@@ -154,7 +127,7 @@ def test_float16_trains_and_its_loss_scale_is_resumed(tmp_path: Path, stage: int
         assert state["optimizers"][role]["loss_scale"]["cur_iter"] == 20
 
 
-@pytest.mark.parametrize("gpus", [1, pytest.param(2, marks=gpus2)])
+@pytest.mark.parametrize("gpus", ONE_AND_TWO)
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_resumed_run_is_the_same_run_bit_by_bit(tmp_path: Path, stage: int, gpus: int):
     prepare(tmp_path)
@@ -268,7 +241,7 @@ def _fails_on_the_second(ranks: Ranks) -> None:
 # --- averages at stage 3 ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("gpus", [1, pytest.param(2, marks=gpus2)])
+@pytest.mark.parametrize("gpus", ONE_AND_TWO)
 def test_the_average_swaps_in_and_out_at_stage_3_with_prefetch(tmp_path: Path, gpus: int):
     prepare(tmp_path)
     prefetch = {"stage3_prefetch_bucket_size": 20_000, "stage3_param_persistence_threshold": 64}
@@ -310,107 +283,3 @@ def _swaps(ranks: Ranks, folder: Path) -> None:
 
 def _buffers(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: buffer.cpu() for name, buffer in module.named_buffers()}
-
-
-# --- speed and memory ---------------------------------------------------------------------
-
-
-@needs_cuda
-@pytest.mark.parametrize("stage", [0, 1, 2])
-def test_no_micro_batch_makes_the_host_wait(tmp_path: Path, stage: int):
-    prepare(tmp_path)
-    run_joined(1, _waits, tmp_path, stage)
-
-
-def _waits(ranks: Ranks, folder: Path, stage: int) -> None:
-    waits = []
-    for micro_batches in (2, 4):
-        ds = bfloat16(folder / "bf16", stage)
-        run = config(folder, deepspeed=ds, batch_size=4 * micro_batches)
-        with OwnStep(run, ranks) as own:
-            for _ in range(3):  # DeepSpeed's timers begin at the third update
-                own.iterate()
-            waits.append(synchronisations(own.iterate))
-    more = (waits[1] - waits[0]) / 2
-    assert more == 0, f"{more} times in the micro-batches of both updates"
-
-
-@needs_cuda
-def test_peak_memory_is_what_the_estimate_says(tmp_path: Path):
-    """EDM2-XS on one GPU, at two micro-batches."""
-    write_teacher(tmp_path / "edm2-img512-xs-made-up", imagenet512("xs"))
-    write_data(tmp_path / "data", tmp_path / "edm2-img512-xs-made-up")
-    for micro_batch in (8, 32):
-        words = [
-            "--config",
-            "edm2-img512-xs-sida",
-            f"teacher={tmp_path / 'edm2-img512-xs-made-up'}",
-            f"data={tmp_path / 'data'}",
-            f"run_dir={tmp_path / 'run'}",
-            f"batch_size={2 * micro_batch}",
-            f"micro_batch={micro_batch}",
-            "log.samples_every_images=0",
-            "objective.warm_up.generator_images=0",
-            "objective.warm_up.adversarial_images=0",
-        ]
-        run_joined(1, _peak_memory, words, expected_gigabytes(words))
-
-
-def expected_gigabytes(words: list[str]) -> float:
-    """What `sid-scale memory` expects PyTorch to hand out: its total without the margin, which is
-    for what others hold."""
-    command = [sys.executable, "-m", "sid_scale", "memory", *words, "--gpus-per-node", "1"]
-    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    total, margin = (
-        float(re.search(rf"^ +{name} +([\d.]+) GB", told, re.MULTILINE)[1])
-        for name in ("total", "margin")
-    )
-    return total - margin
-
-
-def _peak_memory(ranks: Ranks, words: list[str], expected: float) -> None:
-    with OwnStep(load_config(words[1], words[2:]), ranks) as own:
-        torch.cuda.reset_peak_memory_stats()
-        for _ in range(2):
-            own.iterate()
-    peak = torch.cuda.max_memory_allocated() / 1e9
-    assert peak == pytest.approx(expected, rel=0.15)
-
-
-ATTENTIVE = EDM2Architecture(16, 4, 10, 64, (1, 2), 1, (16, 8), 64, 64)
-
-
-@needs_cuda
-def test_attention_can_be_flash_attention_and_computes_the_same():
-    by_any_kernel = _attend(torch.device("cuda"))
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # what it cannot take is an error
-        by_flash = _attend(torch.device("cuda"))
-    for flash, any_kernel in zip(by_flash, by_any_kernel):
-        assert (flash - any_kernel).norm() / any_kernel.norm() < 0.05
-
-
-def _attend(device: torch.device) -> list[torch.Tensor]:
-    """The output of a network in bfloat16 and the gradient of its weights."""
-    torch.manual_seed(0)
-    network = ATTENTIVE.build(torch.bfloat16).to(device)
-    x = torch.randn(4, *ATTENTIVE.sample_shape, device=device)
-    denoised = network(x, torch.ones(4, device=device), torch.arange(4, device=device)).denoised
-    denoised.square().mean().backward()
-    gradients = [p.grad.flatten() for p in network.parameters() if p.grad is not None]
-    return [denoised.detach(), torch.cat(gradients)]
-
-
-# --- generators ---------------------------------------------------------------------------
-
-
-@needs_cuda
-def test_a_seed_gives_the_same_image_in_any_company_up_to_rounding(tmp_path: Path):
-    folder = demo_generator(tmp_path / "g")
-    classes, seeds = [0, 1, 2, 3, 0, 1, 2], range(7)
-    on_cpu = OneStepGenerator.from_pretrained(folder).generate(classes, seeds)
-    generator = OneStepGenerator.from_pretrained(folder, batch_size=3).to("cuda")
-    images = generator.generate(classes, seeds)
-    assert images.device.type == "cuda"
-    alone = torch.cat([generator.generate([c], [s]) for c, s in zip(classes, seeds)])
-    for others in (alone.cpu(), on_cpu):
-        assert (images.cpu().float() - others.float()).abs().mean() < 1
