@@ -79,7 +79,7 @@ def launch(run: Path, deepspeed: str | Path, *overrides: str, gpus: int = 1) -> 
 
 
 @pytest.mark.parametrize("gpus", ONE_AND_TWO)
-@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("name", ["zero2", "zero3"])
 def test_digits_train_in_bfloat16(tmp_path: Path, name: str, gpus: int):
     launch(tmp_path, f"ds_configs/{name}.json", "total_images=3200", gpus=gpus)
     told = [json.loads(r) for r in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -141,6 +141,7 @@ def test_a_resumed_run_is_the_same_run_bit_by_bit(tmp_path: Path, stage: int, gp
 def _resumed(ranks: Ranks, folder: Path, stage: int) -> None:
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False  # it may pick others in another run
     same = {"deepspeed": folder / "bf16" / f"stage{stage}.json", "dropout": 0.1}
     same |= {"log__samples_every_images": 0}
     train(config(folder, run_dir=folder / "whole", **same), ranks)
