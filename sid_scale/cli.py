@@ -24,6 +24,7 @@ COMMANDS = {
     "encode": ("sid_scale.commands.encode", "encode images with a VAE into shards of latents"),
     "check": ("sid_scale.commands.check", "check a data set"),
     "memory": ("sid_scale.commands.memory", "estimate a run's memory and GPU hours"),
+    "launch": ("sid_scale.commands.launch", "start a run so that Ctrl-C leaves a checkpoint"),
     "train": ("sid_scale.commands.train", "distil a teacher (on ranks)"),
     "status": ("sid_scale.commands.status", "say how runs are"),
     "consolidate": ("sid_scale.commands.consolidate", "make network folders of a checkpoint"),

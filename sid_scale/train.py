@@ -4,9 +4,10 @@ Puts together what distill/ leaves open: the run folder's lock and journal, requ
 evaluation.
 """
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from sid_scale import cli
@@ -15,25 +16,32 @@ from sid_scale.jobs.attempts import FINISHED, STOPPED
 from sid_scale.jobs.stop import EX_STOPPED, StopRequests, stop_requests
 
 
-def train(config: RunConfig) -> int:
+def train(config: RunConfig, stop_file: Path | None = None) -> int:
     """Trains; returns the exit status: 0 finished, 75 asked to stop. An error ends the process
-    with its own status, 2 for settings at fault and else 1."""
+    with its own status, 2 for settings at fault and else 1. Signals are requests to stop, and so
+    are lines of `stop_file` (jobs/stop_file.py)."""
     with stop_requests(config.stop_timeout_seconds) as stop:
-        return run(config, stop)
+        return run(config, stop, stop_file)
 
 
-def run(config: RunConfig, stop: StopRequests) -> int:
+def run(config: RunConfig, stop: StopRequests, stop_file: Path | None = None) -> int:
     """`train` with the requests to stop given."""
     # These import torch and DeepSpeed, which take their time: a typo should not.
     from sid_scale.distill.loop import train as distil
     from sid_scale.evaluate.training import open_evaluation
     from sid_scale.jobs.journal import Journal
+    from sid_scale.jobs.stop_file import watched
     from sid_scale.ranks import joined_ranks
 
     journal = Journal(config.run_dir)
     with joined_ranks(config.collective_timeout_seconds, journal.failed) as ranks:
         journal.open(ranks)
-        with _locked_by_first_rank(Path(config.run_dir)) as messages:
+        # One rank a node: where launchers are started on each, each has a file of its own.
+        asked = stop_file if os.environ["LOCAL_RANK"] == "0" else None
+        with (
+            watched(asked) if asked else nullcontext(),
+            _locked_by_first_rank(Path(config.run_dir)) as messages,
+        ):
             progress = distil(
                 config, ranks, stop, open_evaluation=open_evaluation, messages=messages
             )

@@ -12,8 +12,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    end = time.monotonic() + 60
+def wait_for(
+    condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = 60
+) -> None:
+    end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < end, "nothing happened in time"

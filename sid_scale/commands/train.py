@@ -1,14 +1,15 @@
 """Distils a teacher into a one-step generator, on the ranks that a launcher starts.
 
-    deepspeed --num_gpus 8 --module sid_scale train --config run.yaml [key=value ...]
+    sid-scale launch deepspeed --num_gpus 8 --module sid_scale train --config run.yaml
 
-`--check` needs no launcher. Exit status: 0 finished, 75 asked to stop (the same command goes on), 2
-settings at fault.
+Settings may follow, as key=value. `--check` needs no launcher. Exit status: 0 finished, 75 asked to
+stop (the same command goes on), 2 settings at fault.
 """
 
 import argparse
 import os
 import shlex
+from pathlib import Path
 
 from sid_scale.errors import UsageError
 
@@ -18,6 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--check", action="store_true", help="look at the settings alone, and start nothing"
     )
     parser.add_argument("--config", required=True, help="a YAML file, or the name of a preset")
+    parser.add_argument(
+        "--stop-file", type=Path, help="where `sid-scale launch` writes requests to stop"
+    )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="settings that replace the file's"
     )
@@ -31,8 +35,8 @@ def run(options: argparse.Namespace) -> int:
         what = shlex.join(["--config", options.config, *options.overrides])
         raise UsageError(
             "training needs a launcher, which starts a rank for each device:\n"
-            f"    deepspeed --num_gpus 8 --module sid_scale train {what}\n"
-            f"    deepspeed --hostfile HOSTS --module sid_scale train {what}\n"
+            f"    sid-scale launch deepspeed --num_gpus 8 --module sid_scale train {what}\n"
+            f"    sid-scale launch deepspeed --hostfile HOSTS --module sid_scale train {what}\n"
             f"    sbatch --nodes=N slurm/distill.sbatch {what.removeprefix('--config ')}"
         )
     # These import torch and DeepSpeed, which take their time: a typo should not.
@@ -43,4 +47,4 @@ def run(options: argparse.Namespace) -> int:
     if options.check:
         print(f"{options.config}: settings are sound, and so is deepspeed {config.deepspeed}")
         return 0
-    return train(config)
+    return train(config, options.stop_file)

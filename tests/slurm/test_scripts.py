@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from deepspeed.launcher.multinode_runner import PDSHRunner
+from deepspeed.launcher.runner import parse_args
 from torch.distributed.run import get_args_parser
 
 from sid_scale.demo.prepare import TEACHER
@@ -144,6 +146,38 @@ def test_ranks_are_the_gpus_of_a_node(given: dict[str, str], ranks: str):
         env={"PATH": os.environ["PATH"], "HOME": "/nowhere", **place, **given},
     ).stdout
     assert told == f"{ranks}\n"
+
+
+@pytest.mark.parametrize("job", [0, 11_999, 12_000, 4_294_967_295])
+def test_ports_of_jobs_are_none_that_systems_give_away(job: int):
+    command = "source slurm/common.sh; port"
+    place = {"home": str(ROOT), "SID_SCALE_VENV": sys.prefix, "SLURM_JOB_ID": str(job)}
+    environment = {"PATH": os.environ["PATH"], "HOME": "/nowhere", **place}
+    told = subprocess.run(
+        ["bash", "-c", command], check=True, capture_output=True, cwd=ROOT, env=environment
+    ).stdout
+    assert 20_000 <= int(told) < 32_768
+
+
+def test_the_readme_makes_a_deepspeed_env_that_ranks_of_other_nodes_get(tmp_path: Path):
+    """DeepSpeed's own code reads it, and a shell as on another node runs what comes of it."""
+    (tmp_path / "slurm").symlink_to(ROOT / "slurm")
+    readme = (ROOT / "slurm" / "README.md").read_text().splitlines()
+    makes = [line for line in readme if line.startswith("    ") and line.endswith(".deepspeed_env")]
+    assert len(makes) == 2
+    given = {"PATH": "/my venv/bin:/usr/bin:/bin"}
+    subprocess.run(["bash", "-c", "\n".join(makes)], check=True, cwd=tmp_path, env=given)
+
+    words = ["--hostfile", "hosts", "--master_addr", "node1", "train.py"]
+    runner = PDSHRunner(parse_args(words), world_info_base64="")
+    for line in (tmp_path / ".deepspeed_env").read_text().splitlines(keepends=True):
+        runner.add_export(*line.split("=", maxsplit=1))  # as deepspeed.launcher.runner does
+    command, _, _ = runner.get_cmd({}, {"node1": [0]})
+    exports = next(word for word in command if str(word).startswith("export "))
+    told = subprocess.run(
+        ["bash", "-c", exports + "env"], check=True, capture_output=True, text=True, env={}
+    ).stdout.splitlines()
+    assert {f"PATH={given['PATH']}", "OMP_NUM_THREADS=1", "NCCL_DEBUG=WARN"} <= set(told)
 
 
 def test_an_evaluation_hands_its_options_on(tmp_path: Path):
