@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from plain_edm2 import PlainEDM2, force_unit_weights
-from step_clock import StepClock
+from step_clock import OTHER, StepClock
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -80,13 +80,17 @@ class PlainStep:
         rounds = config.batch_size // config.micro_batch
         clock.start()
         for _ in range(rounds):
+            clock.begin("data")
             images, labels = next(real)
+            clock.begin(OTHER)
             self.backward_fake_score(
                 self._draws(len(images), uniform=False), images, labels, rounds
             )
         self.update_fake_score()
         for _ in range(rounds):
+            clock.begin("data")
             images, labels = next(real)
+            clock.begin(OTHER)
             self.backward_generator(self._draws(len(images), uniform=True), labels, rounds)
         self.update_generator()
         return clock.stop()

@@ -18,7 +18,6 @@ class StepClock:
     def __init__(self, device: torch.device):
         self._on_cuda = device.type == "cuda"
         self._borders: list[tuple[str, float | torch.cuda.Event]] = []
-        self.phase = OTHER
 
     def start(self) -> None:
         """Begins an iteration, in phase "other"."""
@@ -29,7 +28,6 @@ class StepClock:
 
     def begin(self, phase: str) -> None:
         """What follows belongs to `phase`."""
-        self.phase = phase
         self._borders.append((phase, self._now()))
 
     def stop(self) -> dict[str, float]:

@@ -16,7 +16,7 @@ from sid_scale.errors import SidScaleError
 from sid_scale.networks import Architecture
 from sid_scale.networks.edm2.architecture import EDM2Architecture
 from sid_scale.networks.edm2.sizes import SIZES, imagenet512
-from sid_scale.networks.folder import NetworkFolder, load_network, save_network
+from sid_scale.networks.folder import NetworkFolder, read_description, save_network
 from sid_scale.zero.settings import find_deepspeed_json
 
 SMALL = {
@@ -40,7 +40,7 @@ def write_teacher(folder: Path, architecture: Architecture) -> None:
 
 def write_data(folder: Path, teacher: Path) -> None:
     """Shards of random samples that fit the network folder `teacher`."""
-    network = load_network(teacher)
+    network = read_description(teacher)
     channels, *sides = network.architecture.sample_shape
     rng = np.random.default_rng(0)
     classes = max(network.architecture.label_dim, 1)
