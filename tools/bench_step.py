@@ -88,7 +88,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--dtype", choices=COMPUTE, help="instead of float32, or the config's")
     parser.add_argument("--plain-dtype", choices=COMPUTE, default="float32", help="of the other")
-    parser.add_argument("--stage", type=int, choices=range(4), help="of ZeRO; 2, or the config's")
+    parser.add_argument("--stage", type=int, choices=range(4), help="of ZeRO; 0, or the config's")
     parser.add_argument(
         "--activations",
         choices=["keep", "checkpoint", "offload"],

@@ -113,9 +113,8 @@ def _settings(
 
 
 def _deepspeed_json(options: argparse.Namespace, given: RunConfig | None) -> dict[str, Any]:
-    """The config's JSON, or ZeRO 2 in float32, with the stage and the dtype that are asked for."""
-    source = "cpu" if given is None else given.deepspeed
-    config = json.loads(find_deepspeed_json(source).read_text())
+    """The config's JSON, or stage 0 in float32, with the stage and the dtype that are asked for."""
+    config = json.loads(find_deepspeed_json(given.deepspeed).read_text()) if given else {}
     zero = config.setdefault("zero_optimization", {})
     if options.stage is not None:
         zero["stage"] = options.stage
