@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,22 @@ import torch
 from own_step import OwnStep
 
 from sid_scale.codecs import open_codec
-from sid_scale.config.run import RunConfig
 from sid_scale.demo.prepare import TEACHER, write_digit_shards
 from sid_scale.distill.loop import train
 from sid_scale.methods import GENERATOR
 from sid_scale.networks.folder import load_network
 from sid_scale.ranks import Ranks
 from tests.conftest import ROOT
-from tests.gpus import ONE_AND_TWO, bfloat16, gpus2, needs_cuda, on_gpu
+from tests.gpus import (
+    ONE_AND_TWO,
+    assert_alike,
+    bfloat16,
+    gpus2,
+    needs_cuda,
+    on_gpu,
+    records,
+    trained,
+)
 from tests.launches import wait_for
 from tests.ranks import free_port, run_joined
 from tests.tiny import config, prepare, settings
@@ -36,31 +43,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "sida": {"method": "sida"},
     "two steps": {"method": "sida", "steps": 2},
 }
-
-
-def records(run: RunConfig) -> list[dict[str, Any]]:
-    lines = (Path(run.run_dir) / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def trained(ranks: Ranks, folder: Path, name: str, **overrides: Any) -> list[dict[str, Any]]:
-    """Records of a run of four iterations on the tiny network."""
-    run = config(folder, run_dir=folder / name, log__samples_every_images=0, **overrides)
-    train(run, ranks)
-    return records(run)
-
-
-def assert_alike(actual: Sequence[dict], expected: Sequence[dict], tolerance: float) -> None:
-    """Losses of two runs, and the fake score's gradient; the generator's own are of differences
-    that rounding makes others at first."""
-    told = ("loss/fake_score", "loss/discriminator", "loss/generator_gan", "grad_norm/fake_score")
-    assert len(actual) == len(expected) > 0
-    for ours, theirs in zip(actual, expected):
-        names = [name for name in theirs if name.startswith(told)]
-        assert len(names) >= 2
-        assert ours["skipped_updates"] == theirs["skipped_updates"] == 0
-        for name in names:
-            assert ours[name] == pytest.approx(theirs[name], rel=tolerance), name
 
 
 # --- whole runs ---------------------------------------------------------------------------
@@ -113,6 +95,32 @@ def _offloaded(ranks: Ranks, folder: Path, stage: int, what: str) -> None:
     runs["offloaded"] = bfloat16(folder / "offloaded", stage, **offload)
     kept, offloaded = (trained(ranks, folder, f"run {k}", deepspeed=v) for k, v in runs.items())
     assert_alike(offloaded, kept, tolerance=0.01)
+
+
+def activations(how: str) -> dict[str, str]:
+    return {f"activations.{name}": how for name in ("generator", "fake_score", "teacher")}
+
+
+BLOCKS: dict[str, dict[str, Any]] = {
+    "checkpoint": activations("checkpoint"),
+    "offload": activations("offload"),
+    "compile": {"compile_blocks": True},
+    "compile and checkpoint": {"compile_blocks": True, **activations("checkpoint")},
+}
+
+
+@pytest.mark.parametrize(
+    ("how", "stage"),
+    [(how, stage) for how in BLOCKS for stage in (0, 2, 3) if stage < 3 or "compile" not in how],
+)
+def test_blocks_that_recompute_or_are_compiled_train_alike(tmp_path: Path, how: str, stage: int):
+    run_joined(1, _blocks, prepare(tmp_path), stage, BLOCKS[how])
+
+
+def _blocks(ranks: Ranks, folder: Path, stage: int, how: dict[str, Any]) -> None:
+    run = {"deepspeed": bfloat16(folder / "bf16", stage), "dropout": 0.1}
+    expected = trained(ranks, folder, "kept", **run)
+    assert_alike(trained(ranks, folder, "blocks", **run, **how), expected, tolerance=0.05)
 
 
 @needs_cuda  # DeepSpeed has no float16 on CPUs
