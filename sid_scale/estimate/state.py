@@ -91,6 +91,14 @@ class Sharding:
         dtype: str = self.settings.config.get("communication_data_type", "")
         return _ITEMSIZE.get(dtype, self.weight_bytes)
 
+    @property
+    def sums_on_gpu(self) -> bool:
+        """Whether gradients are summed over micro-batches on the GPU. With an offloaded optimizer
+        stage 2 does so if their sum is float32 and the networks are not."""
+        if self.stage < 2 or not self.offloads("optimizer"):
+            return True
+        return self.stage == 2 and self.gradient_bytes > self.weight_bytes
+
     def zero(self, key: str, default: Any) -> Any:
         """A setting of the JSON's `zero_optimization`."""
         value = self.settings.config.get("zero_optimization", {}).get(key)
@@ -157,7 +165,7 @@ def state_bytes(sharding: Sharding) -> dict[str, float]:
     on_host = s.offloads("optimizer")
     return {
         "weights": _weights(s) * s.weight_bytes,
-        "gradients": 0.0 if on_host and s.stage >= 2 else _gradients(s),
+        "gradients": _gradients(s) if s.sums_on_gpu else 0.0,
         "optimizer": 0.0 if on_host else s.total * (FLOAT32 + ADAM) / s.shards,
         "average": 0.0 if on_host else s.parameters[GENERATOR] * FLOAT32 / s.shards,
         "teacher": float(s.teacher),
@@ -241,6 +249,8 @@ def host_bytes(sharding: Sharding, gpus_per_node: int, *, async_save: bool) -> d
     if s.offloads("optimizer"):
         host["optimizer, average"] = offloaded * share
         host["gradients"] = gradients * share
+        if s.stage < 3:
+            host["weights to send"] = s.total * s.weight_bytes * share
     if s.offloads("param"):
         host["weights"] = s.total * s.weight_bytes * share
     return host
@@ -276,8 +286,8 @@ def communication(sharding: Sharding, count: StepCount, accumulation: int) -> Co
     per_update = {0: 2.0 * gradients, 1: 2.0 * gradients + weights, 2: 1.0 * weights, 3: 0.0}
     host = 0.0
     if s.offloads("optimizer"):
-        # At stage 3 every micro-batch brings the sum so far to the GPU and back.
-        crossings = 2 * accumulation if s.stage == 3 else 1
+        # Where the sum is on the host every micro-batch brings it to the GPU and back.
+        crossings = 1 if s.sums_on_gpu else 2 * accumulation
         host = s.total / s.ranks * (crossings * s.gradient_bytes + s.weight_bytes)
     if s.offloads("param"):
         host += accumulation * count.gathered / s.ranks

@@ -98,6 +98,31 @@ def test_offloaded_state_is_in_the_nodes_memory(tmp_path: Path):
     assert communication(offloaded, plan(tmp_path, 3).count, 2).host > 0
 
 
+def test_an_optimizer_offloaded_at_zero_2_leaves_float32_sums_on_the_gpu(tmp_path: Path):
+    zero = {"stage": 2, "offload_optimizer": {"device": "cpu"}}
+    summed, half = (
+        plan(tmp_path, 2, gpus=8, batch_size=64, ds={**ds, "zero_optimization": zero})
+        for ds in (DS, BF16)
+    )
+    on_gpu = plan(tmp_path, 2, gpus=8, ds=DS).sharding
+    held = state_bytes(summed.sharding)
+    assert held["gradients"] == state_bytes(on_gpu)["gradients"]
+    assert held["optimizer"] == held["average"] == state_bytes(half.sharding)["gradients"] == 0
+    # Sums in the host's memory cross to the GPU and back with each of the four micro-batches.
+    crossing = [communication(p.sharding, p.count, p.accumulation).host for p in (summed, half)]
+    parameters = summed.sharding.total / 8
+    assert crossing == pytest.approx([(4 + 2) * parameters, (4 * 2 * 2 + 2) * parameters])
+
+
+def test_xxls_offloaded_state_takes_61_gb_of_one_node(xxl):
+    offload = {"offload_optimizer": {"device": "cpu"}}
+    two = xxl[2].sharding
+    config = {**two.settings.config, "zero_optimization": {"stage": 2, **offload}}
+    settings = dataclasses.replace(two.settings, config=config)
+    one_node = dataclasses.replace(two, ranks=8, settings=settings)
+    assert sum(host_bytes(one_node, 8, async_save=False).values()) / GB == pytest.approx(61, 0.01)
+
+
 def test_a_checkpoint_and_its_copy_in_host_memory(xxl):
     sharding = xxl[2].sharding
     assert checkpoint_bytes(sharding) / GB == pytest.approx(43, rel=0.01)
