@@ -64,6 +64,8 @@ _NO_KERNEL = {
     aten.set_,
     aten.resize_,
 }
+# Operations that do not read what they write to.
+_OVERWRITING = {aten.copy_, aten.fill_, aten.zero_, aten.bernoulli_, aten.normal_, aten.uniform_}
 
 
 class Phase(NamedTuple):
@@ -129,12 +131,13 @@ class Counter:
         for tensor in written:
             self._keep(tensor.untyped_storage())
         packet = func.overloadpacket
-        if packet in _NO_KERNEL:
+        if packet in _NO_KERNEL or func.namespace == "c10d":  # what ranks send is told elsewhere
             return
         work = self.work[self.phase, _KINDS.get(packet, ELEMENTWISE)]
         if packet in flop_registry:
             work.flop += flop_registry[packet](*args, **kwargs, out_val=out)
-        work.nbytes += sum(map(_bytes_of, (*self._tensors((args, kwargs)), *written)))
+        read = self._tensors((args[1:] if packet in _OVERWRITING else args, kwargs))
+        work.nbytes += sum(map(_bytes_of, (*read, *written)))
         work.kernels += 2 if packet is aten.convolution_backward and len(written) > 1 else 1
 
     def _tensors(self, tree: Any) -> list[Tensor]:

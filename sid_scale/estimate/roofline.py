@@ -1,7 +1,7 @@
 """How long an iteration takes by a roofline: every kernel runs at the rate of what limits it.
 
     compute    convolutions, matrix products and attention whose FLOP take longer than their bytes
-    memory     all other kernels, and the update's passes over the masters
+    memory     all other kernels, what DeepSpeed does to gradients, the update of the masters
     launches   kernels, launched one after another by the host while the GPU works
     network    what ranks exchange, and what crosses between a GPU and its node's memory
 
@@ -21,10 +21,12 @@ from sid_scale.methods import GENERATOR
 
 PRODUCTS = (CONVOLUTION, MATMUL, ATTENTION)
 # Numbers of float32 that an update reads and writes for a master: the chain rule through the rows'
-# magnitudes (9), the gradient's norm (3), Adam (7), the rows' magnitudes (4), forced normalisation
-# (2), the forward weights made (4) and read (1).
-UPDATE = FLOAT32 * (9 + 3 + 7 + 4 + 2 + 4 + 1)
+# magnitudes (9), norms and checks of the gradient (6), Adam (7), the rows' magnitudes (4), forced
+# normalisation (2), the forward weights made (4) and read (1).
+UPDATE = 33 * FLOAT32
 AVERAGE = 3 * FLOAT32  # the average is read and written, the master read
+# Kernels for each parameter: to sum its gradient in a micro-batch, and in an update.
+SUM_KERNELS, UPDATE_KERNELS = 3, 18
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,11 @@ def iteration_time(
     accumulation = config.accumulation(sharding.ranks)
     compute, memory = _on_gpu(sharding, count, rates)
     exchanged = communication(sharding, count, accumulation)
+    moved = sum_bytes(sharding, accumulation) + update_bytes(sharding)
     return IterationTime(
         compute=accumulation * compute,
-        memory=accumulation * memory + update_bytes(sharding) / (rates.memory_tb_s * 1e12),
-        launches=accumulation * count.total.kernels * rates.launch_us * 1e-6,
+        memory=accumulation * memory + moved / (rates.memory_tb_s * 1e12),
+        launches=kernels(sharding, count, accumulation) * rates.launch_us * 1e-6,
         network=_on_network(exchanged, accumulation, nodes, rates),
         overlaps=sharding.overlaps_communication,
         images=config.batch_size,
@@ -103,6 +106,29 @@ def iteration_time(
         model_flop=count.model_flop / count.samples,
         rates=rates,
     )
+
+
+def kernels(sharding: Sharding, count: StepCount, accumulation: int) -> float:
+    """That one GPU launches in an iteration."""
+    sums = SUM_KERNELS * sharding.tensors if sharding.stage >= 2 else sharding.tensors
+    return accumulation * (count.total.kernels + sums) + UPDATE_KERNELS * sharding.tensors
+
+
+def sum_bytes(sharding: Sharding, accumulation: int) -> float:
+    """Bytes that one GPU reads and writes in an iteration to sum gradients, of samples and ranks.
+
+    Stages 2 and 3 sum over ranks in every micro-batch: gradients are copied to a bucket, made one
+    flat tensor in the dtype that is sent, divided, and a rank's share is added to its sum. Below,
+    that comes once an update.
+    """
+    s = sharding
+    flat = 2 * s.weight_bytes if s.stage < 3 else 2 * s.sent_bytes
+    converted = s.sent_bytes + s.weight_bytes if s.sent_bytes != s.weight_bytes else 0
+    back = converted if s.stage < 3 else 0  # stage 2 copies the sum to the gradients, too
+    each = 2 * s.weight_bytes + flat + converted + 2 * s.sent_bytes + back
+    if s.stage < 2:
+        return s.total * (accumulation * 3 * s.weight_bytes + each)
+    return s.total * accumulation * (each + 3 * s.gradient_bytes / s.ranks)
 
 
 def update_bytes(sharding: Sharding) -> float:

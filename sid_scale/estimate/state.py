@@ -32,8 +32,9 @@ ESTIMATES = ("buffers", "margin")
 class Sharding:
     """How a run's networks are stored and shared out."""
 
-    parameters: Mapping[str, int]  # of each trained network, by role
-    persistent: int  # of these, in parameters that stage 3 keeps gathered
+    parameters: Mapping[str, int]  # numbers in each trained network, by role
+    tensors: int  # that these are
+    persistent: int  # of these numbers, in tensors that stage 3 keeps gathered
     teacher: int  # bytes
     settings: DeepSpeedSettings
     ranks: int
@@ -49,11 +50,12 @@ class Sharding:
             if name != TEACHER
         }
         numbers = {name: sum(of_network) for name, of_network in sizes.items()}
+        tensors = sum(map(len, sizes.values()))
         zero = settings.config.get("zero_optimization", {})
         threshold = zero.get("stage3_param_persistence_threshold", PERSISTENT)
         persistent = sum(n for of_network in sizes.values() for n in of_network if n <= threshold)
         frozen = (*networks[TEACHER].parameters(), *networks[TEACHER].buffers())
-        return cls(numbers, persistent, sum(t.nbytes for t in frozen), settings, ranks)
+        return cls(numbers, tensors, persistent, sum(t.nbytes for t in frozen), settings, ranks)
 
     @property
     def stage(self) -> int:

@@ -12,14 +12,16 @@ from sid_scale.distill.meter import Meter
 from sid_scale.distill.step import apply
 from sid_scale.estimate.count import Counter
 from sid_scale.estimate.report import make_plan
+from sid_scale.estimate.roofline import kernels, sum_bytes, update_bytes
 from sid_scale.estimate.state import gathered_bytes, state_bytes
+from sid_scale.estimate.step import total
 from sid_scale.zero.fragments import local_fragments
+from tests.estimate.plans import BF16, FLOAT32_GRADIENTS
 from tests.ranks import joined, run_ranks
 from tests.tiny import config, prepare, write_deepspeed_json
 
 pytestmark = pytest.mark.distributed
 
-BF16 = {"bf16": {"enabled": True}}
 SMALL_BUCKETS = {"reduce_bucket_size": 100_000, "stage3_param_persistence_threshold": 0}
 
 
@@ -36,8 +38,12 @@ def test_state_is_what_ranks_hold_at_every_stage(tmp_path: Path):
 
 def _compare_state(rank: int, folder: Path) -> None:
     here = joined()
-    fp32 = {"data_types": {"grad_accum_dtype": "fp32"}}
-    for stage, more in ((0, {}), (1, BF16), (2, {**BF16, **fp32}), (3, {**BF16, **fp32})):
+    for stage, more in (
+        (0, {}),
+        (1, BF16),
+        (2, {**BF16, **FLOAT32_GRADIENTS}),
+        (3, {**BF16, **FLOAT32_GRADIENTS}),
+    ):
         ds = write_deepspeed_json(folder / f"ds{rank}", stage, **more)
         given = config(folder, deepspeed=ds, batch_size=16)
         plan = make_plan(given, 1, 2)
@@ -121,3 +127,26 @@ def _compare_peak(rank: int, folder: Path, stages: tuple[int, ...]) -> None:
             _iterate(run)
         expected = plan.memory.activations + gathered_bytes(plan.sharding)
         assert max(counter.peak.values()) == pytest.approx(expected, rel=0.1)
+
+
+def test_bytes_and_kernels_are_those_of_an_iteration_on_ranks(tmp_path: Path):
+    prepare(tmp_path)
+    run_ranks(2, _compare_work, tmp_path)
+
+
+def _compare_work(rank: int, folder: Path) -> None:
+    ds = write_deepspeed_json(folder / f"ds{rank}", 2, **BF16, **FLOAT32_GRADIENTS)
+    given = config(folder, deepspeed=ds, batch_size=16)
+    plan = make_plan(given, 1, 2)
+    run = build_run(given, joined())
+    _iterate(run)
+    counter = Counter("cpu")
+    with counter.active():
+        _iterate(run)
+        run.ema.update(0.5)
+    done = total(counter.work)
+    s, counted = plan.sharding, plan.count.total
+    moved = 2 * counted.nbytes + sum_bytes(s, 2) + update_bytes(s)
+    assert done.nbytes == pytest.approx(moved, rel=0.1)
+    assert done.kernels == pytest.approx(kernels(s, plan.count, 2), rel=0.1)
+    assert done.flop == pytest.approx(2 * counted.flop, rel=0.05)

@@ -46,7 +46,7 @@ def test_counts_are_printed_and_written(tmp_path: Path):
     accumulation = 2048 / (4 * 16)
     seconds = told["stages"]["2"]["seconds"]
     kernels = sum(entry["kernels"] for entry in work)
-    assert abs(seconds["launches"] - accumulation * kernels * 7e-6) < 1e-6
+    assert 1 < seconds["launches"] / (accumulation * kernels * 7e-6) < 1.5  # and the update's
     for line in ("generator   teacher forward", "elementwise, reductions", "ZeRO  weights", "7 us"):
         assert line in done.stdout
 
