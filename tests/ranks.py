@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from sid_scale.ranks import Ranks, tell_deepspeed
+from sid_scale.ranks import Ranks, joined_ranks, tell_deepspeed
 
 PRELOADED = ["sid_scale.distill.loop"]
 
@@ -23,6 +23,14 @@ def run_ranks(world_size: int, work: Callable[..., Any], *arguments: Any) -> Non
     mp.set_forkserver_preload(PRELOADED)
     place = (world_size, free_port(), work, arguments)
     mp.start_processes(_rank, place, nprocs=world_size, start_method="forkserver")
+
+
+def run_joined(world_size: int, work: Callable[..., Any], *arguments: Any) -> None:
+    """Runs `work(ranks, *arguments)` on ranks that have joined as those of a run do: on GPUs, if
+    there are any, over NCCL. An error on any is raised here."""
+    mp.set_forkserver_preload(PRELOADED)
+    place = (world_size, free_port(), work, arguments)
+    mp.start_processes(_joined_rank, place, nprocs=world_size, start_method="forkserver")
 
 
 def joined() -> Ranks:
@@ -46,6 +54,24 @@ def free_port() -> int:
 def _rank(
     rank: int, world_size: int, port: int, work: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
+    _set_place(rank, world_size, port)
+    dist.init_process_group("gloo")
+    tell_deepspeed("gloo")
+    try:
+        work(rank, *arguments)
+    finally:
+        dist.destroy_process_group()
+
+
+def _joined_rank(
+    rank: int, world_size: int, port: int, work: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
+    _set_place(rank, world_size, port)
+    with joined_ranks(300) as ranks:
+        work(ranks, *arguments)
+
+
+def _set_place(rank: int, world_size: int, port: int) -> None:
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -54,9 +80,3 @@ def _rank(
         MASTER_PORT=str(port),
     )
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
-    tell_deepspeed("gloo")
-    try:
-        work(rank, *arguments)
-    finally:
-        dist.destroy_process_group()

@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "zero": {"config"},
     "generators": {"config", "networks", "diffusion"},
     "distill": RUN | {"generators"},
-    "estimate": {"config", "networks", "methods", "zero"},
+    "estimate": {"config", "networks", "diffusion", "methods", "zero"},
     "jobs": {"config"},
     "evaluate": RUN | {"generators", "pickles"},
     "presets": {"config", "networks"},

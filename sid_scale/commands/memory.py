@@ -1,10 +1,12 @@
-"""What a run will need of each GPU's memory, and how many GPU hours, before it is submitted.
+"""What a run will need of each GPU's memory, and how long it may take, before it is submitted.
 
     sid-scale memory --config RUN.yaml --nodes 4 --gpus-per-node 8 --gpu-memory 80
 
-State is counted: float32 masters, Adam, average, weights and gradients, shared out as the ZeRO
-stage does it, and a whole teacher. Activations, DeepSpeed's buffers and a margin are estimates.
-Nothing is trained, and no GPU is needed. Exit status: 0 it fits, 1 it does not or an error.
+One micro-batch of the run's own losses is counted on tensors without numbers: bytes alive, FLOP,
+bytes moved, kernels. State is shared out as the ZeRO stage does it. DeepSpeed's buffers and a
+margin are estimates; times rest on assumed rates, which are printed. Nothing is trained, and no GPU
+is needed. `tools/count_step.py` prints the counts themselves. Exit status: 0 it fits, 1 it does not
+or an error.
 """
 
 import argparse
@@ -25,8 +27,9 @@ def run(options: argparse.Namespace) -> int:
 
     config = load_config(options.config, options.overrides)  # a typo ends here, before torch
     config.accumulation(options.nodes * options.gpus_per_node)
-    from sid_scale.estimate.memory import estimate
+    from sid_scale.estimate.report import describe, make_plan
 
-    text, fits = estimate(config, options.nodes, options.gpus_per_node, options.gpu_memory)
+    plan = make_plan(config, options.nodes, options.gpus_per_node)
+    text, fits = describe(plan, options.gpu_memory)
     print(text)
     return 0 if fits else 1

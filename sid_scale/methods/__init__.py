@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from sid_scale.methods.settings import register_objective
 
@@ -76,18 +76,6 @@ class Update:
     loss: Callable[[Networks, MicroBatch], Loss]
 
 
-@dataclass(frozen=True)
-class Pass:
-    """One forward pass in an iteration, for memory and FLOP estimates."""
-
-    update: str  # the role whose update it is part of
-    network: str  # a role, or TEACHER
-    # What its backward pass computes: gradients of weights, of the input alone, or none.
-    gradient: Literal["weights", "input", "none"]
-    decode: bool = True  # False: the encoder alone runs
-    times: int = 1
-
-
 class Method(Protocol):
     """See the module's docstring."""
 
@@ -97,10 +85,6 @@ class Method(Protocol):
 
     def updates(self, images_seen: int) -> Iterator[Update]:
         """The optimizer steps of the iteration that begins after so many images."""
-        ...
-
-    def passes(self) -> Sequence[Pass]:
-        """The forward passes of one iteration once all warm-ups are over."""
         ...
 
 

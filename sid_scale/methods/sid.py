@@ -25,7 +25,6 @@ from sid_scale.methods import (
     Loss,
     MicroBatch,
     Networks,
-    Pass,
     Role,
     Update,
 )
@@ -87,20 +86,6 @@ class SiD:
             weighs_gan = self._weighs_gan(images_seen)
             loss = partial(self._generator_loss, weighs_gan=weighs_gan)
             yield Update(GENERATOR, loss)
-
-    def passes(self) -> Sequence[Pass]:
-        before = self._config.steps - 1  # steps of the generator without a gradient
-        passes = [
-            Pass(FAKE_SCORE, GENERATOR, "none", times=before + 1),
-            Pass(FAKE_SCORE, FAKE_SCORE, "weights"),
-            Pass(GENERATOR, GENERATOR, "none", times=before),
-            Pass(GENERATOR, GENERATOR, "weights"),
-            Pass(GENERATOR, TEACHER, "input"),
-            Pass(GENERATOR, FAKE_SCORE, "input"),
-        ]
-        if self.adversarial:
-            passes.append(Pass(FAKE_SCORE, FAKE_SCORE, "weights", decode=False))
-        return passes
 
     def _moves_generator(self, images_seen: int) -> bool:
         return True

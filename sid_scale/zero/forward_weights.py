@@ -123,6 +123,8 @@ class ForwardWeights:
         if is_replicated(self._engine):  # DeepSpeed copies nothing
             carry_masters(self._engine)
             self.show_masters()
+            for flat in self._flats:
+                flat.grad = None  # DeepSpeed gives the parameters' back
 
     def _show_forward_weights(self) -> None:
         self._hidden = [flat.data for flat in self._flats]

@@ -31,11 +31,24 @@ from tests.tiny import ARCHITECTURE, config, prepare, write_deepspeed_json
 pytestmark = pytest.mark.distributed
 FAKE_SCORE = "fake_score"
 ITERATIONS = 2
+# One block in the encoder, four in the decoder: each takes some time to compile.
+FEW_BLOCKS = dataclasses.replace(ARCHITECTURE, channel_mult=(1,), num_blocks=1)
+BLOCKS = 5
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What runs need, and a teacher of few blocks."""
+    folder = prepare(tmp_path_factory.mktemp("blocks"))
+    torch.manual_seed(0)
+    save_network(folder / "few", NetworkFolder(FEW_BLOCKS, EDM2(FEW_BLOCKS).state_dict()))
+    return folder
 
 
 def build(folder: Path, deepspeed: Path, **overrides: object) -> Run:
     """A run of SiDA: two ranks, accumulation 2, dropout, all weights kept normalised."""
     given = {
+        "teacher": folder / "few",
         "deepspeed": deepspeed,
         "micro_batch": 2,
         "dropout": 0.1,
@@ -85,9 +98,8 @@ def counted_forwards(run: Run) -> Iterator[Counter]:
         hook.remove()
 
 
-def test_recomputed_blocks_train_to_the_same_bits_at_every_stage(tmp_path: Path):
-    prepare(tmp_path)
-    run_ranks(2, _recomputed, tmp_path)
+def test_recomputed_blocks_train_to_the_same_bits_at_every_stage(folder: Path):
+    run_ranks(2, _recomputed, folder)
 
 
 def _recomputed(rank: int, folder: Path) -> None:
@@ -118,27 +130,17 @@ def _trained(
     return masters(run), counts
 
 
-# Blocks take some time to compile: one in the encoder, four in the decoder.
-FEW_BLOCKS = dataclasses.replace(ARCHITECTURE, channel_mult=(1,), num_blocks=1)
-BLOCKS = 5
-
-
-def test_compiled_blocks_train_alike_and_are_compiled_once(tmp_path: Path):
-    prepare(tmp_path)
-    torch.manual_seed(0)
-    few = NetworkFolder(FEW_BLOCKS, EDM2(FEW_BLOCKS).state_dict())
-    save_network(tmp_path / "few", few)
-    run_ranks(2, _compiled, tmp_path)
+def test_compiled_blocks_train_alike_and_are_compiled_once(folder: Path):
+    run_ranks(2, _compiled, folder)
 
 
 def _compiled(rank: int, folder: Path) -> None:
     # Inductor takes a minute on a CPU; this backend traces and differentiates the same graphs.
     blocks.compile_blocks = partial(compile_blocks, backend="aot_eager")
-    common = {"teacher": folder / "few", "dropout": 0.0}
-    plain = build(folder, folder / "stage2.json", **common)
+    plain = build(folder, folder / "stage2.json", dropout=0.0)
     iterate(plain)
     recomputed = {"activations.fake_score": "checkpoint", "activations.teacher": "checkpoint"}
-    run = build(folder, folder / "stage2.json", **common, **recomputed, compile_blocks=True)
+    run = build(folder, folder / "stage2.json", dropout=0.0, compile_blocks=True, **recomputed)
     iterate(run, 1)
     # Of the generator without gradient and in training, of the fake score in training and frozen,
     # and of the teacher.
@@ -160,22 +162,19 @@ def alone() -> Ranks:
     return Ranks(0, 1, torch.device("cpu"))
 
 
-def test_blocks_are_not_compiled_at_stage_3(tmp_path: Path, alone: Ranks):
-    prepare(tmp_path)
-    given = {"deepspeed": tmp_path / "stage3.json", "compile_blocks": True}
+def test_blocks_are_not_compiled_at_stage_3(folder: Path, alone: Ranks):
+    given = {"deepspeed": folder / "stage3.json", "compile_blocks": True}
     with pytest.raises(DeepSpeedConfigError, match=r"compile_blocks: .*stage3\.json .* stage 3"):
-        build_run(config(tmp_path, **given), alone)
+        build_run(config(folder, **given), alone)
 
 
-def test_a_missing_compiler_is_named(tmp_path: Path, alone: Ranks, monkeypatch):
-    prepare(tmp_path)
+def test_a_missing_compiler_is_named(folder: Path, alone: Ranks, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(ConfigError, match=r"there is no compiler \(no-such-compiler\): .* CXX"):
-        build_run(config(tmp_path, compile_blocks=True), alone)
+        build_run(config(folder, compile_blocks=True), alone)
 
 
-def test_a_resolution_that_a_network_lacks_is_named(tmp_path: Path, alone: Ranks):
-    prepare(tmp_path)
+def test_a_resolution_that_a_network_lacks_is_named(folder: Path, alone: Ranks):
     given = {"activations.fake_score": "[8, 16]"}
     with pytest.raises(ConfigError, match=r"activations\.fake_score: .* resolution 16; it has 8"):
-        build_run(config(tmp_path, **given), alone)
+        build_run(config(folder, **given), alone)

@@ -1,7 +1,7 @@
 """Ranks that share a host begin without a copy of the network each.
 
-On a GPU, what stays of a network is on the device. Here all is in host memory, so what is looked at
-is what filling takes for a while.
+On a GPU, what stays of a network is on the device, as is what collectives take. Here all is in host
+memory, so what is looked at is what reading a file and filling a network from it take for a while.
 """
 
 import threading
@@ -80,7 +80,6 @@ def _fill(rank: int, folder: Path) -> None:
         again = load_network(folder / "network")
         set_masters(sharded.engine, again.state)
         sharded.forward_weights.normalise_masters()
-        sharded.forward_weights.publish()
     with peak_of_private_memory() as freezing:
         frozen = again.build(torch.bfloat16)
     own = sum(p.nbytes for p in frozen.parameters())

@@ -1,0 +1,195 @@
+"""What a run will need and how long it may take, in lines to read."""
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sid_scale.config.run import RunConfig
+from sid_scale.estimate.roofline import IterationTime, Rates, iteration_time
+from sid_scale.estimate.state import (
+    ESTIMATES,
+    GPUMemory,
+    Sharding,
+    checkpoint_bytes,
+    communication,
+    gpu_memory,
+    host_bytes,
+)
+from sid_scale.estimate.step import StepCount, build_networks, count_step
+from sid_scale.methods import build_method
+from sid_scale.networks import Architecture
+from sid_scale.networks.edm2.sizes import SIZES, imagenet512
+from sid_scale.networks.folder import CheckpointError, read_description
+from sid_scale.zero.settings import DeepSpeedSettings, settings_of
+
+REMEDIES = (
+    "take a smaller micro_batch, more GPUs, a higher ZeRO stage or, under activations, "
+    "generator: checkpoint (then fake_score, then teacher)"
+)
+# Bytes of networks that judge or decode, in float32.
+VAE, INCEPTION, DINOV2 = 0.335e9, 0.096e9, 1.22e9
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run on given GPUs, counted."""
+
+    config: RunConfig
+    settings: DeepSpeedSettings
+    nodes: int
+    gpus_per_node: int
+    sharding: Sharding
+    count: StepCount
+    memory: GPUMemory
+    time: IterationTime
+
+    @property
+    def accumulation(self) -> int:
+        return self.config.accumulation(self.sharding.ranks)
+
+
+def make_plan(
+    config: RunConfig, nodes: int, gpus_per_node: int, rates: Rates | None = None
+) -> Plan:
+    """Counts a run.
+
+    Raises:
+        SidScaleError: the batch does not divide, the DeepSpeed JSON or the teacher is unusable.
+    """
+    accumulation = config.accumulation(nodes * gpus_per_node)
+    settings = settings_of(config, accumulation)
+    return _plan(config, settings, nodes, gpus_per_node, rates or Rates())
+
+
+def at_stage(plan: Plan, stage: int) -> Plan:
+    """The same run at another ZeRO stage; what that stage refuses is left out of the JSON."""
+    config = copy.deepcopy(plan.settings.config)
+    zero = config.setdefault("zero_optimization", {})
+    zero["stage"] = stage
+    if stage < 3:
+        zero.pop("offload_param", None)
+    if stage < 2:
+        config.pop("data_types", None)
+    if stage < 1:
+        zero.pop("offload_optimizer", None)
+    settings = dataclasses.replace(plan.settings, config=config, stage=stage)
+    # Stages differ in what the networks are stored in, and that is float32 at stage 0 alone.
+    count = plan.count if bool(stage) == bool(plan.settings.stage) else None
+    return _plan(plan.config, settings, plan.nodes, plan.gpus_per_node, plan.time.rates, count)
+
+
+def _plan(
+    config: RunConfig,
+    settings: DeepSpeedSettings,
+    nodes: int,
+    gpus_per_node: int,
+    rates: Rates,
+    count: StepCount | None = None,
+) -> Plan:
+    architecture, codec = described_teacher(config.teacher)
+    method = build_method(config, architecture)
+    networks = build_networks(method, architecture, config, settings.stage, settings.compute_dtype)
+    sharding = Sharding.of(networks, settings, nodes * gpus_per_node)
+    count = count or count_step(method, networks, architecture, config)
+    memory = gpu_memory(sharding, count, evaluation_bytes(config, codec))
+    time = iteration_time(config, sharding, count, nodes, rates)
+    return Plan(config, settings, nodes, gpus_per_node, sharding, count, memory, time)
+
+
+def described_teacher(teacher: str) -> tuple[Architecture, dict[str, Any]]:
+    """Architecture and codec of a network folder or, while that is not there, of the published name
+    that it bears.
+
+    Raises:
+        CheckpointError: neither.
+    """
+    if not Path(teacher).exists():
+        for size in SIZES:
+            if Path(teacher).name.startswith(f"edm2-img512-{size}-"):
+                return imagenet512(size), {"kind": "vae"}
+        raise CheckpointError(f"teacher: there is no {teacher}, nor is that a published name")
+    description = read_description(teacher)
+    return description.architecture, description.codec
+
+
+def evaluation_bytes(config: RunConfig, codec: dict[str, Any]) -> float:
+    """Bytes of networks that stay on a GPU to decode and judge samples: the VAE, on the first GPU
+    alone if nothing is evaluated, and detectors on each."""
+    evaluates = bool(config.evaluation.every_images)
+    decodes = codec["kind"] == "vae" and (evaluates or config.log.samples_every_images)
+    nbytes = VAE if decodes else 0.0
+    if evaluates:
+        dinov2 = [metric for metric in config.evaluation.metrics if "dinov2" in metric]
+        nbytes += DINOV2 * bool(dinov2) + INCEPTION * (len(config.evaluation.metrics) > len(dinov2))
+    return nbytes
+
+
+def describe(plan: Plan, memory_limit: float) -> tuple[str, bool]:
+    """The plan in lines to read, and whether it fits GPUs of `memory_limit` gigabytes."""
+    fits = plan.memory.total / 1e9 <= memory_limit
+    lines = [
+        *_layout(plan),
+        "expected memory on each GPU:",
+        *_memory(plan),
+        f"  {'total':<12}{plan.memory.total / 1e9:8.2f} GB of {memory_limit:g}: "
+        f"{'fits' if fits else f'DOES NOT FIT: {REMEDIES}'}",
+        *_surroundings(plan),
+        *describe_time(plan),
+    ]
+    return "\n".join(lines), fits
+
+
+def _layout(plan: Plan) -> list[str]:
+    config, dtype = plan.config, str(plan.settings.compute_dtype).removeprefix("torch.")
+    return [
+        f"{plan.nodes} nodes x {plan.gpus_per_node} GPUs, ZeRO {plan.settings.stage}, {dtype}",
+        f"batch {config.batch_size} = micro-batch {config.micro_batch} x accumulation "
+        f"{plan.accumulation} x {plan.sharding.ranks} GPUs",
+    ]
+
+
+def _memory(plan: Plan) -> list[str]:
+    notes = dict.fromkeys(ESTIMATES, "  (estimate)")
+    update, part = plan.count.largest_phase
+    notes["activations"] = f"  (most in: {update} update, {part})"
+    return [
+        f"  {name:<12}{nbytes / 1e9:8.2f} GB{notes.get(name, '')}"
+        for name, nbytes in dataclasses.asdict(plan.memory).items()
+    ]
+
+
+def _surroundings(plan: Plan) -> list[str]:
+    """A node's memory, the disk, the network."""
+    s = plan.sharding
+    host = host_bytes(s, plan.gpus_per_node, async_save=plan.config.checkpoint.async_save)
+    host = {name: nbytes for name, nbytes in host.items() if nbytes}
+    parts = ", ".join(f"{name} {nbytes / 1e9:.1f}" for name, nbytes in host.items())
+    sent = communication(s, plan.count, plan.accumulation)
+    nbytes = sent.per_iteration(plan.accumulation)
+    return [
+        f"memory of each node: {sum(host.values()) / 1e9:.1f} GB of state"
+        + (f" ({parts})" if host else ""),
+        f"a checkpoint: {checkpoint_bytes(s) / 1e9:.1f} GB",
+        f"sent by each GPU: {nbytes / 1e9:.1f} GB an iteration"
+        + (f", and {sent.host / 1e9:.1f} GB to and from its node's memory" if sent.host else ""),
+    ]
+
+
+def describe_time(plan: Plan) -> list[str]:
+    """Work and time, with what they rest on."""
+    time, rates, config = plan.time, plan.time.rates, plan.config
+    hours = time.gpu_hours(config.total_images)
+    terms = ", ".join(f"{name} {seconds:.2f}" for name, seconds in time.terms.items())
+    return [
+        f"work: {plan.count.total.flop / plan.count.samples / 1e12:.3g} TFLOP an image",
+        f"an iteration: {time.seconds:.2f} s by counts and assumed rates ({terms}; most: "
+        f"{time.dominant})",
+        f"{time.images_per_second:,.0f} images a second, {time.mfu:.0%} of the GPUs' peak; "
+        f"{config.total_images:,} images are {hours:,.0f} GPU hours",
+        f"assumed: {rates.tflops:g} TFLOP/s in half precision ({rates.float32_tflops:g} in "
+        f"float32) of {rates.peak_tflops:g}, {rates.memory_tb_s:g} TB/s of memory, "
+        f"{rates.launch_us:g} us a kernel, {rates.node_gb_s:g} GB/s in a node and "
+        f"{rates.network_gb_s:g} between nodes",
+    ]

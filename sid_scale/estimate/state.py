@@ -1,0 +1,284 @@
+"""What a run holds on each GPU and each node: counted bytes of weights, gradients and optimizers.
+
+What DeepSpeed allocates beyond the parameters was read from its sources (0.19.8): buffers that
+gradients are collected in, weights gathered for a while, temporaries of an optimizer's step.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from sid_scale.estimate.step import StepCount
+from sid_scale.methods import GENERATOR, TEACHER
+from sid_scale.zero.settings import DeepSpeedSettings
+
+FLOAT32 = 4  # bytes
+ADAM = 2 * FLOAT32  # two moments
+MARGIN = 0.1  # of everything: workspaces, fragmentation
+CUDA_CONTEXT = 1e9  # bytes; with NCCL's
+# DeepSpeed's defaults, in elements.
+BUCKET = 5e8  # reduced at once
+LIVE = 1e9  # gathered at stage 3, of each engine
+PERSISTENT = 1e5  # of a parameter that stage 3 keeps gathered
+
+ESTIMATES = ("buffers", "margin")
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How a run's networks are stored and shared out."""
+
+    parameters: Mapping[str, int]  # of each trained network, by role
+    persistent: int  # of these, in parameters that stage 3 keeps gathered
+    teacher: int  # bytes
+    settings: DeepSpeedSettings
+    ranks: int
+
+    @classmethod
+    def of(
+        cls, networks: Mapping[str, nn.Module], settings: DeepSpeedSettings, ranks: int
+    ) -> "Sharding":
+        """`networks` are the run's, by name; see `build_networks`."""
+        sizes = {
+            name: [p.numel() for p in network.parameters()]
+            for name, network in networks.items()
+            if name != TEACHER
+        }
+        numbers = {name: sum(of_network) for name, of_network in sizes.items()}
+        zero = settings.config.get("zero_optimization", {})
+        threshold = zero.get("stage3_param_persistence_threshold", PERSISTENT)
+        persistent = sum(n for of_network in sizes.values() for n in of_network if n <= threshold)
+        frozen = (*networks[TEACHER].parameters(), *networks[TEACHER].buffers())
+        return cls(numbers, persistent, sum(t.nbytes for t in frozen), settings, ranks)
+
+    @property
+    def stage(self) -> int:
+        return self.settings.stage
+
+    @property
+    def total(self) -> int:
+        """Parameters of all trained networks."""
+        return sum(self.parameters.values())
+
+    @property
+    def largest(self) -> int:
+        """Parameters of the largest trained network."""
+        return max(self.parameters.values())
+
+    @property
+    def shards(self) -> int:
+        """Parts that masters and optimizers are cut into."""
+        return self.ranks if self.stage else 1
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of a parameter as the forward pass reads it."""
+        return self.settings.compute_dtype.itemsize if self.stage else FLOAT32
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Of a parameter's gradient while it is summed over micro-batches."""
+        dtype: str = self.settings.config.get("data_types", {}).get("grad_accum_dtype", "")
+        return _ITEMSIZE.get(dtype, self.weight_bytes) if self.stage else FLOAT32
+
+    @property
+    def sent_bytes(self) -> int:
+        """Of a parameter's gradient as ranks exchange it."""
+        dtype: str = self.settings.config.get("communication_data_type", "")
+        return _ITEMSIZE.get(dtype, self.weight_bytes)
+
+    def zero(self, key: str, default: Any) -> Any:
+        """A setting of the JSON's `zero_optimization`."""
+        value = self.settings.config.get("zero_optimization", {}).get(key)
+        return default if value is None else value
+
+    @property
+    def overlaps_communication(self) -> bool:
+        return bool(self.zero("overlap_comm", self.stage == 3))
+
+    def offloads(self, what: str) -> bool:
+        """Whether "optimizer" or "param" is in host memory."""
+        return bool(self.zero(f"offload_{what}", {}).get("device", "none") != "none")
+
+
+_ITEMSIZE = {
+    "fp32": torch.float32.itemsize,
+    "fp16": torch.float16.itemsize,
+    "bf16": torch.bfloat16.itemsize,
+}
+
+
+@dataclass(frozen=True)
+class GPUMemory:
+    """Bytes on one GPU when most are in use."""
+
+    weights: float  # of the trained networks, as they compute
+    gradients: float
+    optimizer: float  # float32 masters and Adam
+    average: float
+    teacher: float
+    evaluation: float  # VAE and detectors, on the GPU that has most of them
+    buffers: float  # estimate: DeepSpeed's, while it reduces and gathers
+    activations: float
+    update: float  # what an optimizer's step needs beyond buffers and activations, gone by then
+    margin: float  # estimate
+
+    @property
+    def total(self) -> float:
+        return sum(getattr(self, f.name) for f in fields(self))
+
+
+def gpu_memory(sharding: Sharding, count: StepCount, evaluation: float = 0.0) -> GPUMemory:
+    """What a run needs of each GPU.
+
+    Args:
+        count: of one micro-batch.
+        evaluation: bytes of networks that judge or decode.
+    """
+    activations = float(max(count.peak.values()))
+    buffers = buffer_bytes(sharding)
+    numbers = {
+        **state_bytes(sharding),
+        "evaluation": evaluation,
+        "buffers": buffers,
+        "activations": activations,
+        "update": max(0.0, step_bytes(sharding) - activations - buffers),
+    }
+    return GPUMemory(**numbers, margin=CUDA_CONTEXT + MARGIN * sum(numbers.values()))
+
+
+def state_bytes(sharding: Sharding) -> dict[str, float]:
+    """Bytes on one GPU of what stays from one iteration to the next; gradients at their most."""
+    s = sharding
+    on_host = s.offloads("optimizer")
+    return {
+        "weights": _weights(s) * s.weight_bytes,
+        "gradients": 0.0 if on_host and s.stage >= 2 else _gradients(s),
+        "optimizer": 0.0 if on_host else s.total * (FLOAT32 + ADAM) / s.shards,
+        "average": 0.0 if on_host else s.parameters[GENERATOR] * FLOAT32 / s.shards,
+        "teacher": float(s.teacher),
+    }
+
+
+def _weights(sharding: Sharding) -> float:
+    """Elements of forward weights."""
+    s = sharding
+    if s.stage < 3:
+        return s.total
+    return s.persistent + (0.0 if s.offloads("param") else s.total / s.ranks)
+
+
+def _gradients(sharding: Sharding) -> float:
+    """Stage 3 keeps a buffer for each network; the other stages give theirs back at the step."""
+    s = sharding
+    elements = s.total if s.stage == 3 else s.largest
+    return elements * s.gradient_bytes / (s.ranks if s.stage >= 2 else 1)
+
+
+def buffer_bytes(sharding: Sharding) -> float:
+    """Bytes of DeepSpeed's buffers on one GPU during a backward pass: an estimate from above.
+
+    Stages 1 and 2: one bucket that gradients are collected in, two if communication overlaps, and
+    flat copies that are reduced. Stage 3: a bucket of each engine, what is reduced, and gathered
+    weights.
+    """
+    s = sharding
+    if not s.stage:
+        return 0.0
+    bucket = s.zero("reduce_bucket_size", BUCKET)
+    # Flat copies, in the dtypes of the gradients and of what is sent.
+    other_dtype = s.sent_bytes != s.weight_bytes
+    reduced = s.sent_bytes + other_dtype * (s.weight_bytes if s.stage < 3 else s.sent_bytes)
+    reduced *= min(bucket, s.largest)
+    if s.stage < 3:
+        buckets = 1 + s.overlaps_communication
+        return float(buckets * bucket * s.weight_bytes + reduced)
+    return len(s.parameters) * bucket * s.weight_bytes + reduced + gathered_bytes(s)
+
+
+def gathered_bytes(sharding: Sharding) -> float:
+    """Bytes of weights that stage 3 has gathered at most: what may be live of each network."""
+    live = sharding.zero("stage3_max_live_parameters", LIVE)
+    elements = sum(min(live, n) for n in sharding.parameters.values())
+    return float(elements * sharding.weight_bytes) if sharding.stage == 3 else 0.0
+
+
+def step_bytes(sharding: Sharding) -> float:
+    """Bytes on one GPU that the optimizer's step of the largest network takes for a while.
+
+    Gradients are flattened in float32, unless they are that already; forward weights are made of
+    the masters in a copy.
+    """
+    s = sharding
+    shard = s.largest * FLOAT32 / s.shards
+    if s.offloads("optimizer"):
+        return 0.0
+    flat_gradient = 0.0 if s.stage == 0 or s.gradient_bytes == FLOAT32 else shard
+    return flat_gradient + shard
+
+
+# --- nodes, disk, network ------------------------------------------------------------------
+
+
+def checkpoint_bytes(sharding: Sharding) -> float:
+    """Size of a checkpoint: masters and Adam of every network, the generator's average."""
+    s = sharding
+    return float(s.total * (FLOAT32 + ADAM) + s.parameters[GENERATOR] * FLOAT32)
+
+
+def host_bytes(sharding: Sharding, gpus_per_node: int, *, async_save: bool) -> dict[str, float]:
+    """Bytes of a node's memory that the state takes while the run goes on."""
+    s = sharding
+    share = min(gpus_per_node, s.ranks) / s.shards  # of the masters, on one node
+    offloaded = s.total * (FLOAT32 + ADAM) + s.parameters[GENERATOR] * FLOAT32
+    gradients = s.total * (FLOAT32 if s.stage < 3 else s.gradient_bytes)
+    nodes = math.ceil(s.ranks / gpus_per_node)
+    host = {"checkpoint copy": checkpoint_bytes(s) / nodes if async_save else 0.0}
+    if s.offloads("optimizer"):
+        host["optimizer, average"] = offloaded * share
+        host["gradients"] = gradients * share
+    if s.offloads("param"):
+        host["weights"] = s.total * s.weight_bytes * share
+    return host
+
+
+@dataclass(frozen=True)
+class Communication:
+    """Bytes that one GPU sends in an iteration."""
+
+    per_micro_batch: float
+    per_update: float
+    host: float  # between a GPU and its node's memory, per iteration
+
+    def per_iteration(self, accumulation: int) -> float:
+        return accumulation * self.per_micro_batch + self.per_update
+
+
+def communication(sharding: Sharding, count: StepCount, accumulation: int) -> Communication:
+    """What ranks exchange, with ring algorithms: an all-reduce sends everything twice.
+
+    Stage 3's gathers are counted module by module: at most so many, since DeepSpeed leaves out what
+    it has kept from a moment before.
+    """
+    s = sharding
+    others = (s.ranks - 1) / s.ranks
+    gradients, weights = s.total * s.sent_bytes, s.total * s.weight_bytes
+    per_micro_batch = {
+        0: 0.0,
+        1: 0.0,
+        2: 2.0 * gradients,
+        3: gradients + count.gathered,
+    }[s.stage]
+    per_update = {0: 2.0 * gradients, 1: 2.0 * gradients + weights, 2: 1.0 * weights, 3: 0.0}
+    host = 0.0
+    if s.offloads("optimizer"):
+        # At stage 3 every micro-batch brings the sum so far to the GPU and back.
+        crossings = 2 * accumulation if s.stage == 3 else 1
+        host = s.total / s.ranks * (crossings * s.gradient_bytes + s.weight_bytes)
+    if s.offloads("param"):
+        host += accumulation * count.gathered / s.ranks
+    return Communication(others * per_micro_batch, others * per_update[s.stage], host)

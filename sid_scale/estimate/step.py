@@ -1,0 +1,250 @@
+"""What one micro-batch of a run's method does on a GPU, counted on networks without numbers.
+
+The method's own losses run, forward and backward, on the networks that the run would build, in the
+dtypes that they would have, on the device "meta". Nothing is known here of what a loss calls or a
+network consists of.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sid_scale.config.run import RunConfig
+from sid_scale.diffusion.few_step import generate
+from sid_scale.diffusion.noise import KeyedNoise
+from sid_scale.estimate.count import Counter, Phase, Work
+from sid_scale.methods import TEACHER, Method, MicroBatch, Update
+from sid_scale.networks import Architecture
+from sid_scale.networks.checkpoint_activations import checkpoint_activations
+
+META = "meta"
+AFTER_WARM_UP = 1 << 62  # images seen
+LOSS, BACKWARD, RECOMPUTATION = "loss", "backward", "recomputation"
+
+Counts = dict[str, float]
+PhaseWork = Mapping[tuple[Phase, str], Work]  # by phase and kind
+
+
+@dataclass(frozen=True)
+class StepCount:
+    """Counts of one micro-batch of every update."""
+
+    samples: int
+    work: PhaseWork
+    # Most bytes alive at once, without weights and without gradients of weights.
+    peak: Mapping[Phase, int]
+    gathered: float  # bytes of trained weights that forwards and backwards read, block by block
+
+    @property
+    def total(self) -> Work:
+        return total(self.work)
+
+    @property
+    def model_flop(self) -> float:
+        """FLOP without those of forwards that are computed again."""
+        return sum(w.flop for (phase, _), w in self.work.items() if phase.part != RECOMPUTATION)
+
+    @property
+    def largest_phase(self) -> Phase:
+        """That in which most bytes are alive."""
+        return max(self.peak, key=lambda phase: self.peak[phase])
+
+
+def count_step(
+    method: Method,
+    networks: Mapping[str, nn.Module],
+    architecture: Architecture,
+    config: RunConfig,
+) -> StepCount:
+    """Counts one micro-batch of `config.micro_batch` samples, once all warm-ups are over.
+
+    A generator of several steps is trained at one of them, drawn anew for each update: work is that
+    of the average, bytes alive are those of the last.
+
+    Args:
+        networks: those of `build_networks`.
+        architecture: the teacher's.
+    """
+    last = _count(method, networks, architecture, config, config.steps - 1)
+    if config.steps == 1:
+        return last
+    first = _count(method, networks, architecture, config, 0)
+    return StepCount(
+        config.micro_batch,
+        combined((0.5, first.work), (0.5, last.work)),
+        last.peak,
+        (first.gathered + last.gathered) / 2,
+    )
+
+
+def fixed_and_per_sample(one: StepCount, other: StepCount) -> tuple[PhaseWork, PhaseWork]:
+    """Work of a micro-batch that does not grow with its samples, and what each sample adds.
+
+    Args:
+        one, other: counts of different numbers of samples.
+    """
+    step = other.samples - one.samples
+    per_sample = combined((1 / step, other.work), (-1 / step, one.work))
+    return combined((1, one.work), (-one.samples, per_sample)), per_sample
+
+
+def combined(*terms: tuple[float, PhaseWork]) -> PhaseWork:
+    """The sum of counts, each times a factor."""
+    found: dict[tuple[Phase, str], Work] = defaultdict(Work)
+    for factor, work in terms:
+        for key, value in work.items():
+            found[key].add(value, factor)
+    return dict(found)
+
+
+def total(work: PhaseWork) -> Work:
+    """The sum over all phases and kinds."""
+    found = Work()
+    for value in work.values():
+        found.add(value)
+    return found
+
+
+# --- networks ------------------------------------------------------------------------------
+
+
+def build_networks(
+    method: Method,
+    architecture: Architecture,
+    config: RunConfig,
+    stage: int,
+    dtype: torch.dtype,
+) -> dict[str, nn.Module]:
+    """The teacher and every role's network, as a run has them in memory, on "meta".
+
+    Args:
+        architecture: the teacher's.
+        stage: ZeRO stage.
+        dtype: what the networks' bodies compute in.
+    """
+    networks: dict[str, nn.Module] = {}
+    with torch.device(META):
+        for role in method.roles():
+            trained = replace(role.architecture(architecture), dropout=config.dropout)
+            build = role.build or (lambda trained: trained.build(dtype))
+            networks[role.name] = build(trained).train()
+            if stage:  # DeepSpeed stores what it shards in the compute dtype
+                networks[role.name].to(dtype)
+        teacher = architecture.build(dtype)
+        teacher.load_weights(teacher.state_dict(), META)
+        networks[TEACHER] = teacher.requires_grad_(False).eval()
+    for name, how in config.activations_of(networks).items():
+        # Block inputs cannot be copied to host memory here: they are counted as if they stayed.
+        checkpoint_activations(networks[name], "checkpoint" if how == "offload" else how)
+    return networks
+
+
+# --- one micro-batch -----------------------------------------------------------------------
+
+
+def _count(
+    method: Method,
+    networks: Mapping[str, nn.Module],
+    architecture: Architecture,
+    config: RunConfig,
+    last_step: int,
+) -> StepCount:
+    given = [t for n in networks.values() for t in (*n.parameters(), *n.buffers())]
+    counter = Counter(META, given=given)
+    gathered: Counts = defaultdict(float)
+    for update in method.updates(AFTER_WARM_UP):
+        batch = _micro_batch(architecture, config, update.role, last_step)
+        with _watched(networks, update, counter, gathered) as called, counter.active():
+            with counter.within(Phase(update.role, LOSS)):
+                loss = update.loss(called, batch).total
+            with counter.within(Phase(update.role, BACKWARD)):
+                loss.backward()
+            del loss
+    peak = {phase: nbytes for phase, nbytes in counter.peak.items() if phase.update}
+    return StepCount(config.micro_batch, dict(counter.work), peak, sum(gathered.values()))
+
+
+def _micro_batch(
+    architecture: Architecture, config: RunConfig, role: str, last_step: int
+) -> MicroBatch:
+    samples = torch.arange(config.micro_batch)
+    condition = torch.empty_like(samples, device=META) if architecture.label_dim else None
+    shape = architecture.sample_shape
+
+    def images(generator: Callable[..., Any], z: Tensor, step_noise: Tensor) -> Tensor:
+        return generate(generator, z, step_noise, condition, config.init_sigma, last_step)
+
+    def real() -> Tensor:
+        return torch.empty(config.micro_batch, *shape, device=META)
+
+    noise = KeyedNoise(config.seed, role, samples, META)
+    return MicroBatch(condition, shape, config.steps, noise, real, images)
+
+
+@contextmanager
+def _watched(
+    networks: Mapping[str, nn.Module], update: Update, counter: Counter, gathered: Counts
+) -> Iterator[dict[str, Callable[..., Any]]]:
+    """The networks as an update calls them; each call is a phase of its own.
+
+    One network alone gets gradients. They are handed on as soon as they are made, to an optimizer
+    that shards or adds them up.
+    """
+    with ExitStack() as stack:
+        called = {}
+        for name, network in networks.items():
+            watch = _Watch(name, update.role, counter, gathered)
+            if name != TEACHER:
+                network.requires_grad_(name == update.role)
+            for module in network.modules():
+                before = module.register_forward_pre_hook(watch.begin)
+                after = module.register_forward_hook(watch.end, always_call=True)
+                stack.callback(before.remove)
+                stack.callback(after.remove)
+            called[name] = watch.around(network)
+        for p in networks[update.role].parameters():
+            stack.callback(p.register_post_accumulate_grad_hook(_hand_on).remove)
+        yield called
+
+
+class _Watch:
+    """Tells which phase the modules of a network run in, and what ZeRO 3 would gather for them."""
+
+    def __init__(self, name: str, role: str, counter: Counter, gathered: Counts):
+        self._name, self._role, self._counter, self._gathered = name, role, counter, gathered
+        self._again = ExitStack()  # holds the phase of a forward in the backward pass
+        self._depth = 0  # of modules inside it
+
+    def around(self, network: nn.Module) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self._counter.within(Phase(self._role, f"{self._name} forward")):
+                return network(*args, **kwargs)
+
+        return call
+
+    def begin(self, module: nn.Module, args: Any) -> None:
+        part = self._counter.phase.part
+        if part == BACKWARD:
+            phase = Phase(self._role, RECOMPUTATION)
+            self._again.enter_context(self._counter.within(phase))
+        if part in (BACKWARD, RECOMPUTATION):
+            self._depth += 1
+        if self._name != TEACHER:
+            own = sum(p.nbytes for p in module.parameters(recurse=False))
+            comes_back = torch.is_grad_enabled() and part not in (BACKWARD, RECOMPUTATION)
+            self._gathered[self._name] += own * (1 + comes_back)
+
+    def end(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._depth:
+            self._depth -= 1
+            if not self._depth:
+                self._again.close()
+
+
+def _hand_on(parameter: Tensor) -> None:
+    parameter.grad = None

@@ -1,0 +1,123 @@
+"""What is counted before a run is what the run has: real ranks, every tensor's bytes."""
+
+import gc
+from pathlib import Path
+
+import pytest
+import torch
+from deepspeed.runtime.engine import DeepSpeedEngine
+
+from sid_scale.distill.build import Run, build_run
+from sid_scale.distill.meter import Meter
+from sid_scale.distill.step import apply
+from sid_scale.estimate.count import Counter
+from sid_scale.estimate.report import make_plan
+from sid_scale.estimate.state import gathered_bytes, state_bytes
+from sid_scale.zero.fragments import local_fragments
+from tests.ranks import joined, run_ranks
+from tests.tiny import config, prepare, write_deepspeed_json
+
+pytestmark = pytest.mark.distributed
+
+BF16 = {"bf16": {"enabled": True}}
+SMALL_BUCKETS = {"reduce_bucket_size": 100_000, "stage3_param_persistence_threshold": 0}
+
+
+def nbytes(tensors) -> int:
+    """Of storages, each counted once."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
+
+
+def test_state_is_what_ranks_hold_at_every_stage(tmp_path: Path):
+    prepare(tmp_path)
+    run_ranks(2, _compare_state, tmp_path)
+
+
+def _compare_state(rank: int, folder: Path) -> None:
+    here = joined()
+    fp32 = {"data_types": {"grad_accum_dtype": "fp32"}}
+    for stage, more in ((0, {}), (1, BF16), (2, {**BF16, **fp32}), (3, {**BF16, **fp32})):
+        ds = write_deepspeed_json(folder / f"ds{rank}", stage, **more)
+        given = config(folder, deepspeed=ds, batch_size=16)
+        plan = make_plan(given, 1, 2)
+        held = _held(build_run(given, here), stage)
+        expected = state_bytes(plan.sharding)
+        assert {k: v / expected[k] for k, v in held.items()} == pytest.approx(
+            dict.fromkeys(held, 1.0), abs=0.02
+        ), stage
+
+
+def _held(run: Run, stage: int) -> dict[str, int]:
+    """Bytes by kind after an iteration; weights and gradients at their most before a step."""
+    gradients, weights = [], []
+    engines = [network.engine for network in run.networks.values()]
+    parameters = [p for e in engines for p in e.module.parameters()]
+    for network in run.networks.values():
+
+        def step(network=network, original=network.step):
+            gradients.append(_gradients(engines, stage))
+            weights.append(nbytes([p.ds_tensor for p in parameters] if stage == 3 else []))
+            weights[-1] += nbytes(parameters)
+            return original()
+
+        network.step = step
+    _iterate(run)
+    flats = [f.flat for e in engines for f in local_fragments(e)]
+    moments = [
+        t
+        for e in engines
+        for state in e.basic_optimizer.state.values()
+        for t in state.values()
+        if isinstance(t, torch.Tensor) and t.ndim
+    ]
+    return {
+        "weights": max(weights),
+        "optimizer": nbytes([*flats, *moments]),
+        "average": nbytes(run.ema.values),
+        "teacher": nbytes([*run.teacher.parameters(), *run.teacher.buffers()]),
+        "gradients": max(gradients),
+    }
+
+
+def _gradients(engines: list[DeepSpeedEngine], stage: int) -> int:
+    """Of `engines`, between two micro-batches."""
+    if stage == 3:
+        return nbytes([engine.optimizer.grad_partitions_flat_buffer for engine in engines])
+    found = [p.grad for engine in engines for p in engine.module.parameters()]
+    found += [f.flat.grad for engine in engines for f in local_fragments(engine)]
+    for engine in engines if stage else []:
+        for kept in (engine.optimizer.averaged_gradients, engine.optimizer.all_grad_tensors):
+            found += [t for of_group in kept.values() for t in of_group or []]
+    return nbytes([t for t in found if t is not None])
+
+
+def _iterate(run: Run) -> None:
+    with run.open_streams() as streams:
+        for update in run.method.updates(0):
+            apply(run, update, streams[update.role], Meter(run.ranks.device))
+
+
+@pytest.mark.parametrize(("ranks", "stages"), [(1, (2,)), (2, (0, 2, 3))])
+def test_peak_is_that_of_the_same_step_on_ranks(
+    tmp_path: Path, ranks: int, stages: tuple[int, ...]
+):
+    prepare(tmp_path)
+    run_ranks(ranks, _compare_peak, tmp_path, stages)
+
+
+def _compare_peak(rank: int, folder: Path, stages: tuple[int, ...]) -> None:
+    here = joined()
+    for stage in stages:
+        zero = {"zero_optimization": {"stage": stage, **SMALL_BUCKETS}}
+        ds = write_deepspeed_json(folder / f"ds{rank}", stage, **BF16, **zero)
+        given = config(folder, deepspeed=ds, micro_batch=16, batch_size=16 * here.world_size)
+        plan = make_plan(given, 1, here.world_size)
+        run = build_run(given, here)
+        _iterate(run)  # makes the optimizers' state
+        before = [t for t in gc.get_objects() if isinstance(t, torch.Tensor)]
+        counter = Counter("cpu", given=before)
+        with counter.active():
+            _iterate(run)
+        expected = plan.memory.activations + gathered_bytes(plan.sharding)
+        assert max(counter.peak.values()) == pytest.approx(expected, rel=0.1)

@@ -1,0 +1,82 @@
+"""One micro-batch of a method, counted from its own losses."""
+
+from pathlib import Path
+
+import pytest
+
+from sid_scale.estimate.count import CONVOLUTION, MATMUL, Phase
+from sid_scale.estimate.report import Plan
+from sid_scale.estimate.step import fixed_and_per_sample, total
+from tests.estimate.plans import BF16, plan
+
+# Gflops of a forward pass in EDM2's paper (arXiv 2312.02696, Table 2), which counts a
+# multiplication with its addition as one.
+PUBLISHED = {"s": ("2147483-0.130", 102), "xxl": ("0939524-0.070", 552)}
+
+
+def flop(counted: Plan, update: str, part: str) -> float:
+    """Of a phase, for each sample."""
+    work = counted.count.work.items()
+    return sum(w.flop for (at, _), w in work if at == (update, part)) / counted.count.samples
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_a_forward_pass_is_what_the_paper_says(tmp_path: Path, size: str):
+    name, gflops = PUBLISHED[size]
+    counted = plan(tmp_path, 2, ds=BF16, teacher=f"teachers/edm2-img512-{size}-{name}")
+    whole = flop(counted, "generator", "teacher forward")
+    assert whole / 2e9 == pytest.approx(gflops, rel=0.02)
+    # Eleven forward passes, and three of the encoder on real images.
+    encoder = flop(counted, "fake_score", "fake_score forward") - whole
+    of_all = counted.count.total.flop / counted.count.samples
+    assert of_all == pytest.approx(11 * whole + 3 * encoder, rel=0.01)
+
+
+def test_phases_are_the_methods_calls_of_networks(tmp_path: Path):
+    counted = plan(tmp_path, 2, ds=BF16)
+    assert set(counted.count.peak) == {
+        *(Phase("fake_score", part) for part in ("loss", "generator forward", "backward")),
+        *(Phase("generator", part) for part in ("loss", "generator forward", "backward")),
+        Phase("fake_score", "fake_score forward"),
+        Phase("generator", "teacher forward"),
+        Phase("generator", "fake_score forward"),
+    }
+    for update in ("fake_score", "generator"):
+        assert flop(counted, update, "loss") == 0
+        assert flop(counted, update, "backward") > flop(counted, update, "generator forward") > 0
+
+
+def test_work_is_a_fixed_part_and_a_part_of_each_sample(tmp_path: Path):
+    two, four, eight = (plan(tmp_path, 2, ds=BF16, micro_batch=n).count for n in (2, 4, 8))
+    fixed, per_sample = fixed_and_per_sample(two, four)
+    for name in ("flop", "nbytes", "kernels"):
+        expected = getattr(total(fixed), name) + 8 * getattr(total(per_sample), name)
+        assert getattr(eight.total, name) == pytest.approx(expected, rel=1e-3)
+    # Products read their weights whatever the samples, and compute nothing without any.
+    assert total(fixed).flop == pytest.approx(0, abs=1)
+    weights = sum(w.nbytes for (_, k), w in fixed.items() if k in (CONVOLUTION, MATMUL))
+    assert weights > 10 * two.work[Phase("generator", "loss"), "copy"].nbytes > 0
+
+
+def test_a_generator_of_several_steps_is_counted_at_the_average_of_them(tmp_path: Path):
+    one, four = (plan(tmp_path, 2, ds=BF16, steps=steps) for steps in (1, 4))
+    forward = flop(one, "generator", "generator forward")
+    more = four.count.total.flop / 2 - one.count.total.flop / 2
+    # Both updates run the generator 2.5 times on average instead of once.
+    assert more == pytest.approx(2 * 1.5 * forward, rel=1e-6)
+
+
+def test_a_recomputed_forward_is_work_but_not_the_models(tmp_path: Path):
+    keep, again = (
+        plan(tmp_path, 2, ds=BF16, activations=f"{{generator: {how}, teacher: {how}}}").count
+        for how in ("keep", "checkpoint")
+    )
+    assert again.total.flop > 1.02 * keep.total.flop
+    assert again.model_flop == pytest.approx(keep.model_flop, rel=0.01)
+    assert max(again.peak.values()) < 0.9 * max(keep.peak.values())
+
+
+def test_weights_stored_in_float32_move_more_bytes(tmp_path: Path):
+    replicated, sharded = (plan(tmp_path, stage, ds=BF16).count for stage in (0, 1))
+    assert replicated.total.flop == sharded.total.flop
+    assert replicated.total.nbytes != sharded.total.nbytes
