@@ -172,10 +172,10 @@ class Plain(torch.nn.Module):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.tensor([0.9, 0.3, 8.0]))
 
-    def forward(self, x, sigma, condition, *, features=(), decode=True) -> Prediction:
+    def forward(self, x, sigma, condition, *, features=(), decoded=None) -> Prediction:
         keep, spread, scale = self.weight
         logits = scale * x.mean(dim=(1, 2, 3), keepdim=True).expand(len(x), 4, 2, 2)
-        return Prediction(keep * x, spread * sigma.log(), (logits,))
+        return Prediction(keep * x[:decoded], spread * sigma.log(), (logits,))
 
 
 class Drawn:
