@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sid_scale.config.run import RunConfig
 from sid_scale.diffusion.few_step import generate
 from sid_scale.diffusion.noise import KeyedNoise
+from sid_scale.errors import SidScaleError
 from sid_scale.estimate.count import Counter, Phase, Work
 from sid_scale.methods import TEACHER, Method, MicroBatch, Update
 from sid_scale.networks import Architecture
@@ -28,6 +29,10 @@ LOSS, BACKWARD, RECOMPUTATION = "loss", "backward", "recomputation"
 
 Counts = dict[str, float]
 PhaseWork = Mapping[tuple[Phase, str], Work]  # by phase and kind
+
+
+class CountError(SidScaleError):
+    """A method that cannot be counted; the message says which loss and why."""
 
 
 @dataclass(frozen=True)
@@ -160,10 +165,17 @@ def _count(
     for update in method.updates(AFTER_WARM_UP):
         batch = _micro_batch(architecture, config, update.role, last_step)
         with _watched(networks, update, counter, gathered) as called, counter.active():
-            with counter.within(Phase(update.role, LOSS)):
-                loss = update.loss(called, batch).total
-            with counter.within(Phase(update.role, BACKWARD)):
-                loss.backward()
+            try:
+                with counter.within(Phase(update.role, LOSS)):
+                    loss = update.loss(called, batch).total
+                with counter.within(Phase(update.role, BACKWARD)):
+                    loss.backward()
+            except (RuntimeError, NotImplementedError) as error:
+                said = str(error).partition("\n")[0]
+                raise CountError(
+                    f"method {config.method} cannot be counted: its {update.role} loss fails on "
+                    f"tensors without numbers, whose values no loss may look at: {said}"
+                ) from error
             del loss
     peak = {phase: nbytes for phase, nbytes in counter.peak.items() if phase.update}
     return StepCount(config.micro_batch, dict(counter.work), peak, sum(gathered.values()))

@@ -55,6 +55,15 @@ def test_views_and_allocations_move_nothing_and_an_expanded_tensor_is_read_once(
     assert by_kind(counter) == {ELEMENTWISE: (0, 4 * (4 * 8 + 1000 * 8), 1)}
 
 
+def test_what_is_overwritten_is_not_read():
+    counter = Counter("meta")
+    x, y = meta(100), meta(100)
+    with counter.active():
+        x.copy_(y)
+        x.add_(y)
+    assert by_kind(counter) == {COPY: (0, 800, 1), ELEMENTWISE: (0, 1200, 1)}
+
+
 def test_both_halves_of_a_convolutions_backward_pass_are_kernels():
     for trained, kernels in ((True, 2), (False, 1)):
         counter = Counter("meta")

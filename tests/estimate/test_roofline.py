@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sid_scale.estimate.roofline import IterationTime, Rates, iteration_time
-from tests.estimate.plans import BF16, plan
+from sid_scale.estimate.roofline import IterationTime, Rates, iteration_time, sum_bytes
+from tests.estimate.plans import BF16, FLOAT32_GRADIENTS, plan
 
 TIME = IterationTime(
     compute=4.0,
@@ -63,3 +63,14 @@ def test_larger_micro_batches_take_fewer_hours(tmp_path: Path):
         plan(tmp_path, 2, gpus=2, ds=BF16, micro_batch=n, batch_size=64).time for n in (2, 16)
     )
     assert large.gpu_hours(1000) < 0.5 * small.gpu_hours(1000)
+
+
+def test_gradients_are_summed_over_ranks_in_every_micro_batch_from_zero_2_on(tmp_path: Path):
+    """Bytes a parameter: into a bucket 4, flat 4, to float32 6, divided 8, back 6; summed 12."""
+    two = plan(tmp_path, 2, gpus=4, ds={**BF16, **FLOAT32_GRADIENTS}, batch_size=64).sharding
+    assert sum_bytes(two, 3) / two.total == 3 * (4 + 4 + 6 + 8 + 6 + 12 / 4)
+    half = {**BF16, **FLOAT32_GRADIENTS, "communication_data_type": "bf16"}
+    two = plan(tmp_path, 2, gpus=4, ds=half, batch_size=64).sharding
+    assert sum_bytes(two, 3) / two.total == 3 * (4 + 4 + 4 + 12 / 4)
+    none = plan(tmp_path, 0, gpus=4, batch_size=64).sharding
+    assert sum_bytes(none, 3) / none.total == 3 * 12 + 8 + 8 + 8

@@ -6,7 +6,8 @@ import pytest
 
 from sid_scale.estimate.count import CONVOLUTION, MATMUL, Phase
 from sid_scale.estimate.report import Plan
-from sid_scale.estimate.step import fixed_and_per_sample, total
+from sid_scale.estimate.step import CountError, fixed_and_per_sample, total
+from sid_scale.methods.sid import SiD
 from tests.estimate.plans import BF16, plan
 
 # Gflops of a forward pass in EDM2's paper (arXiv 2312.02696, Table 2), which counts a
@@ -80,3 +81,16 @@ def test_weights_stored_in_float32_move_more_bytes(tmp_path: Path):
     replicated, sharded = (plan(tmp_path, stage, ds=BF16).count for stage in (0, 1))
     assert replicated.total.flop == sharded.total.flop
     assert replicated.total.nbytes != sharded.total.nbytes
+
+
+def test_a_loss_that_looks_at_values_is_one_error(tmp_path: Path, monkeypatch):
+    loss = SiD._generator_loss
+
+    def looking(*arguments, **more):
+        found = loss(*arguments, **more)
+        assert found.total.item() > 0
+        return found
+
+    monkeypatch.setattr(SiD, "_generator_loss", looking)
+    with pytest.raises(CountError, match="method sida cannot be counted: its generator loss"):
+        plan(tmp_path, 2, ds=BF16)
