@@ -19,7 +19,7 @@ divides the masters themselves by (r + eps) after each step, with the same sums.
 The norm of the gradient and its clipping are of dL/dm, after the chain rule.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from typing import Any
 
@@ -105,9 +105,13 @@ class ForwardWeights:
         if is_replicated(self._engine):
             take_gradients(self._engine)
         held = [f for f in self._fragments if f.flat.grad is not None]
-        dots = self._row_sums(held, lambda f: f.master, lambda f: f.gradient)  # m . g
+        dots = torch.zeros_like(self._row_length)  # m . g
+        for f in held:
+            masters, gradients = self._rows(f, f.master), self._rows(f, f.gradient)
+            for (rows, m), (_, g) in zip(masters, gradients, strict=True):
+                dots[rows] += (m * g).sum(dim=1)
         magnitude = self._rms + EPSILON
-        along = dots / (self._row_length * self._rms.clamp(min=TINY) * magnitude)
+        along = self._over_ranks(dots) / (self._row_length * self._rms.clamp(min=TINY) * magnitude)
         for f in held:
             factor = self._scales[f.name] / magnitude
             masters, gradients = self._rows(f, f.master), self._rows(f, f.gradient)
@@ -136,8 +140,11 @@ class ForwardWeights:
                 weight.mul_(factor[rows, None])
 
     def _measure_rows(self) -> None:
-        squares = self._row_sums(self._fragments, lambda f: f.master, lambda f: f.master)
-        self._rms = (squares / self._row_length).sqrt()
+        squares = torch.zeros_like(self._row_length)
+        for f in self._fragments:
+            for rows, weight in self._rows(f, f.master):
+                squares[rows] += torch.linalg.vector_norm(weight, dim=1).square()
+        self._rms = (self._over_ranks(squares) / self._row_length).sqrt()
 
     def _divide_rows(self) -> None:
         magnitude = self._rms + EPSILON
@@ -147,27 +154,12 @@ class ForwardWeights:
         self._rms = self._rms / magnitude
 
     def _clip(self, gradients: list[Tensor]) -> None:
-        squares = torch.zeros((), device=self._device)
-        for gradient in gradients:
-            squares += gradient.square().sum()
-        self.grad_norm = self._over_ranks(squares).sqrt()
+        norms = torch.stack(torch._foreach_norm(gradients)) if gradients else self._rms.new_zeros(1)
+        self.grad_norm = self._over_ranks(norms.square().sum()).sqrt()
         if self._clipping:
             share = (self._clipping / (self.grad_norm + TINY)).clamp(max=1.0)
             for gradient in gradients:
                 gradient.mul_(share)
-
-    def _row_sums(
-        self,
-        fragments: list[Fragment],
-        a: Callable[[Fragment], Tensor],
-        b: Callable[[Fragment], Tensor],
-    ) -> Tensor:
-        """Sums of a * b over every row, (rows,). Collective at stage 1 and above."""
-        sums = torch.zeros_like(self._row_length)
-        for f in fragments:
-            for (rows, x), (_, y) in zip(self._rows(f, a(f)), self._rows(f, b(f)), strict=True):
-                sums[rows] += (x * y).sum(dim=1)
-        return self._over_ranks(sums)
 
     def _rows(self, f: Fragment, values: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """`row_pieces` of a fragment, rows counted over all parameters."""
