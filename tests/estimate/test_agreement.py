@@ -104,20 +104,27 @@ def _iterate(run: Run) -> None:
             apply(run, update, streams[update.role], Meter(run.ranks.device))
 
 
-@pytest.mark.parametrize(("ranks", "stages"), [(1, (2,)), (2, (0, 2, 3))])
+@pytest.mark.parametrize(
+    ("ranks", "stages", "how"), [(1, (2,), "checkpoint"), (2, (0, 2, 3), "keep")]
+)
 def test_peak_is_that_of_the_same_step_on_ranks(
-    tmp_path: Path, ranks: int, stages: tuple[int, ...]
+    tmp_path: Path, ranks: int, stages: tuple[int, ...], how: str
 ):
     prepare(tmp_path)
-    run_ranks(ranks, _compare_peak, tmp_path, stages)
+    run_ranks(ranks, _compare_peak, tmp_path, stages, how)
 
 
-def _compare_peak(rank: int, folder: Path, stages: tuple[int, ...]) -> None:
+def _compare_peak(rank: int, folder: Path, stages: tuple[int, ...], how: str) -> None:
     here = joined()
+    settings = {
+        "micro_batch": 16,
+        "batch_size": 16 * here.world_size,
+        "activations": f"{{generator: {how}, fake_score: {how}, teacher: {how}}}",
+    }
     for stage in stages:
         zero = {"zero_optimization": {"stage": stage, **SMALL_BUCKETS}}
         ds = write_deepspeed_json(folder / f"ds{rank}", stage, **BF16, **zero)
-        given = config(folder, deepspeed=ds, micro_batch=16, batch_size=16 * here.world_size)
+        given = config(folder, deepspeed=ds, **settings)
         plan = make_plan(given, 1, here.world_size)
         run = build_run(given, here)
         _iterate(run)  # makes the optimizers' state
