@@ -13,7 +13,13 @@
 # DTYPE, STAGE and ROUNDS in the environment change what they say.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-folder=$(realpath -m "${1:?usage: bash tools/bench_gpu.sh FOLDER [ROW ...]}")
+refuse() {
+    echo "$1" >&2
+    exit 2
+}
+usage="usage: bash tools/bench_gpu.sh FOLDER [ROW ...], a row \"SIZE MICRO_BATCH ACTIVATIONS eager|compile own|plain|both\""
+[[ $# -gt 0 && $1 != -* ]] || refuse "$usage"
+folder=$(realpath -m "$1")
 shift
 if (($# == 0)); then
     set -- \
@@ -24,6 +30,11 @@ if (($# == 0)); then
         "xxl 16 keep compile own" "xxl 32 checkpoint eager own" "xxl 64 checkpoint eager own" \
         "xxl 64 checkpoint compile own"
 fi
+
+form='^[a-z0-9]+ [1-9][0-9]* [a-z]+ (eager|compile) (own|plain|both)$'
+for row in "$@"; do
+    [[ $row =~ $form ]] || refuse "error: row \"$row\"; $usage"
+done
 
 mkdir -p "$folder"
 : >"$folder/results.jsonl"

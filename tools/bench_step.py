@@ -42,6 +42,7 @@ from step_measures import (
 )
 from step_setup import NETWORKS, SMALL, prepare
 
+from sid_scale.commands.arguments import check_least, positive
 from sid_scale.config.run import RunConfig, load_config
 from sid_scale.dtypes import COMPUTE, torch_dtype
 from sid_scale.errors import SidScaleError
@@ -63,14 +64,17 @@ def main() -> int:
     """Runs; prints a table, or one JSON object."""
     options = parse_options()
     try:
+        check_least(options, warm_up=0)
+        for folder in filter(None, (options.folder, options.profile)):
+            folder.mkdir(parents=True, exist_ok=True)
         if options.peak_of:
             print(json.dumps(peak_memory(options.peak_of, options.folder, options)))
             return 0
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             figures = measure(options, Path(folder))
-    except SidScaleError as error:
+    except (SidScaleError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
+        return error.exit_status if isinstance(error, SidScaleError) else 1
     print(json.dumps(figures) if options.json else details(figures))
     return 0
 
@@ -82,9 +86,9 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--size", default="30m", choices=[*SMALL, *SIZES])
     what.add_argument("--config", help="a preset's name or a run's YAML instead of a size")
-    parser.add_argument("--batch", type=int, help="images of an update; 8, or the config's")
+    parser.add_argument("--batch", type=positive, help="images of an update; 8, or the config's")
     parser.add_argument(
-        "--micro-batch", type=int, help="images at once; the batch, or the config's"
+        "--micro-batch", type=positive, help="images at once; the batch, or the config's"
     )
     parser.add_argument("--dtype", choices=COMPUTE, help="instead of float32, or the config's")
     parser.add_argument("--plain-dtype", choices=COMPUTE, default="float32", help="of the other")
@@ -96,7 +100,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--compile", action="store_true", help="compile the blocks")
     parser.add_argument("--which", choices=[*IMPLEMENTATIONS, "both"], default="both")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--warm-up", type=int, default=2, help="rounds that do not count")
     parser.add_argument("--no-memory", action="store_true", help="leave out peak memory")
     parser.add_argument("--profile", type=Path, help="folder for profiles of one iteration")

@@ -16,7 +16,7 @@ import json
 import sys
 from pathlib import Path
 
-from sid_scale.commands.arguments import positive
+from sid_scale.commands.arguments import above_zero, positive
 from sid_scale.config.run import load_config
 from sid_scale.errors import SidScaleError, print_once
 from sid_scale.estimate.roofline import Rates
@@ -34,7 +34,7 @@ def main() -> int:
     parser.add_argument("--gpus-per-node", type=positive, default=8)
     for rate in dataclasses.fields(Rates):
         name = f"--{rate.name.replace('_', '-')}"
-        parser.add_argument(name, type=float, default=rate.default, metavar="X")
+        parser.add_argument(name, type=above_zero, default=rate.default, metavar="X")
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes all numbers there too")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_args()

@@ -1,6 +1,7 @@
 """Arguments that several commands share."""
 
 import argparse
+import math
 import re
 from pathlib import Path
 
@@ -29,6 +30,16 @@ def positive(text: str) -> int:
 
 
 positive.__name__ = "positive number"  # as argparse calls it in errors
+
+
+def above_zero(text: str) -> float:
+    """A finite number above 0."""
+    if not 0 < (number := float(text)) < math.inf:
+        raise ValueError
+    return number
+
+
+above_zero.__name__ = "number above 0"
 
 
 def check_least(options: argparse.Namespace, **least: int) -> None:

@@ -11,14 +11,14 @@ or an error.
 
 import argparse
 
-from sid_scale.commands.arguments import positive
+from sid_scale.commands.arguments import above_zero, positive
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help="a YAML file, or the name of a preset")
     parser.add_argument("--nodes", type=positive, default=1)
     parser.add_argument("--gpus-per-node", type=positive, default=8)
-    parser.add_argument("--gpu-memory", type=float, default=80.0, help="GB (default: 80)")
+    parser.add_argument("--gpu-memory", type=above_zero, default=80.0, help="GB (default: 80)")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
 
 

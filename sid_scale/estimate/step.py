@@ -21,7 +21,7 @@ from sid_scale.errors import SidScaleError
 from sid_scale.estimate.count import Counter, Phase, Work
 from sid_scale.methods import TEACHER, Method, MicroBatch, Update
 from sid_scale.networks import Architecture
-from sid_scale.networks.checkpoint_activations import checkpoint_activations
+from sid_scale.networks.checkpoint_activations import BlocksError, checkpoint_activations
 
 META = "meta"
 AFTER_WARM_UP = 1 << 62  # images seen
@@ -145,7 +145,10 @@ def build_networks(
         networks[TEACHER] = teacher.requires_grad_(False).eval()
     for name, how in config.activations_of(networks).items():
         # Block inputs cannot be copied to host memory here: they are counted as if they stayed.
-        checkpoint_activations(networks[name], "checkpoint" if how == "offload" else how)
+        try:
+            checkpoint_activations(networks[name], "checkpoint" if how == "offload" else how)
+        except BlocksError as error:
+            raise BlocksError(f"activations.{name}: {error}") from error
     return networks
 
 

@@ -1,12 +1,12 @@
 """Networks in shards: DeepSpeed engines, normalisation, averages and checkpoints.
 
-    engines.py       one DeepSpeed engine a network: call, freeze, step
-    settings.py      the DeepSpeed JSON, read and checked;  keys.py  the keys it may have
-    fragments.py     which slice of which parameter a rank owns, at every ZeRO stage
-    forced_norm.py   rows of weights kept at unit magnitude
-    ema.py           averages of the masters, in shards;  power_ema.py  EDM2's widths
-    checkpoint.py    the training state as a rank's share;  writer.py  writes it,
-    saved.py         reads it without DeepSpeed;  retention.py  which checkpoints stay
+    engines.py          one DeepSpeed engine a network: call, freeze, step
+    settings.py         the DeepSpeed JSON, read and checked;  keys.py  the keys it may have
+    fragments.py        which slice of which parameter a rank owns, at every ZeRO stage
+    forward_weights.py  forward weights made of the masters once an update; forced normalisation
+    ema.py              averages of the masters, in shards;  power_ema.py  EDM2's widths
+    checkpoint.py       the training state as a rank's share;  writer.py  writes it,
+    saved.py            reads it without DeepSpeed;  retention.py  which checkpoints stay
 
 Knows no network, no method and no run. Imports: ranks, atomic files, tensor files.
 """

@@ -44,6 +44,20 @@ def test_a_number_of_nodes_that_cannot_be_is_told(number: str, capsys: pytest.Ca
     assert f"invalid positive number value: '{number}'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("number", ["0", "-4", "nan", "inf", "much"])
+def test_memory_that_no_gpu_has_is_told(number: str, capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as ended:
+        main(["memory", "--config", "edm2-img512-xs-sida", f"--gpu-memory={number}"])
+    assert ended.value.code == 2
+    assert f"invalid number above 0 value: '{number}'" in capsys.readouterr().err
+
+
+def test_blocks_that_are_not_there_are_told_with_the_setting(capsys: pytest.CaptureFixture):
+    assert main(["memory", "--config", "edm2-img512-xs-sida", "activations.generator=[7]"]) == 2
+    told = capsys.readouterr().err
+    assert "error: activations.generator: EDM2 has no blocks of resolution 7" in told
+
+
 def test_a_teacher_that_is_neither_there_nor_published_is_told():
     with pytest.raises(CheckpointError, match="nor is that a published name"):
         described_teacher("teachers/mine")

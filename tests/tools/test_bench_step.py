@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import bench_step
 import pytest
 import torch
 from step_measures import WAITS, synchronisations
@@ -62,6 +63,41 @@ def test_what_the_plain_iteration_lacks_is_one_error():
     done = run(sys.executable, "tools/bench_step.py", *words)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: steps is 2")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--batch", "0"], "argument --batch: invalid positive number value: '0'"),
+        (["--micro-batch", "0"], "argument --micro-batch: invalid positive number value: '0'"),
+        (["--rounds", "0"], "argument --rounds: invalid positive number value: '0'"),
+        (["--warm-up", "-1"], "error: --warm-up -1 is below 0"),
+        (["--folder", "/proc/bench"], "error: [Errno 2] No such file or directory: '/proc/bench'"),
+        (["--profile", "/proc/bench"], "error: [Errno 2] No such file or directory: '/proc/bench'"),
+    ],
+)
+def test_options_that_cannot_be_are_one_error(
+    words: list[str],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    monkeypatch.setattr(sys, "argv", ["bench_step.py", "--size", "tiny", *words])
+    try:
+        status = bench_step.main()
+    except SystemExit as ended:
+        status = ended.code
+    assert status in (1, 2)
+    assert told in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("row", ["tiny", "tiny x keep eager both", "tiny 8 keep eagr both"])
+def test_a_row_that_is_none_is_refused_before_the_first_is_measured(tmp_path: Path, row: str):
+    words = [str(tmp_path / "bench"), "tiny 2 keep eager own", row]
+    done = run("bash", "tools/bench_gpu.sh", *words)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f'error: row "{row}"; usage: ')
+    assert not (tmp_path / "bench").exists()
 
 
 def test_waits_for_the_gpu_are_counted(monkeypatch: pytest.MonkeyPatch):

@@ -51,6 +51,12 @@ def test_counts_are_printed_and_written(tmp_path: Path):
         assert line in done.stdout
 
 
+def test_a_rate_of_nothing_is_refused():
+    done = count_step("--config", "edm2-img512-xs-sida", "--tflops", 0)
+    assert done.returncode == 2
+    assert "argument --tflops: invalid number above 0 value: '0'" in done.stderr
+
+
 def test_what_is_asked_wrongly_is_one_line():
     done = count_step("--config", "edm2-img512-xs-sidda")
     assert done.returncode == 2
