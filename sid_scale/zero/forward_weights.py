@@ -80,8 +80,8 @@ class ForwardWeights:
     def publish(self) -> None:
         """Makes the forward weights anew, of masters that were changed from outside. Collective."""
         self._measure_rows()
-        self._show_forward_weights()
         try:
+            self._show_forward_weights()
             carry_masters(self._engine)
         finally:
             self.show_masters()

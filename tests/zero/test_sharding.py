@@ -260,6 +260,26 @@ def _summing(rank: int, folder: Path) -> None:
         assert network.grad_norm == pytest.approx((1 + 2.0**-9) / 2, rel=1e-6)
 
 
+def test_a_parameter_without_a_gradient_has_one_of_zeros(tmp_path: Path):
+    """In an update of the encoder alone the decoder moves by what Adam remembers."""
+    run_ranks(2, _in_turns, tmp_path)
+
+
+def _in_turns(rank: int, folder: Path) -> None:
+    expected: dict[str, Tensor] = {}
+    for variant in VARIANTS:
+        network = build_variant(variant, folder)
+        for number in range(UPDATES):
+            prediction = network(*data(number, rank), features=(-1,), decoded=number % 2 * 4)
+            loss = prediction.features[0].square().mean() + prediction.logvar.mean()
+            if number % 2:
+                loss = loss + prediction.denoised.square().mean()
+            network.backward(loss)
+            assert network.step()
+        expected = expected or masters(network)
+        assert_same(masters(network), expected)
+
+
 @pytest.mark.faults
 def test_a_bad_gradient_on_one_rank_skips_the_update_on_all(tmp_path: Path):
     run_ranks(2, _bad_gradients, tmp_path)
