@@ -16,7 +16,7 @@ from deepspeed.runtime.zero.utils import ZeRORuntimeException
 from torch import Tensor, nn
 
 from sid_scale.zero.forward_weights import ForwardWeights
-from sid_scale.zero.fragments import is_replicated, set_masters, stage_of
+from sid_scale.zero.fragments import forget_gradients, is_replicated, set_masters
 from sid_scale.zero.settings import DeepSpeedConfigError, DeepSpeedSettings
 
 # What `deepspeed.initialize` raises for settings; errors of a device are others.
@@ -147,8 +147,7 @@ class ShardedNetwork:
             self.forward_weights.show_masters()
         if not is_replicated(self.engine):
             finite = not self.engine.optimizer.overflow
-            if not finite:
-                self._forget_gradients()
+            forget_gradients(self.engine)
         self.grad_norm = float(self.forward_weights.grad_norm) if finite else float("inf")
         return finite
 
@@ -160,13 +159,6 @@ class ShardedNetwork:
     def learning_rate(self, value: float) -> None:
         for group in self.engine.basic_optimizer.param_groups:
             group["lr"] = value
-
-    def _forget_gradients(self) -> None:
-        """After a skipped update DeepSpeed keeps what it accumulated in float32 for an offloaded
-        optimizer at stage 2, and every later update would be skipped for the same numbers."""
-        if stage_of(self.engine) == 2:
-            kept = self.engine.optimizer.averaged_gradients
-            kept.update(dict.fromkeys(kept))
 
     def _has_finite_gradients(self) -> bool:
         """Stage 0 has no overflow check of its own; its gradients are the same on all ranks."""

@@ -80,8 +80,8 @@ class ForwardWeights:
     def publish(self) -> None:
         """Makes the forward weights anew, of masters that were changed from outside. Collective."""
         self._measure_rows()
-        self._show_forward_weights()
         try:
+            self._show_forward_weights()
             carry_masters(self._engine)
         finally:
             self.show_masters()
@@ -92,6 +92,9 @@ class ForwardWeights:
         self._measure_rows()
         if self._forced:
             self._divide_rows()
+            # The forward weights are a function of the masters alone, bit for bit: a resumed run,
+            # or one that has looked at its average, makes them of no others.
+            self._measure_rows()
 
     def show_masters(self) -> None:
         """Ends what a step of the optimizer begins: the flat tensors are the masters again."""
@@ -151,7 +154,6 @@ class ForwardWeights:
         for f in self._fragments:
             for rows, weight in self._rows(f, f.master):
                 weight.div_(magnitude[rows, None])
-        self._rms = self._rms / magnitude
 
     def _clip(self, gradients: list[Tensor]) -> None:
         norms = torch.stack(torch._foreach_norm(gradients)) if gradients else self._rms.new_zeros(1)

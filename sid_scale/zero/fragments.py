@@ -127,6 +127,28 @@ def take_gradients(engine: DeepSpeedEngine) -> None:
         flat.grad = None if p.grad is None else p.grad.float()
 
 
+@torch.no_grad()
+def forget_gradients(engine: DeepSpeedEngine) -> None:
+    """At stages 1 to 3, ends an update for which all gradients have been used, or skipped.
+
+    Stage 3 and an offloaded optimizer write new gradients over old ones, so that a parameter which
+    gets none in an update would be stepped by its last one again. Stage 2 adds up for an offloaded
+    optimizer, after a skipped update too.
+    """
+    optimizer, stage = engine.optimizer, stage_of(engine)
+    if stage == 0:
+        return
+    if stage == 3:
+        optimizer.grad_partitions_flat_buffer.zero_()
+        flats = optimizer.fp32_partitioned_groups_flat
+    else:
+        optimizer.averaged_gradients.update(dict.fromkeys(optimizer.averaged_gradients))
+        flats = optimizer.single_partition_of_fp32_groups
+    for flat in flats:
+        if flat.grad is not None:
+            flat.grad.zero_()
+
+
 def gather_parameters(
     engine: DeepSpeedEngine, fragments: Sequence[Fragment], values: Sequence[Tensor]
 ) -> dict[str, Tensor] | None:

@@ -192,6 +192,9 @@ def test_what_cannot_be_started_is_told(tmp_path: Path, words: list[str], messag
     [
         ("--num_gpus 2", ""),
         ("--num_gpus 2", "0,1"),
+        ("--num_gpus 2", "0, 1"),
+        ("--num_gpus 2", "0,1,2,3"),
+        ("--num_gpus two", "4,5"),
         ("", "4,5"),
         ("--include localhost:4,5", "4,5"),
         ("--hostfile hosts --num_gpus 2", "4,5"),
@@ -203,7 +206,11 @@ def test_gpus_that_deepspeed_takes_as_asked_are_fine(words: str, visible: str):
 
 @pytest.mark.faults
 @pytest.mark.parametrize("word", ["--num_gpus 2", "--num_gpus=2", "--num_accelerators 2"])
-def test_gpus_that_deepspeed_would_not_take_are_refused(word: str):
-    hint = re.escape("takes GPUs 0,1; in place of --num_gpus give --include localhost:4,5")
-    with pytest.raises(UsageError, match=hint):
-        refuse_ignored_devices(["deepspeed", *word.split(), "--config", "c"], "4,5")
+@pytest.mark.parametrize(
+    ("visible", "wanted"),
+    [("4,5", "4,5"), ("4,5,6,7", "4,5"), ("1,0", "1,0"), ("GPU-1f,GPU-2e", "NUMBER,NUMBER")],
+)
+def test_gpus_that_deepspeed_would_not_take_are_refused(word: str, visible: str, wanted: str):
+    hint = re.escape(f"takes GPUs 0,1; in place of --num_gpus give --include localhost:{wanted}")
+    with pytest.raises(UsageError, match=f"{hint}( |$)"):
+        refuse_ignored_devices(["deepspeed", *word.split(), "--config", "c"], visible)

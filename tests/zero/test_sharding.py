@@ -197,11 +197,13 @@ def _average_is_sharded_and_swaps_in_and_out(
         dist.all_reduce(held)
         assert held == total
     batch, before = data(99, 0), masters(network)
+    with torch.no_grad():
+        outside = network.module(*batch).denoised
     with torch.no_grad(), ema.applied():
         inside = network.module(*batch).denoised
     torch.testing.assert_close(inside, averaged(*batch).denoised, rtol=1e-3, atol=1e-4)
     with torch.no_grad():
-        outside = network.module(*batch).denoised
+        assert torch.equal(network.module(*batch).denoised, outside)
     assert not torch.allclose(inside, outside)
     assert all(torch.equal(before[name], after) for name, after in masters(network).items())
 
@@ -256,6 +258,26 @@ def _summing(rank: int, folder: Path) -> None:
         network.backward((network(torch.ones(1, 1).bfloat16()) * gradient).float().sum())
         assert network.step()
         assert network.grad_norm == pytest.approx((1 + 2.0**-9) / 2, rel=1e-6)
+
+
+def test_a_parameter_without_a_gradient_has_one_of_zeros(tmp_path: Path):
+    """In an update of the encoder alone the decoder moves by what Adam remembers."""
+    run_ranks(2, _in_turns, tmp_path)
+
+
+def _in_turns(rank: int, folder: Path) -> None:
+    expected: dict[str, Tensor] = {}
+    for variant in VARIANTS:
+        network = build_variant(variant, folder)
+        for number in range(UPDATES):
+            prediction = network(*data(number, rank), features=(-1,), decoded=number % 2 * 4)
+            loss = prediction.features[0].square().mean() + prediction.logvar.mean()
+            if number % 2:
+                loss = loss + prediction.denoised.square().mean()
+            network.backward(loss)
+            assert network.step()
+        expected = expected or masters(network)
+        assert_same(masters(network), expected)
 
 
 @pytest.mark.faults
