@@ -207,13 +207,17 @@ def _build(
     else:
         network = role.build(architecture)
         weights = {name: p.detach().clone() for name, p in network.named_parameters()}
+    scales = network.forward_scales() if isinstance(network, Denoiser) else {}
+    if role.build is not None:
+        for name, scale in scales.items():  # its rows are as the forward pass reads them
+            weights[name] /= scale
     prepare_blocks(network.train(), role.name, config)
     return ShardedNetwork(
         network,
         settings,
         AdamConfig(role.learning_rate, config.adam.betas, config.adam.eps),
         weights,
-        forward_scales=network.forward_scales() if isinstance(network, Denoiser) else {},
+        forward_scales=scales,
         forced_norm=role.forced_norm,
     )
 
