@@ -25,8 +25,8 @@ from sid_scale.networks.folder import CheckpointError, read_description
 from sid_scale.zero.settings import DeepSpeedSettings, settings_of
 
 REMEDIES = (
-    "take a smaller micro_batch, more GPUs, a higher ZeRO stage or, under activations, "
-    "generator: checkpoint (then fake_score, then teacher)"
+    "take, under activations, generator: checkpoint (then fake_score, then teacher), a smaller "
+    "micro_batch, more GPUs or a higher ZeRO stage"
 )
 # Bytes of networks that judge or decode, in float32.
 VAE, INCEPTION, DINOV2 = 0.335e9, 0.096e9, 1.22e9

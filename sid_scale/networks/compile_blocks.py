@@ -53,6 +53,8 @@ def _with_own_code(method: Any) -> Any:
     """The method with a copy of its code.
 
     Dynamo counts compilations by code, and gives up after eight: too few for all blocks of a class.
+    (`torch.compile(isolate_recompiles=True)` counts apart, too, but is newer than the oldest
+    PyTorch here, and the limit for all compilations of one code, 256, stays.)
     """
     function = method.__func__
     copy = FunctionType(

@@ -31,7 +31,7 @@ def test_the_plan_says_whether_it_fits(tmp_path: Path, capsys: pytest.CaptureFix
     assert "100,000,000 images are" in told
     assert "assumed: 400 TFLOP/s" in told
     assert main([*place, f"deepspeed={ds}", "--gpu-memory", "0.5"]) == 1
-    assert "DOES NOT FIT: take a smaller micro_batch" in capsys.readouterr().out
+    assert "DOES NOT FIT: take, under activations, generator: checkpoint" in capsys.readouterr().out
     assert main([*place, f"deepspeed={ds}", "--gpus-per-node", "7"]) == 2
     assert "no multiple of" in capsys.readouterr().err
 
