@@ -1,7 +1,9 @@
 """One update: what its loss is given, and whose weights it moves."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,7 +13,9 @@ from sid_scale.distill.ahead import Prepared, ReadAhead
 from sid_scale.distill.build import Run, build_run
 from sid_scale.distill.meter import Meter
 from sid_scale.distill.step import apply
-from sid_scale.methods import GENERATOR, TEACHER, Loss, MicroBatch, Update
+from sid_scale.methods import GENERATOR, TEACHER, Loss, MicroBatch, Role, Update
+from sid_scale.methods.sid import SiD
+from sid_scale.zero.fragments import local_fragments
 from tests.ranks import joined, run_ranks
 from tests.tiny import config, prepare
 
@@ -84,6 +88,26 @@ def _one_network(rank: int, folder: Path) -> None:
 
 def _weights(module: torch.nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in module.parameters()])
+
+
+def test_the_masters_of_a_roles_own_network_have_the_magnitude_of_those_in_files(tmp_path: Path):
+    prepare(tmp_path)
+    run_ranks(1, _own_network, tmp_path)
+
+
+def _own_network(rank: int, folder: Path) -> None:
+    def roles(method: SiD) -> list[Role]:
+        return [dataclasses.replace(role, build=lambda a: a.build()) for role in given(method)]
+
+    given = SiD.roles
+    with patch.object(SiD, "roles", roles):
+        run = build(folder, method="sid", data="null", forced_weight_norm=False)
+    for network in run.networks.values():
+        scales = network.module.forward_scales()
+        for fragment in local_fragments(network.engine):
+            if fragment.name in scales and fragment.numel > 100:
+                rms = fragment.master.square().mean().sqrt()
+                assert rms == pytest.approx(1, abs=0.3), fragment.name
 
 
 def test_noise_that_is_drawn_ahead_changes_no_loss_and_no_weight(tmp_path: Path):
