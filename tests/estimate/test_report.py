@@ -20,7 +20,7 @@ def test_the_plan_says_whether_it_fits(tmp_path: Path, capsys: pytest.CaptureFix
     assert main([*place, f"deepspeed={ds}"]) == 0
     told = capsys.readouterr().out
     assert "4 nodes x 8 GPUs, ZeRO 2, bfloat16" in told
-    assert "batch 2048 = micro-batch 16 x accumulation 4 x 32 GPUs" in told
+    assert "batch 2048 = micro-batch 32 x accumulation 2 x 32 GPUs" in told
     assert told.count("(estimate)") == 2
     assert "GB of 80: fits" in told
     assert "(most in: generator update, " in told

@@ -15,7 +15,7 @@ from sid_scale.zero.settings import find_deepspeed_json
 SIZES = ("xs", "s", "m", "l", "xl", "xxl")
 METHODS = ("sid", "sida", "sid2a")
 PUBLISHED_MICRO_BATCH = dict(zip(SIZES, (64, 64, 32, 32, 16, 2)))
-MICRO_BATCH = {**PUBLISHED_MICRO_BATCH, "xl": 32, "xxl": 16}  # what suits GPUs of 80 GB
+MICRO_BATCH = {**PUBLISHED_MICRO_BATCH, "xl": 32, "xxl": 32}  # what suits GPUs of 80 GB
 MILLIONS = {
     "sid": dict(zip(SIZES, (200, 200, 200, 200, 200, 100))),
     "sida": dict(zip(SIZES, (200, 200, 200, 200, 200, 100))),
