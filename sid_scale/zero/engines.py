@@ -1,7 +1,7 @@
 """One DeepSpeed engine for each trained network.
 
 A `ShardedNetwork` is what the rest of the project sees: call it, freeze it, step it. It takes any
-module and the names of the parameters that are kept normalised.
+module, what its masters begin with, and which parameters the forward pass reads normalised.
 """
 
 import os

@@ -14,7 +14,7 @@ DeepSpeed's copy. The chain rule through it is linear in the gradient g of w:
 It is therefore applied once, to the gradient that is summed over micro-batches and ranks. Under
 ZeRO each rank holds fragments cut without regard to rows: it sums over its slice of every row, and
 one small all-reduce, one number a row, makes the sums whole. Forced weight normalisation (Sec. 2.3)
-divides the masters themselves by (r + eps) after each step, with the same sums.
+divides the masters themselves by (r + eps) after each step, and r is then summed anew.
 
 The norm of the gradient and its clipping are of dL/dm, after the chain rule.
 """
