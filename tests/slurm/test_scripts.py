@@ -44,7 +44,7 @@ def test_a_dry_run_prints_what_would_be_submitted(tmp_path: Path):
     options = ["--images", "/data/train", "--nodes", "4", "--sbatch", "--account=lab"]
     told = plan(*options, "edm2-img512-xxl-sida", run)
     assert "4 nodes x 8 GPUs, ZeRO 2, bfloat16" in told
-    assert "micro-batch 16 x accumulation 4 x 32 GPUs" in told
+    assert "micro-batch 32 x accumulation 2 x 32 GPUs" in told
     assert "GB of 80: fits" in told
     jobs = [line for line in told.splitlines() if line.startswith("sbatch ")]
     names = ["encode_latents", "distill", "consolidate", "evaluate", "report"]
