@@ -1,11 +1,48 @@
 """Programs started as users start them, and what they leave in a folder."""
 
+import os
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 Start = Callable[..., subprocess.Popen[str]]
+
+# A run whose updates take SECONDS longer, and which says that it has begun.
+SLOW = """
+import sys, time
+from pathlib import Path
+from sid_scale.distill import loop
+from sid_scale.train import main
+
+def slow(run, update, stream, meter, apply=loop.apply):
+    Path("iterating").touch()
+    time.sleep(SECONDS)
+    return apply(run, update, stream, meter)
+
+loop.apply = slow
+sys.exit(main())
+"""
+
+
+def write_slow_run(path: Path, seconds: float) -> None:
+    """A program that trains as `sid_scale.train` does, each update `seconds` longer."""
+    path.write_text(SLOW.replace("SECONDS", f"{seconds:g}"))
+
+
+def start(
+    command: list[str], folder: Path | None = None, **environment: str
+) -> subprocess.Popen[str]:
+    """Starts a command in a session of its own, its errors among its output."""
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        cwd=folder,
+        start_new_session=True,
+    )
 
 
 def contents(folder: Path) -> dict[str, bytes]:

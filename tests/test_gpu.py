@@ -32,7 +32,7 @@ from tests.gpus import (
     records,
     trained,
 )
-from tests.launches import wait_for
+from tests.launches import start, wait_for, write_slow_run
 from tests.ranks import free_port, run_joined
 from tests.tiny import config, prepare, settings
 
@@ -157,38 +157,15 @@ def _resumed(ranks: Ranks, folder: Path, stage: int) -> None:
         train(config(folder, run_dir=folder / "parts", total_images=total, **same), ranks)
 
 
-# Each update of this run takes longer than half of what DeepSpeed's launcher gives to ranks.
-SLOW = """
-import sys, time
-from pathlib import Path
-from sid_scale.distill import loop
-from sid_scale.train import main
-
-def slow(run, update, stream, meter, apply=loop.apply):
-    Path("iterating").touch()
-    time.sleep(18)
-    return apply(run, update, stream, meter)
-
-loop.apply = slow
-sys.exit(main())
-"""
-
-
 def test_ctrl_c_in_an_iteration_longer_than_30_s_leaves_a_checkpoint(tmp_path: Path):
     prepare(tmp_path)
-    (tmp_path / "slow.py").write_text(SLOW)
+    write_slow_run(tmp_path / "slow.py", seconds=18)
     command = [sys.executable, "-m", "sid_scale", "launch"]
     command += [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "1"]
     command += ["--master_port", str(free_port()), "slow.py", "--config", "run.yaml"]
-    with subprocess.Popen(
-        [*command, *settings(tmp_path, log__samples_every_images=0)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        start_new_session=True,
-    ) as process:
+    # Each update takes longer than half of what DeepSpeed's launcher gives to ranks.
+    command += settings(tmp_path, log__samples_every_images=0)
+    with start(command, tmp_path, PYTHONPATH=str(ROOT)) as process:
         wait_for((tmp_path / "iterating").exists, process)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         told, _ = process.communicate(timeout=180)

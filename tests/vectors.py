@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sid_scale.methods.settings import FakeScoreSettings, SiDObjective, WarmUp
 from sid_scale.networks.denoiser import Denoiser
 from sid_scale.networks.edm2.architecture import EDM2Architecture, from_edm2_shapes
 from sid_scale.networks.edm2.layers import normalise_rows
@@ -53,6 +54,24 @@ class Vectors:
     def network(self, prefix: str, dtype: torch.dtype = torch.float32) -> Denoiser:
         """The network under a prefix, computing in `dtype`."""
         return self.folder(prefix).build(dtype)
+
+
+def recorded_objective(settings: dict[str, Any]) -> SiDObjective:
+    """The settings of SiDA's losses with which a file's iterations were recorded."""
+    return SiDObjective(
+        alpha=settings["alpha"],
+        tmax=settings["tmax"],
+        loss_scale_generator=settings["loss_scale_g"],
+        loss_scale_generator_gan=settings["loss_scale_g_gan"],
+        loss_scale_discriminator=settings["loss_scale_d"],
+        fake_score=FakeScoreSettings(
+            learning_rate=settings["lr"],
+            forced_weight_norm=settings["forced_weight_norm"]["fake_score"],
+            p_mean=settings["P_mean"],
+            p_std=settings["P_std"],
+        ),
+        warm_up=WarmUp(generator_images=0, adversarial_images=0),
+    )
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

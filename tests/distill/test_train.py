@@ -23,6 +23,7 @@ from sid_scale.methods import sid
 from sid_scale.networks.folder import load_network, save_network
 from tests.conftest import ROOT
 from tests.data.shards import put_value
+from tests.launches import start
 from tests.ranks import free_port, joined, run_ranks
 from tests.tiny import config, prepare, settings, write_deepspeed_json
 
@@ -44,17 +45,6 @@ def launch():
     for process in started:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-
-
-def start(command: list[str], **environment: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        start_new_session=True,
-    )
 
 
 def finish(process: subprocess.Popen, seconds: float = 180) -> str:

@@ -12,27 +12,12 @@ import pytest
 
 from sid_scale.commands.launch import refuse_ignored_devices
 from sid_scale.errors import UsageError
-from tests.launches import wait_for
+from tests.launches import start, wait_for, write_slow_run
 from tests.ranks import free_port
 from tests.tiny import prepare, settings
 
 LAUNCH = [sys.executable, "-m", "sid_scale", "launch"]
 
-# A run whose first iteration takes seconds, and says that it has begun.
-SLOW = """
-import sys, time
-from pathlib import Path
-from sid_scale.distill import loop
-from sid_scale.train import main
-
-def slow(run, update, stream, meter, apply=loop.apply):
-    Path("iterating").touch()
-    time.sleep(1.5)
-    return apply(run, update, stream, meter)
-
-loop.apply = slow
-sys.exit(main())
-"""
 # Every Python imports this: DeepSpeed's launcher kills ranks after a moment, not 30 seconds.
 IMPATIENT = """
 import psutil
@@ -57,18 +42,6 @@ FROM_ONE_NODE = [["--no_ssh_check"]]
 ON_EACH_NODE = [["--no_ssh", "--node_rank", number] for number in "01"]
 
 
-def start(command: list[str], folder: Path, **environment: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        cwd=folder,
-        start_new_session=True,
-    )
-
-
 def press_ctrl_c(process: subprocess.Popen[str]) -> None:
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: everyone in the foreground
 
@@ -80,7 +53,7 @@ def test_an_iteration_longer_than_the_launchers_patience_leaves_a_checkpoint(
     tmp_path: Path, starts: list[list[str]]
 ):
     prepare(tmp_path)
-    (tmp_path / "slow.py").write_text(SLOW)
+    write_slow_run(tmp_path / "slow.py", seconds=1.5)
     (tmp_path / "sitecustomize.py").write_text(IMPATIENT)
     (tmp_path / "hosts").write_text("node1 slots=1\nnode2 slots=1\n")
     (tmp_path / "pdsh").write_text(PDSH)

@@ -17,13 +17,12 @@ from torch import Tensor
 from sid_scale.diffusion.few_step import generate
 from sid_scale.methods import MicroBatch
 from sid_scale.methods import sid as sid_module
-from sid_scale.methods.settings import FakeScoreSettings, SiDObjective, WarmUp
 from sid_scale.methods.sid import SiDA
 from sid_scale.zero.engines import AdamConfig, ShardedNetwork
 from sid_scale.zero.fragments import gather_parameters, local_fragments
 from sid_scale.zero.settings import read_deepspeed_json
 from tests.ranks import run_ranks
-from tests.vectors import Vectors, weight_error
+from tests.vectors import Vectors, recorded_objective, weight_error
 
 pytestmark = [pytest.mark.reference, pytest.mark.distributed]
 
@@ -103,21 +102,8 @@ class RecordedNoise:
 
 def _method(v: Vectors, together: int) -> SiDA:
     s = v.settings
-    objective = SiDObjective(
-        alpha=s["alpha"],
-        tmax=s["tmax"],
-        loss_scale_generator=s["loss_scale_g"],
-        loss_scale_generator_gan=s["loss_scale_g_gan"],
-        loss_scale_discriminator=s["loss_scale_d"],
-        adversarial_group=s["batch_per_rank"] if together > 1 else None,
-        fake_score=FakeScoreSettings(
-            learning_rate=s["lr"],
-            forced_weight_norm=s["forced_weight_norm"]["fake_score"],
-            p_mean=s["P_mean"],
-            p_std=s["P_std"],
-        ),
-        warm_up=WarmUp(generator_images=0, adversarial_images=0),
-    )
+    group = s["batch_per_rank"] if together > 1 else None
+    objective = replace(recorded_objective(s), adversarial_group=group)
     config = SimpleNamespace(
         objective=objective,
         steps=1,

@@ -12,8 +12,7 @@ from plain_edm2 import PlainEDM2
 from plain_step import Draws, PlainStep
 from torch import Tensor
 
-from sid_scale.methods.settings import FakeScoreSettings, SiDObjective
-from tests.vectors import relative_error, weight_error
+from tests.vectors import recorded_objective, relative_error, weight_error
 
 pytestmark = pytest.mark.reference
 
@@ -89,20 +88,10 @@ def test_two_iterations_are_the_published_ones(reference_dir: Path):
 
 
 def _config(recorded: dict[str, Any]) -> SimpleNamespace:
-    objective = SiDObjective(
-        alpha=recorded["alpha"],
-        tmax=recorded["tmax"],
-        loss_scale_generator=recorded["loss_scale_g"],
-        loss_scale_generator_gan=recorded["loss_scale_g_gan"],
-        loss_scale_discriminator=recorded["loss_scale_d"],
-        fake_score=FakeScoreSettings(
-            learning_rate=recorded["lr"], p_mean=recorded["P_mean"], p_std=recorded["P_std"]
-        ),
-    )
     assert recorded["forced_weight_norm"] == {"fake_score": False, "generator": True}
     return SimpleNamespace(
         method="sida",
-        objective=objective,
+        objective=recorded_objective(recorded),
         init_sigma=recorded["init_sigma"],
         dropout=0.0,
         learning_rate=SimpleNamespace(generator=recorded["lr"]),
