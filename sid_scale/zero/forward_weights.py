@@ -59,8 +59,7 @@ class ForwardWeights:
             forced: whether the rows of the masters are normalised after each step, too.
             clipping: the largest norm of the gradient; 0: any.
         """
-        self._engine, self._scales = engine, scales
-        self._forced, self._clipping = forced, clipping
+        self._engine, self._forced, self._clipping = engine, forced, clipping
         shapes = {n: s for n, s in parameter_shapes(engine).items() if n in scales}
         begins = accumulate((shape[0] for shape in shapes.values()), initial=0)
         self._first_row = dict(zip(shapes, begins, strict=False))
@@ -70,6 +69,8 @@ class ForwardWeights:
         self._device = self._flats[0].device if self._flats else engine.device
         lengths = [s[1:].numel() for s in shapes.values() for _ in range(s[0])]
         self._row_length = torch.tensor(lengths, dtype=torch.float32, device=self._device)  # k
+        factors = [scales[n] for n, s in shapes.items() for _ in range(s[0])]
+        self._row_scale = torch.tensor(factors, dtype=torch.float32, device=self._device)  # s
         self._rms = torch.ones_like(self._row_length)  # r, of the masters
         self._hidden: list[Tensor] = []  # masters, while their flats show the forward weights
         self.grad_norm = torch.tensor(float("nan"))  # of the last step, before clipping
@@ -115,8 +116,8 @@ class ForwardWeights:
                 dots[rows] += (m * g).sum(dim=1)
         magnitude = self._rms + EPSILON
         along = self._over_ranks(dots) / (self._row_length * self._rms.clamp(min=TINY) * magnitude)
+        factor = self._row_scale * magnitude.reciprocal()
         for f in held:
-            factor = self._scales[f.name] / magnitude
             masters, gradients = self._rows(f, f.master), self._rows(f, f.gradient)
             for (rows, m), (_, g) in zip(masters, gradients, strict=True):
                 g.addcmul_(m, along[rows, None], value=-1).mul_(factor[rows, None])
@@ -137,8 +138,8 @@ class ForwardWeights:
         self._hidden = [flat.data for flat in self._flats]
         for flat in self._flats:
             flat.data = flat.data.clone()
+        factor = self._row_scale * (self._rms + EPSILON).reciprocal()
         for f in self._fragments:
-            factor = self._scales[f.name] / (self._rms + EPSILON)
             for rows, weight in self._rows(f, f.master):
                 weight.mul_(factor[rows, None])
 
