@@ -114,12 +114,13 @@ class ShardedNetwork:
 
     @contextmanager
     def frozen(self) -> Iterator[nn.Module]:
-        """Inside, gradients flow through the network but not into its weights."""
-        self.module.requires_grad_(False)
+        """Inside, gradients flow through the network but not into its weights, and it is in
+        evaluation mode."""
+        self.module.requires_grad_(False).eval()
         try:
             yield self.module
         finally:
-            self.module.requires_grad_(True)
+            self.module.requires_grad_(True).train()
 
     def backward(self, loss: Tensor) -> None:
         """Accumulates gradients of `loss`, a mean over this rank's micro-batch.
