@@ -17,6 +17,7 @@ from sid_scale.networks import Architecture
 from sid_scale.networks.edm2.architecture import EDM2Architecture
 from sid_scale.networks.edm2.sizes import SIZES, imagenet512
 from sid_scale.networks.folder import NetworkFolder, read_description, save_network
+from sid_scale.networks.teachers import published_architecture
 from sid_scale.zero.settings import find_deepspeed_json
 
 SMALL = {
@@ -79,9 +80,9 @@ def _architecture(options: argparse.Namespace, given: RunConfig | None) -> Archi
     """Of the teacher to be made up: the size's, or the one that a preset's teacher is named for."""
     if given is None:
         return SMALL[options.size] if options.size in SMALL else imagenet512(options.size)
-    for size in SIZES:
-        if Path(given.teacher).name.startswith(f"edm2-img512-{size}-"):
-            return imagenet512(size)
+    architecture = published_architecture(Path(given.teacher).name)
+    if architecture is not None:
+        return architecture
     raise SidScaleError(f"teacher: there is no {given.teacher}, nor is that a published name")
 
 

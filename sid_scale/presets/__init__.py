@@ -9,9 +9,8 @@ from pathlib import Path
 
 from sid_scale.config.run import load_config, preset_names
 from sid_scale.networks import parameter_count
-from sid_scale.networks.edm.sizes import TEACHERS
-from sid_scale.networks.edm2.sizes import SIZES
 from sid_scale.networks.folder import CheckpointError, read_description
+from sid_scale.networks.teachers import published_architecture
 
 METHODS = ("sid", "sida", "sid2a")  # in the order of the list
 
@@ -73,7 +72,9 @@ def presets() -> Iterator[Preset]:
 def _preset(name: str) -> Preset:
     config = load_config(name)
     published = BY_RUNS.get(name.rpartition("-")[0])
-    fid = published and (published.sid if config.method == "sid" else published.sida)
+    fid = None
+    if published:
+        fid = published.sid if config.method == "sid" else published.sida
     return Preset(
         name,
         published.data_set if published else None,
@@ -88,13 +89,10 @@ def _preset(name: str) -> Preset:
 
 def _parameters(teacher: str) -> float | None:
     """Millions of parameters of a published teacher, or of one that comes with the package."""
-    family, _, name = Path(teacher).name.partition("-")
-    if family == "edm" and name in TEACHERS:
-        return parameter_count(TEACHERS[name]) / 1e6
-    if family == "edm2":
-        return float(SIZES[name.split("-")[1]][1])
-    try:
-        architecture = read_description(teacher).architecture
-    except CheckpointError:
-        return None
+    architecture = published_architecture(Path(teacher).name)
+    if architecture is None:
+        try:
+            architecture = read_description(teacher).architecture
+        except CheckpointError:
+            return None
     return parameter_count(architecture) / 1e6

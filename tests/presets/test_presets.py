@@ -108,7 +108,7 @@ def test_the_list_tells_what_is_known_of_each():
     assert list(rows)[15:18] == [f"edm2-img512-xs-{method}" for method in METHODS]
     assert set(rows) == set(preset_names())
     largest = rows["edm2-img512-xxl-sid2a"]
-    assert (largest.data_set, largest.parameters) == ("ImageNet 512x512", 1523)
+    assert (largest.data_set, round(largest.parameters)) == ("ImageNet 512x512", 1523)
     assert largest.method == "sid2a"
     assert (largest.batch_size, largest.total_images) == (2048, 30_000_000)
     assert largest.reported_fid == 1.366
