@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
         options.dtype,
         options.seed,
         options.resolution,
-        _codec(options).describe(),
+        _codec(options),
     )
     build = ShardBuild(options.out, plan_packing(source, packing), max_bad=max_bad(options))
     with build.claimed():
