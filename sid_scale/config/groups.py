@@ -90,6 +90,9 @@ class StreamConfig:
     """without a byte"""
     on_bad_sample: Literal["stop", "skip"] = "stop"
     """what a sample that cannot be read does; skip takes its neighbour instead"""
+    xflip: Flag = False
+    """whether real images in pixels are mirrored, left to right, at even odds; those that a VAE
+    encodes can be stored mirrored as well (`sid-scale encode --flip`)"""
 
 
 @dataclass(frozen=True, config=SETTINGS)

@@ -110,6 +110,11 @@ def augment(images: Tensor, draws: AugmentationDraws, probability: float) -> tup
     return _sample(images.float(), _affine_map(effects, *images.shape[2:])), _labels(effects)
 
 
+def mirror_half(images: Tensor, uniform: Tensor) -> Tensor:
+    """Images (N, C, H, W); those whose `uniform`, (N,) in [0, 1), is small are mirrored."""
+    return torch.where(_per_image(uniform < 0.5), images.flip(3), images)
+
+
 class _Effects(NamedTuple):
     """What is done to each image; angles in radians, all 0 where nothing is done."""
 
