@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     check_least(options, logvar=0)
-    from sid_scale.networks.edm2.export import export_network, with_silent_logvar
+    from sid_scale.networks.edm2.silent_logvar import with_silent_logvar
+    from sid_scale.networks.export import export_network
     from sid_scale.networks.folder import load_network
 
     network = load_network(options.generator)

@@ -51,11 +51,11 @@ def _positive(text: str) -> float:
 
 
 def run(options: argparse.Namespace) -> int:
-    from sid_scale.networks.edm2.published import GeneratorSettings, import_edm2
+    from sid_scale.networks.published import GeneratorSettings, import_published
 
     given = {name: getattr(options, name) for name in ("init_sigma", "steps", "method")}
     given = {name: value for name, value in given.items() if value is not None}
-    network = import_edm2(
+    network = import_published(
         options.source,
         options.out,
         kind=options.kind,

@@ -16,7 +16,8 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from tests.networks.edm2.published import _reconstruct_persistent_obj, snapshot, tiny
+from tests.networks.edm2.published import snapshot, tiny
+from tests.networks.published import _reconstruct_persistent_obj
 from tests.pickles.hostile import (
     Call,
     code,

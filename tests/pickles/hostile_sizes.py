@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from sid_scale.networks.edm2.network import EDM2
-from tests.networks.edm2.published import persistent, published, settings_of, tiny
+from tests.networks.edm2.published import published, settings_of, tiny
+from tests.networks.published import persistent
 from tests.pickles.hostile import (
     ELEMENTS,
     STRIDE,

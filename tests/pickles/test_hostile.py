@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sid_scale.errors import SidScaleError
-from sid_scale.networks.edm2.published import read_edm2
+from sid_scale.networks.published import read_published
 from tests.conftest import ROOT
 from tests.networks.edm2.published import tiny
 from tests.pickles import hostile_code, hostile_sizes
@@ -89,7 +89,7 @@ def test_pythons_own_pickle_runs_what_is_hidden_in_them(tmp_path: Path):
 
 RUN_ALL = """
 import contextlib, pathlib, pickle, sys, time
-from tests.networks.edm2.published import published_code
+from tests.networks.published import published_code
 
 folder = pathlib.Path(sys.argv[1])
 for file in folder.glob("*.pkl"):
@@ -115,6 +115,6 @@ def test_damage_anywhere_is_a_clear_error_or_other_values(data: st.DataObject, f
 def outcome(file: Path) -> tuple[str, Collection[str]]:
     """What an import says, and the names of the weights that it yields."""
     try:
-        return "", read_edm2(file).state.keys()
+        return "", read_published(file).state.keys()
     except SidScaleError as error:
         return str(error), ()

@@ -14,7 +14,8 @@ from sid_scale.networks.edm2.architecture import EDM2Architecture
 from sid_scale.networks.edm2.network import EDM2
 from sid_scale.networks.folder import load_network
 from tests.conftest import ROOT
-from tests.networks.edm2.published import published, settings_of, snapshot, tiny, write
+from tests.networks.edm2.published import published, settings_of, snapshot, tiny
+from tests.networks.published import write
 from tests.pickles.hostile import Call, dumps
 from tests.tiny import ARCHITECTURE, tiny_folder
 
@@ -34,7 +35,7 @@ def python(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProc
 @pytest.fixture
 def tool(tmp_path: Path) -> Tool:
     """The tool, run in a folder of its own."""
-    return lambda *arguments: python(ROOT / "tools" / "import_edm2.py", *arguments, cwd=tmp_path)
+    return lambda *arguments: python(ROOT / "tools" / "import_network.py", *arguments, cwd=tmp_path)
 
 
 @pytest.fixture
@@ -158,7 +159,7 @@ def test_wrong_use_exits_with_2(tool: Tool, teacher: Path, tmp_path: Path, argum
 MEASURED = """
 import json, subprocess, sys
 from sid_scale.cli import main
-import sid_scale.networks.edm2.published
+import sid_scale.networks.published
 from tests.pickles.hostile_judge import peak_memory
 
 measuring = '''

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from sid_scale.networks.edm2.architecture import from_edm2_shapes
-from sid_scale.networks.edm2.export import export_network, with_silent_logvar
+from sid_scale.networks.edm2.silent_logvar import with_silent_logvar
+from sid_scale.networks.export import export_network
 from sid_scale.networks.folder import CheckpointError, NetworkFolder, load_network, save_network
 from tests.conftest import ROOT
 from tests.generators.tiny import demo_generator, tiny_generator
@@ -74,7 +75,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path):
 
 def test_the_tool(tmp_path: Path):
     folder = tiny_generator(tmp_path / "g")
-    tool = [sys.executable, str(ROOT / "tools" / "export_edm2.py"), str(folder)]
+    tool = [sys.executable, str(ROOT / "tools" / "export_network.py"), str(folder)]
     out = tmp_path / "out.safetensors"
     done = subprocess.run([*tool, str(out), "--logvar", "16"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

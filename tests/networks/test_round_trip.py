@@ -16,7 +16,8 @@ from sid_scale.networks.edm2.architecture import from_edm2_shapes
 from sid_scale.networks.folder import load_network, save_network
 from tests.conftest import ROOT
 from tests.generators.tiny import demo_generator
-from tests.networks.edm2.published import published, settings_of, write
+from tests.networks.edm2.published import published, settings_of
+from tests.networks.published import write
 
 SID = "EDM_2_Precond_Generator"
 
@@ -34,8 +35,8 @@ def test_import_export_import_keeps_every_bit(tmp_path: Path, dtype: torch.dtype
     for number in ("1", "2"):
         network = published(made.architecture, state, SID, **settings_of(made.architecture))
         write(tmp_path / f"{number}.pkl", {"ema": network})
-        tool("import_edm2", tmp_path / f"{number}.pkl", tmp_path / number)
-        tool("export_edm2", tmp_path / number, tmp_path / f"{number}.safetensors")
+        tool("import_network", tmp_path / f"{number}.pkl", tmp_path / number)
+        tool("export_network", tmp_path / number, tmp_path / f"{number}.safetensors")
         state = from_edm2_shapes(load_file(tmp_path / f"{number}.safetensors"))
         assert {value.dtype for value in state.values()} == {dtype}
     first, second = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("1", "2"))
@@ -46,8 +47,8 @@ def test_the_demos_generator_makes_the_same_digits_after_the_journey(tmp_path: P
     made = load_network(demo_generator(tmp_path / "made"))
     network = published(made.architecture, made.state, SID, **settings_of(made.architecture))
     write(tmp_path / "net.pkl", {"ema": network})
-    tool("import_edm2", tmp_path / "net.pkl", tmp_path / "imported")
-    tool("export_edm2", tmp_path / "imported", tmp_path / "out.safetensors")
+    tool("import_network", tmp_path / "net.pkl", tmp_path / "imported")
+    tool("export_network", tmp_path / "imported", tmp_path / "out.safetensors")
     # A published file knows nothing of the demo's VAE: that comes from the folder it was made of.
     back = dataclasses.replace(
         made, state=from_edm2_shapes(load_file(tmp_path / "out.safetensors"))
