@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sid_scale.methods.settings import FakeScoreSettings, SiDObjective, WarmUp
 from sid_scale.networks.denoiser import Denoiser
-from sid_scale.networks.edm2.architecture import EDM2Architecture, from_edm2_shapes
+from sid_scale.networks.edm.architecture import EDMArchitecture
+from sid_scale.networks.edm2.architecture import EDM2Architecture
 from sid_scale.networks.edm2.layers import normalise_rows
 from sid_scale.networks.folder import NetworkFolder
 
@@ -23,8 +24,9 @@ class Vectors:
         self._arrays = np.load(path)
         source = self._arrays if config_from is None else np.load(config_from)
         self.settings: dict[str, Any] = json.loads(str(source["config"]))
-        names = {f.name for f in dataclasses.fields(EDM2Architecture)}
-        self.config = EDM2Architecture(
+        family = EDMArchitecture if "model_type" in self.settings else EDM2Architecture
+        names = {f.name for f in dataclasses.fields(family)}
+        self.config: EDMArchitecture | EDM2Architecture = family(
             **{
                 key: tuple(value) if isinstance(value, list) else value
                 for key, value in self.settings.items()
@@ -35,6 +37,9 @@ class Vectors:
     def __getitem__(self, key: str) -> Tensor:
         return torch.from_numpy(self._arrays[key])
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._arrays.files
+
     def classes(self, key: str) -> Tensor:
         """One-hot labels (N, label_dim) of the file as class indices (N,)."""
         one_hot = self[key]
@@ -44,7 +49,7 @@ class Vectors:
     def state(self, prefix: str) -> dict[str, Tensor]:
         """The weights under a prefix, shaped as in memory."""
         names = [key for key in self._arrays.files if key.startswith(prefix)]
-        return from_edm2_shapes({key[len(prefix) :]: self[key] for key in names})
+        return self.config.from_file({key[len(prefix) :]: self[key] for key in names})
 
     def folder(self, prefix: str, *, uncertainty: bool = True) -> NetworkFolder:
         """The network under a prefix; without `uncertainty` its logvar head is left out."""

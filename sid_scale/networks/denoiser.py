@@ -37,6 +37,7 @@ class Denoiser(nn.Module):
         *,
         features: tuple[int, ...] = (),
         decoded: int | None = None,
+        augment_labels: Tensor | None = None,
     ) -> Prediction:
         """Denoises `x`.
 
@@ -48,6 +49,8 @@ class Denoiser(nn.Module):
                 -1 is the deepest.
             decoded: how many samples, from the first, are denoised; the others go through the
                 encoder alone. None: all; 0: `denoised` is then None.
+            augment_labels: how `x` was augmented, (N, augment_dim) float32; None: it was not. Only
+                for a network whose architecture has an `augment_dim`.
         """
         raise NotImplementedError
 
@@ -71,6 +74,22 @@ class Denoiser(nn.Module):
         """
         copies = {name: t.to(device, torch.float32, copy=True) for name, t in state.items()}
         self.load_state_dict(copies, assign=True)
+
+
+class Float32Buffers(nn.Module):
+    """A module whose buffers stay float32 when the network around it is cast.
+
+    A frequency or phase that is rounded is another feature.
+    """
+
+    def _apply(self, fn, recurse=True):
+        exact = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in self._buffers.items():
+            before = exact[name]
+            if buffer is not None and before is not None and buffer.dtype != before.dtype:
+                self._buffers[name] = before.to(buffer.device)
+        return self
 
 
 def blocks_of(network: nn.Module) -> list[tuple[nn.Module, int]]:
