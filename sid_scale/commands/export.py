@@ -2,9 +2,10 @@
 
     sid-scale export runs/demo/generator generator.safetensors
 
-EDM2's and SiD's networks then load them: `net.load_state_dict(safetensors.torch.load_file(OUT))`.
-The weights go bit for bit, in the dtype that they have. EDM2's own `Precond` always has an
-uncertainty head, which a generator has not: `--logvar 128` adds one that says 0 everywhere.
+EDM's, EDM2's and SiD's networks then load them:
+`net.load_state_dict(safetensors.torch.load_file(OUT))`. The weights go bit for bit, in the dtype
+that they have. EDM2's own `Precond` always has an uncertainty head, which a generator has not:
+`--logvar 128` adds one that says 0 everywhere.
 """
 
 import argparse
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="CHANNELS",
-        help="add an uncertainty head of so many channels to a network without one (EDM2's: 128)",
+        help="add an uncertainty head of so many channels to a network of EDM2's without one (128)",
     )
 
 

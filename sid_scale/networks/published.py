@@ -1,4 +1,4 @@
-"""Published networks: files of EDM2, SiD, SiDA and SiD2A to network folders.
+"""Published networks: files of EDM, EDM2, DDO, SiD, SiDA and SiD2A to network folders.
 
 A file holds a dict: under `ema` the network, in the teachers' files more; SiD's hold the network
 alone. A network holds the arguments that it was made with: the architecture comes from them and is
@@ -19,8 +19,10 @@ from torch import Tensor
 
 from sid_scale.hashing import sha256_file
 from sid_scale.networks import Architecture
+from sid_scale.networks.edm import published_settings as edm
 from sid_scale.networks.edm2 import published_settings as edm2
 from sid_scale.networks.folder import NetworkFolder, check_state, save_network
+from sid_scale.networks.publications import publication
 from sid_scale.networks.published_codec import read_codec
 from sid_scale.pickles.reader import PickledObject, PickledTensor, PickleError, open_pickle
 from sid_scale.pickles.values import as_object, mapping, read_tensors
@@ -48,7 +50,15 @@ FAMILIES = (
         has_logvar=True,
         read_architecture=edm2.read_architecture,
     ),
+    Family(
+        teachers=("EDMPrecond",),
+        generators=("EDMPrecond_EncoderDecoder",),
+        has_logvar=False,
+        read_architecture=edm.read_architecture,
+    ),
 )
+# Classes of the networks with which EDM compares its own.
+OTHER_PRECONDITIONING = ("VPPrecond", "VEPrecond", "iDDPMPrecond")
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,7 @@ class PublishedNetwork:
     architecture: Architecture
     state: dict[str, Tensor]  # names and shapes of the modules in memory, dtypes of the file
     codec: dict[str, Any]  # description, see codecs.py
-    kind: Kind  # what it seems to be
+    kind: Kind  # what it seems to be, by its class, the file's other contents and the file's name
 
 
 def read_published(
@@ -99,7 +109,7 @@ def read_published(
     is_generator = (
         network.class_name in family.generators
         or (family.has_logvar and architecture == architecture.headless())
-        or contents.keys() == {"ema"}
+        or (contents.keys() == {"ema"} and publication(Path(path).name) is None)
     )
     kind: Kind = "generator" if is_generator else "teacher"
     return PublishedNetwork(network.class_name, architecture, state, codec, kind)
@@ -112,6 +122,7 @@ class GeneratorSettings:
     init_sigma: float = INIT_SIGMA
     steps: int = 1
     method: str | None = None
+    teacher: str | None = None  # name of the teacher's file or folder
 
 
 def import_published(
@@ -141,9 +152,9 @@ def import_published(
     kind = kind or published.kind
     if kind == "teacher" and generator is not None:
         raise PickleError(
-            f"{source}: seems to be a teacher (class {published.class_name}, not alone in its "
-            "file), for which init_sigma, steps and method have no meaning; if it is a generator, "
-            "say so (--kind generator)"
+            f"{source}: seems to be a teacher (by its class {published.class_name}, what else the "
+            "file holds, and the file's name), for which init_sigma, steps, method and teacher "
+            "have no meaning; if it is a generator, say so (--kind generator)"
         )
     provenance: dict[str, Any] = {"kind": kind}
     if kind == "generator":
@@ -160,6 +171,11 @@ def _family(class_name: str, where: str) -> Family:
         if class_name in family.teachers + family.generators:
             return family
         known += family.teachers + family.generators
+    if class_name in OTHER_PRECONDITIONING:
+        raise PickleError(
+            f"{where}: ema is of class {class_name}, whose preconditioning is not EDM's and is not "
+            "known here; take the network that EDM trained (edm-*.pkl, not baseline-*.pkl)"
+        )
     raise PickleError(f"{where}: ema is of class {class_name}; known are {', '.join(known)}")
 
 

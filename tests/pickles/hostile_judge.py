@@ -1,7 +1,7 @@
 """Imports each file of a folder in a process of its own and says what became of it.
 
 `python -m tests.pickles.hostile_judge FOLDER` prints a JSON object: name of a file -> error,
-seconds, peak memory in bytes, and what was executed. `warm_up` is a network: importing it first
+seconds, peak memory in bytes, and what was executed. `warm_up*` are networks: importing them first
 has Python load all that it loads on demand, so that what a file executes stands out.
 """
 
@@ -68,6 +68,7 @@ def peak_memory() -> int:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    import_published(folder / "warm_up", folder / "warm_up.out")
+    for network in sorted(folder.glob("warm_up*")):
+        import_published(network, network.with_suffix(".out"))
     verdicts = {file.stem: judge(file) for file in sorted(folder.glob("*.pkl"))}
     print(json.dumps(verdicts))
