@@ -101,7 +101,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path):
 
 def test_the_tool(tmp_path: Path):
     folder = tiny_generator(tmp_path / "g")
-    tool = [sys.executable, str(ROOT / "tools" / "export_network.py"), str(folder)]
+    tool = [sys.executable, str(ROOT / "tools" / "export_edm2.py"), str(folder)]
     out = tmp_path / "out.safetensors"
     done = subprocess.run([*tool, str(out), "--logvar", "16"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

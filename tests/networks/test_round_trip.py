@@ -38,8 +38,8 @@ def test_import_export_import_keeps_every_bit(tmp_path: Path, dtype: torch.dtype
     for number in ("1", "2"):
         network = published(made.architecture, state, SID, **settings_of(made.architecture))
         write(tmp_path / f"{number}.pkl", {"ema": network})
-        tool("import_network", tmp_path / f"{number}.pkl", tmp_path / number)
-        tool("export_network", tmp_path / number, tmp_path / f"{number}.safetensors")
+        tool("import_edm2", tmp_path / f"{number}.pkl", tmp_path / number)
+        tool("export_edm2", tmp_path / number, tmp_path / f"{number}.safetensors")
         state = from_edm2_shapes(load_file(tmp_path / f"{number}.safetensors"))
         assert {value.dtype for value in state.values()} == {dtype}
     first, second = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("1", "2"))
@@ -66,8 +66,8 @@ def test_the_demos_generator_makes_the_same_digits_after_the_journey(tmp_path: P
     made = load_network(demo_generator(tmp_path / "made"))
     network = published(made.architecture, made.state, SID, **settings_of(made.architecture))
     write(tmp_path / "net.pkl", {"ema": network})
-    tool("import_network", tmp_path / "net.pkl", tmp_path / "imported")
-    tool("export_network", tmp_path / "imported", tmp_path / "out.safetensors")
+    tool("import_edm2", tmp_path / "net.pkl", tmp_path / "imported")
+    tool("export_edm2", tmp_path / "imported", tmp_path / "out.safetensors")
     # A published file knows nothing of the demo's VAE: that comes from the folder it was made of.
     back = dataclasses.replace(
         made, state=from_edm2_shapes(load_file(tmp_path / "out.safetensors"))

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -100,6 +101,14 @@ def test_weights_keep_their_dtype(tmp_path: Path, dtype: torch.dtype):
     state = {name: tensor.to(dtype) for name, tensor in random_state(DDPMPP).items()}
     network = published(DDPMPP, state, **settings_of(DDPMPP))
     assert_same_weights(read(tmp_path, network).state, state)
+
+
+def test_a_file_of_before_numpy_2_is_the_same(tmp_path: Path):
+    source = write(tmp_path / "net.pkl", snapshot(tiny(dropout=np.float64(0.13))), 2)
+    renamed = source.read_bytes().replace(b"cnumpy._core.", b"cnumpy.core.")
+    assert renamed != source.read_bytes()
+    source.write_bytes(renamed)
+    assert read_published(source).architecture == DDPMPP
 
 
 def test_a_filter_is_there_only_where_the_resolution_changes(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""`python tools/export_network.py ...` is `sid-scale export ...`."""
+"""`python tools/export_edm2.py ...` is `sid-scale export ...`."""
 
 import sys
 

@@ -36,7 +36,7 @@ def python(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProc
 @pytest.fixture
 def tool(tmp_path: Path) -> Tool:
     """The tool, run in a folder of its own."""
-    return lambda *arguments: python(ROOT / "tools" / "import_network.py", *arguments, cwd=tmp_path)
+    return lambda *arguments: python(ROOT / "tools" / "import_edm2.py", *arguments, cwd=tmp_path)
 
 
 @pytest.fixture

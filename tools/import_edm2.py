@@ -1,4 +1,4 @@
-"""`python tools/import_network.py ...` is `sid-scale import ...`."""
+"""`python tools/import_edm2.py ...` is `sid-scale import ...`."""
 
 import sys
 
