@@ -18,7 +18,8 @@ from sid_scale.distill.loop import train
 from sid_scale.generators.folder import GeneratorError
 from sid_scale.networks.folder import load_network
 from tests.evaluate.evaluations import evaluate, read
-from tests.networks.edm2.published import persistent, published, settings_of, snapshot, write
+from tests.networks.edm2.published import published, settings_of, snapshot
+from tests.networks.published import persistent, write
 from tests.ranks import joined, run_ranks
 from tests.tiny import ARCHITECTURE, config, prepare
 

@@ -17,7 +17,7 @@ from torch import nn
 from sid_scale.pickles import reader
 from sid_scale.pickles.reader import PickledObject, PickledTensor, PickleError, open_pickle
 from sid_scale.pickles.values import array, number, numbers
-from tests.networks.edm2.published import persistent
+from tests.networks.published import persistent
 from tests.pickles.hostile import dumps
 from tests.sources import python2_pickle
 
