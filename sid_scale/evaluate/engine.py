@@ -128,7 +128,11 @@ def features_of_block(
     with watch.stage("decoding"):
         images = decode(sampler.codec, latents) if need_images(extract) else None
     with watch.stage("features"):
-        return extract_features(extract, images, latents)
+        features = extract_features(extract, images, latents)
+    broken = ~latents.flatten(1).isfinite().all(dim=1).cpu().numpy()
+    for values in features.values():
+        values[broken] = np.nan  # uint8 images know no NaN: they would look like others
+    return features
 
 
 def decode(codec: Codec, latents: Tensor) -> Tensor:

@@ -264,7 +264,7 @@ def test_metrics_and_references_are_lists_or_typed_with_commas(tmp_path: Path):
 
 def test_a_generator_that_makes_no_numbers_is_told_and_never_the_best(tmp_path: Path):
     prepare(tmp_path)
-    write_real(tmp_path / "real.npz", fd_latents=192)
+    write_real(tmp_path / "real.npz", fd_latents=192, fd_pixels=64)
     run_ranks(1, _no_numbers, tmp_path)
 
 
@@ -272,9 +272,10 @@ def _no_numbers(rank: int, folder: Path) -> None:
     broken = load_network(folder / "teacher")
     broken.state["unet.out_conv.weight"].fill_(float("nan"))
     save_network(folder / "broken", broken)
-    only = evaluated(folder, **{"evaluation.metrics": "fd_latents", "teacher": folder / "broken"})
-    train(config(folder, total_images=16, **only), joined())
-    assert [r["evaluation/fd_latents"] for r in records(folder / "run")] == [None, None]
+    both = {"evaluation.metrics": "fd_latents,fd_pixels", "teacher": folder / "broken"}
+    train(config(folder, total_images=16, **evaluated(folder, **both)), joined())
+    for metric in ("fd_latents", "fd_pixels"):  # uint8 pixels know no NaN
+        assert [r[f"evaluation/{metric}"] for r in records(folder / "run")] == [None, None]
     assert not (folder / "run" / "best_generator").exists()
     given = ["--generator", folder / "run" / "generator", "--reference", folder / "real.npz"]
     given += ["--metrics", "fd_latents", "--num", 8, "--out", folder / "out"]
