@@ -125,6 +125,29 @@ def test_the_best_generator_is_kept_and_measures_the_same_afterwards(
         assert read(tmp_path)[metric] == pytest.approx(told[f"evaluation/{metric}"], rel=1e-4)
 
 
+def test_classes_are_uniform_or_those_of_training(tmp_path: Path):
+    prepare(tmp_path)
+    write_real(tmp_path / "real.npz", fd_latents=192)
+    (tmp_path / "labels.txt").write_text("2")
+    run_ranks(1, _labels, tmp_path)
+
+
+def _labels(rank: int, folder: Path) -> None:
+    labels = folder / "labels.txt"
+    drawn = {"uniform": "uniform", "training": labels}  # by what `evaluate run` calls the same
+    for name, same in drawn.items():
+        run, only = folder / name, {"evaluation.metrics": "fd_latents", "evaluation.labels": name}
+        short = {"run_dir": run, "total_images": 8, "labels": labels}
+        train(config(folder, **evaluated(folder, **only), **short), joined())
+        words = ["--generator", run / "best_generator", "--metrics", "fd_latents", "--num", NUM]
+        words += ["--reference", folder / "real.npz", "--labels", same, "--out", run / "again"]
+        work(rank, "run", [str(word) for word in words])
+        told = records(run)[-1]["evaluation/fd_latents"]
+        assert read(run / "again")["fd_latents"] == pytest.approx(told, rel=1e-4)
+    both = [records(folder / name)[-1]["evaluation/fd_latents"] for name in drawn]
+    assert both[0] != pytest.approx(both[1], rel=1e-3)
+
+
 def again(place: Path, run: Path, out: Path) -> list[object]:
     return [
         *("--generator", run / "best_generator", "--metrics", "fd_latents,fd_pixels,fid"),
