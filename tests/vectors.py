@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sid_scale.diffusion.augment import AugmentationDraws
 from sid_scale.methods.settings import FakeScoreSettings, SiDObjective, WarmUp
 from sid_scale.networks.denoiser import Denoiser
 from sid_scale.networks.edm.architecture import EDMArchitecture
@@ -77,6 +79,14 @@ def recorded_objective(settings: dict[str, Any]) -> SiDObjective:
         ),
         warm_up=WarmUp(generator_images=0, adversarial_images=0),
     )
+
+
+def recorded_augmentation(read: Callable[[str], Tensor], prefix: str) -> AugmentationDraws:
+    """The augmentation's draws of a file, whose arrays `read` gives: `Vectors.__getitem__`."""
+    one_each = (name for name in AugmentationDraws._fields if name != "translate")
+    draws = {name: read(prefix + name).flatten() for name in one_each}
+    flips = {name: draws.pop(name).bool() for name in ("xflip", "yflip")}
+    return AugmentationDraws(**draws, **flips, translate=read(f"{prefix}translate").T)
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

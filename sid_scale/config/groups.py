@@ -38,6 +38,8 @@ class AdamSettings:
 
     betas: Pair = (0.0, 0.999)
     """decay of the two moments"""
+    generator_betas: Pair | None = None
+    """of the generator alone; null: as all"""
     eps: Number | None = None
     """added to the divisor; null is 1e-8, and 1e-6 in half precision"""
 

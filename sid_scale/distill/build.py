@@ -215,10 +215,11 @@ def _build(
     return ShardedNetwork(
         network,
         settings,
-        AdamConfig(role.learning_rate, config.adam.betas, config.adam.eps),
+        AdamConfig(role.learning_rate, role.betas or config.adam.betas, config.adam.eps),
         weights,
         forward_scales=scales,
         forced_norm=role.forced_norm,
+        clip_value=role.clip_value,
     )
 
 

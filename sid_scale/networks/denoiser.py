@@ -37,9 +37,11 @@ class Denoiser(nn.Module):
         *,
         features: tuple[int, ...] = (),
         decoded: int | None = None,
-        augment_labels: Tensor | None = None,
     ) -> Prediction:
         """Denoises `x`.
+
+        Networks whose architecture has an `augment_dim` also take `augment_labels`, (N,
+        augment_dim) float32: how `x` was augmented; None: it was not.
 
         Args:
             x: noisy images or latents, (N, C, H, W).
@@ -49,8 +51,6 @@ class Denoiser(nn.Module):
                 -1 is the deepest.
             decoded: how many samples, from the first, are denoised; the others go through the
                 encoder alone. None: all; 0: `denoised` is then None.
-            augment_labels: how `x` was augmented, (N, augment_dim) float32; None: it was not. Only
-                for a network whose architecture has an `augment_dim`.
         """
         raise NotImplementedError
 

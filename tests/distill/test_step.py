@@ -39,6 +39,7 @@ class Records:
             name: any(p.requires_grad for p in getattr(network, "module", network).parameters())
             for name, network in networks.items()
         }
+        modes = {name: getattr(n, "module", n).training for name, n in networks.items()}
         draws = {name: batch.noise.of(name).normal(2) for name in ("z", "noise")}
         z = torch.zeros(len(batch.condition), *batch.shape)
         step_noise = torch.ones(batch.steps - 1, *z.shape)
@@ -50,7 +51,7 @@ class Records:
 
         with torch.no_grad():
             batch.generate(counted, z, step_noise)
-        self.given.append((trainable, draws, torch.rand(()), len(steps)))
+        self.given.append((trainable, draws, torch.rand(()), len(steps), modes))
         sigma = torch.ones(len(z))
         total = networks[self.role](z, sigma, batch.condition).denoised.square().mean()
         return Loss(total, {"loss/it": total.detach()})
@@ -74,8 +75,10 @@ def _one_network(rank: int, folder: Path) -> None:
     before = {name: _weights(module) for name, module in masters.items()}
     generator, fake_score = carry_out(run, GENERATOR), carry_out(run, FAKE_SCORE)
     for role, records in ((GENERATOR, generator), (FAKE_SCORE, fake_score)):
-        for trainable, *_ in records.given:
-            assert trainable == {TEACHER: False, GENERATOR: False, FAKE_SCORE: False, role: True}
+        for trainable, *_, modes in records.given:
+            only_this = {TEACHER: False, GENERATOR: False, FAKE_SCORE: False, role: True}
+            assert trainable == only_this
+            assert modes == only_this, "dropout acts in the network that is trained"
         assert not torch.equal(_weights(masters[role]), before[role])
     for name in ("z", "noise"):
         # Same samples, other roles: other draws; and other samples too.

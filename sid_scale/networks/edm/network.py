@@ -294,7 +294,7 @@ class EDM(Denoiser):
         decoded: int | None = None,
         augment_labels: Tensor | None = None,
     ) -> Prediction:
-        """Denoises `x`; see `Denoiser`."""
+        """Denoises `x`; see `Denoiser`. `augment_labels`: (N, augment_dim), or None."""
         x = x.float()
         sigma = sigma.float().reshape(-1).expand(len(x))  # (N,)
         s = sigma[:, None, None, None]

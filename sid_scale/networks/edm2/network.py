@@ -239,7 +239,6 @@ class EDM2(Denoiser):
         *,
         features: tuple[int, ...] = (),
         decoded: int | None = None,
-        augment_labels: Tensor | None = None,
     ) -> Prediction:
         """Denoises `x`; see `Denoiser`."""
         x = x.float()
