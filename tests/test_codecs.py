@@ -1,5 +1,6 @@
 """Codecs: pixels to network latents and back, and what is told when a file is missing."""
 
+import math
 from functools import partial
 from pathlib import Path
 
@@ -37,6 +38,34 @@ def test_identity_is_exact():
     latents = codec.sample(stored, partial(torch.randn, 4))
     assert latents.abs().max() <= 1
     assert torch.equal(codec.decode(latents), images)
+
+
+def test_pixels_are_rounded_as_published():
+    """EDM and SiD scale by 127.5, shift by 128 and cut what is behind the point."""
+    step = 1 / 127.5
+    edges = {
+        -1.0: 0,  # 0.5
+        -1 + 0.49 * step: 0,  # 0.99
+        -1 + 0.51 * step: 1,  # 1.01
+        -step: 127,
+        -0.01 * step: 127,  # 127.99: the nearest would be 128
+        0.0: 128,
+        0.99 * step: 128,
+        1.0: 255,  # 255.5
+        1 - 0.51 * step: 254,  # 254.99
+        -1 - 0.51 * step: 0,
+        -1.5: 0,
+        1.5: 255,
+        -1e30: 0,
+        1e30: 255,
+        -math.inf: 0,
+        math.inf: 255,
+    }
+    images = torch.tensor(list(edges)).expand(1, 3, 1, -1)
+    for dtype in (torch.float32, torch.float64):
+        decoded = IdentityCodec().decode(images.to(dtype))
+        assert decoded.dtype == torch.uint8
+        assert decoded[0, 0, 0].tolist() == list(edges.values())
 
 
 def test_vae_brings_digits_there_and_back():

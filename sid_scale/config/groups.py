@@ -125,6 +125,9 @@ class EvaluationConfig:
     """generated images"""
     first_seed: Natural = 0
     """seeds are those from here on"""
+    labels: Literal["uniform", "training"] = "uniform"
+    """classes of the images: all as often, which `sid-scale evaluate` does by default, or as in
+    training (see `labels`)"""
     metrics: Texts = ("fid",)
     """as of `sid-scale evaluate run`"""
     reference: Locations = ()
