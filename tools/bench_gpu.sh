@@ -4,12 +4,12 @@
 #     bash tools/bench_gpu.sh FOLDER [ROW ...]
 #
 # A ROW is "SIZE MICRO_BATCH ACTIVATIONS eager|compile own|plain|both"; instead of a size of EDM2 a
-# preset of pixels, which has no plain iteration: "edm-cifar10-cond-sida 32 keep eager own". Without any: XS, M and XXL
-# at several micro-batches, with and without compiled blocks, beside the plain iteration in bfloat16
-# (XXL's plain iteration in runs of its own: both do not fit one GPU). FOLDER gets results.jsonl,
-# table.txt and, of the first row, profiles of one iteration: own.txt, own.json (for
-# ui.perfetto.dev), plain.txt and plain.json. The column "waits" counts how often an iteration of
-# two micro-batches an update makes the host wait for the GPU.
+# preset of pixels, which has no plain iteration: "edm-cifar10-cond-sida 32 keep eager own".
+# Without any: XS, M and XXL at several micro-batches, with and without compiled blocks, beside the
+# plain iteration in bfloat16 (XXL's plain iteration in runs of its own: both do not fit one GPU).
+# FOLDER gets results.jsonl, table.txt and, of the first row, profiles of one iteration: own.txt,
+# own.json (for ui.perfetto.dev), plain.txt and plain.json. The column "waits" counts how often an
+# iteration of two micro-batches an update makes the host wait for the GPU.
 #
 # DTYPE, STAGE and ROUNDS in the environment change what they say.
 set -euo pipefail
