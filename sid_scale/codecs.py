@@ -1,16 +1,17 @@
 """Latents <-> pixels.
 
 A codec turns images (uint8, (N, 3, H, W)) into what the network sees, with a standard
-deviation of sigma_data = 0.5 over the data set, and back. Pixel models use `IdentityCodec`;
-latent models the Stability VAE, whose posterior EDM2 stores as mean and standard deviation
-and whose samples it normalises channel by channel (`scale`, `bias`).
+deviation of sigma_data = 0.5 over the data set, and back. Pixel models use `IdentityCodec`, of
+which shards store the images themselves; latent models the Stability VAE, whose posterior EDM2
+stores as mean and standard deviation and whose samples it normalises channel by channel (`scale`,
+`bias`). What shards store, in which shape and dtype, only the codec says.
 
 Training touches only `sample` and needs no VAE weights; `encode` and `decode` read them when
 first called.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,12 +32,23 @@ VAE_CONFIG, VAE_WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 BATCH = 64  # images that pass through the VAE at once, at 64x64 pixels; fewer when larger
 
 
+# Makes unit normal numbers for each sample of a batch: the shape of one -> (N, *shape).
+Normal = Callable[..., Tensor]
+
+
 class CodecError(SidScaleError):
     """A codec that cannot be had; the message says which, why and what to do."""
 
 
 class Codec(Protocol):
     """What every codec offers."""
+
+    @property
+    def stored_dtypes(self) -> tuple[str, ...]:
+        """In which dtypes shards may store samples, the usual one first."""
+
+    def stored_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        """What shards store of a network's images of `shape` (C, h, w)."""
 
     def describe(self) -> dict[str, Any]:
         """JSON description from which `open_codec` makes the codec again."""
@@ -48,20 +60,28 @@ class Codec(Protocol):
         """Reads now what `encode` and `decode` read when first called."""
 
     def encode(self, images: Tensor, at_once: int | None = None) -> Tensor:
-        """uint8 (N, 3, H, W) -> what shards store: (N, 2C, h, w) posterior mean and std.
+        """uint8 (N, 3, H, W) -> what shards store, (N, *stored_shape).
 
         `at_once` images go through the VAE together; by default what fits beside a training run.
         """
 
-    def sample(self, stored: Tensor, noise: Tensor) -> Tensor:
-        """Stored (N, 2C, h, w) and unit noise (N, C, h, w) -> network latents (N, C, h, w)."""
+    def posterior(self, stored: Tensor) -> tuple[Tensor, Tensor]:
+        """What shards store -> mean and std of the raw latents, float32 (N, C, h, w) each."""
+
+    def sample(self, stored: Tensor, normal: Normal) -> Tensor:
+        """What shards store -> network latents (N, C, h, w), with unit noise as far as needed."""
 
     def decode(self, latents: Tensor) -> Tensor:
         """Network latents (N, C, h, w) -> uint8 images (N, 3, H, W) on the same device."""
 
 
 class IdentityCodec:
-    """Pixels in [-1, 1]: the network's images are the images."""
+    """Pixels in [-1, 1]: the network's images are the images, stored as they are."""
+
+    stored_dtypes = ("uint8",)
+
+    def stored_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        return shape
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "identity"}
@@ -73,18 +93,26 @@ class IdentityCodec:
         return
 
     def encode(self, images: Tensor, at_once: int | None = None) -> Tensor:
-        mean = images.float() / 127.5 - 1
-        return torch.cat([mean, torch.zeros_like(mean)], dim=1)
+        return images
 
-    def sample(self, stored: Tensor, noise: Tensor) -> Tensor:
-        return _draw(stored, noise)
+    def posterior(self, stored: Tensor) -> tuple[Tensor, Tensor]:
+        mean = stored.float() / 127.5 - 1
+        return mean, torch.zeros_like(mean)
+
+    def sample(self, stored: Tensor, normal: Normal) -> Tensor:
+        return self.posterior(stored)[0]
 
     def decode(self, latents: Tensor) -> Tensor:
         return (latents.float() * 127.5 + 128).clip(0, 255).to(torch.uint8)
 
 
 class VAECodec:
-    """An `AutoencoderKL` of diffusers in a local folder (config and safetensors)."""
+    """An `AutoencoderKL` of diffusers in a local folder (config and safetensors).
+
+    Shards store the posterior's mean, then its standard deviation: (2C, h, w).
+    """
+
+    stored_dtypes = ("float32", "float16")
 
     def __init__(self, folder: str | Path, scale: Sequence[float], bias: Sequence[float]):
         self.folder = Path(folder)
@@ -93,6 +121,10 @@ class VAECodec:
         self.decodes_at_once: int | None = None  # images; None: what fits beside a training run
         self._vae: Any = None
         self._on: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def stored_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        channels, height, width = shape
+        return 2 * channels, height, width
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -125,10 +157,14 @@ class VAECodec:
             parts.append(torch.cat([posterior.mean, posterior.std], dim=1).float())
         return torch.cat(parts)
 
-    def sample(self, stored: Tensor, noise: Tensor) -> Tensor:
-        raw = _draw(stored, noise)
-        scale, bias = self._per_channel(raw.device)
-        return raw * scale + bias
+    def posterior(self, stored: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = stored.float().chunk(2, dim=1)
+        return mean, std
+
+    def sample(self, stored: Tensor, normal: Normal) -> Tensor:
+        mean, std = self.posterior(stored)
+        scale, bias = self._per_channel(mean.device)
+        return (mean + normal(*mean.shape[1:]) * std) * scale + bias
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -239,11 +275,6 @@ def read_codec(path: str | Path, vae: str | Path | None = None) -> Codec:
 
 def _are_numbers(values: Any) -> bool:
     return isinstance(values, list | tuple) and all(isinstance(v, int | float) for v in values)
-
-
-def _draw(stored: Tensor, noise: Tensor) -> Tensor:
-    mean, std = stored.float().chunk(2, dim=1)
-    return mean + noise * std
 
 
 def _batch(pixels: int) -> int:

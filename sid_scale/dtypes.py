@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import torch
 
 COMPUTE = ("float32", "bfloat16", "float16")  # what networks can compute in
-STORED = ("float32", "float16")  # what shards can hold
+STORED = ("float32", "float16")  # what shards can hold latents in
 
 
 def torch_dtype(name: str) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import struct
 import tarfile
 import zipfile
 from pathlib import Path
@@ -93,3 +94,75 @@ def samples(folder: Path) -> dict[str, tuple[np.ndarray, int]]:
     index = read_index(folder)
     records = (record for shard in index.shards for record in read_shard(folder, shard))
     return {record.key: decode(record, index) for record in records}
+
+
+# --- CIFAR-10 as its authors publish it ---------------------------------------------------
+
+
+def cifar10_images(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 (count, 3, 32, 32), and classes (count,)."""
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (count, 3, 32, 32), np.uint8), rng.integers(0, 10, count)
+
+
+def cifar10_batches(images: np.ndarray, labels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Images and classes of the five training batches and the test batch."""
+    return list(zip(np.split(images, 6), np.split(labels, 6), strict=True))
+
+
+def cifar10_python(images: np.ndarray, labels: np.ndarray) -> dict[str, bytes]:
+    """The files of cifar-10-python.tar.gz."""
+    names = [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]
+    batches = cifar10_batches(images, labels)
+    return {
+        f"cifar-10-batches-py/{name}": python2_pickle(*batch)
+        for name, batch in zip(names, batches, strict=True)
+    } | {"cifar-10-batches-py/readme.html": b"<html>"}
+
+
+def cifar10_binary(images: np.ndarray, labels: np.ndarray) -> dict[str, bytes]:
+    """The files of cifar-10-binary.tar.gz."""
+    names = [*(f"data_batch_{n}.bin" for n in range(1, 6)), "test_batch.bin"]
+    batches = cifar10_batches(images, labels)
+    return {
+        f"cifar-10-batches-bin/{name}": b"".join(
+            bytes([label]) + image.tobytes() for image, label in zip(*batch, strict=True)
+        )
+        for name, batch in zip(names, batches, strict=True)
+    } | {"cifar-10-batches-bin/batches.meta.txt": b"airplane\n"}
+
+
+def python2_pickle(images: np.ndarray, labels: np.ndarray) -> bytes:
+    """A batch as Python 2's cPickle writes it in protocol 2: all texts are strings of bytes."""
+
+    def text(content: bytes) -> bytes:
+        if len(content) < 256:
+            return b"U" + bytes([len(content)]) + content
+        return b"T" + struct.pack("<i", len(content)) + content
+
+    def number(value: int) -> bytes:
+        return b"M" + struct.pack("<H", value)
+
+    rows = number(len(images)) + number(images[0].size) + b"\x86"
+    dtype = b"cnumpy\ndtype\n" + text(b"u1") + b"K\0K\1\x87R"
+    dtype += b"(K\3" + text(b"|") + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb"
+    data = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\0\x85" + text(b"b") + b"\x87R"
+    data += b"(K\1" + rows + dtype + b"\x89" + text(images.tobytes()) + b"tb"
+    classes = b"](" + b"".join(number(label) for label in labels) + b"e"
+    names = b"](" + b"".join(text(b"frog_s_%06d.png" % n) for n in range(len(images))) + b"e"
+    entries = {
+        b"batch_label": text(b"training batch 1 of 5"),
+        b"labels": classes,
+        b"data": data,
+        b"filenames": names,
+    }
+    pairs = b"".join(text(key) + value for key, value in entries.items())
+    return b"\x80\x02}(" + pairs + b"u."
+
+
+def edm_zip(images: np.ndarray, labels: np.ndarray | None) -> dict[str, bytes]:
+    """The files that EDM's dataset_tool makes of images (N, 3, H, W)."""
+    names = [f"{n // 1000:05d}/img{n:08d}.png" for n in range(len(images))]
+    files = {n: png(image.transpose(1, 2, 0)) for n, image in zip(names, images, strict=True)}
+    pairs = None if labels is None else [[n, int(k)] for n, k in zip(names, labels, strict=True)]
+    return with_labels(files, pairs)

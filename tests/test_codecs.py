@@ -1,5 +1,7 @@
 """Codecs: pixels to network latents and back, and what is told when a file is missing."""
 
+import math
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,15 +32,46 @@ def shipped_codec() -> VAECodec:
 def test_identity_is_exact():
     images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
     codec = IdentityCodec()
-    latents = codec.sample(codec.encode(images), torch.randn(4, 3, 8, 8))
+    stored = codec.encode(images)
+    assert stored.shape[1:] == codec.stored_shape((3, 8, 8))
+    assert str(stored.dtype).removeprefix("torch.") in codec.stored_dtypes
+    latents = codec.sample(stored, partial(torch.randn, 4))
     assert latents.abs().max() <= 1
     assert torch.equal(codec.decode(latents), images)
+
+
+def test_pixels_are_rounded_as_published():
+    """EDM and SiD scale by 127.5, shift by 128 and cut what is behind the point."""
+    step = 1 / 127.5
+    edges = {
+        -1.0: 0,  # 0.5
+        -1 + 0.49 * step: 0,  # 0.99
+        -1 + 0.51 * step: 1,  # 1.01
+        -step: 127,
+        -0.01 * step: 127,  # 127.99: the nearest would be 128
+        0.0: 128,
+        0.99 * step: 128,
+        1.0: 255,  # 255.5
+        1 - 0.51 * step: 254,  # 254.99
+        -1 - 0.51 * step: 0,
+        -1.5: 0,
+        1.5: 255,
+        -1e30: 0,
+        1e30: 255,
+        -math.inf: 0,
+        math.inf: 255,
+    }
+    images = torch.tensor(list(edges)).expand(1, 3, 1, -1)
+    for dtype in (torch.float32, torch.float64):
+        decoded = IdentityCodec().decode(images.to(dtype))
+        assert decoded.dtype == torch.uint8
+        assert decoded[0, 0, 0].tolist() == list(edges.values())
 
 
 def test_vae_brings_digits_there_and_back():
     codec, (images, _) = shipped_codec(), digit_images()
     stored = codec.encode(images[:200])
-    latents = codec.sample(stored, torch.randn(200, *stored[0, ::2].shape))
+    latents = codec.sample(stored, partial(torch.randn, 200))
     decoded = codec.decode(latents)
     assert decoded.dtype == torch.uint8
     assert decoded.shape == images[:200].shape
@@ -48,7 +81,7 @@ def test_vae_brings_digits_there_and_back():
 def test_network_latents_have_the_teachers_scale():
     codec, (images, _) = shipped_codec(), digit_images()
     stored = codec.encode(images)
-    latents = codec.sample(stored, torch.randn(len(stored), *stored[0, ::2].shape))
+    latents = codec.sample(stored, partial(torch.randn, len(stored)))
     assert latents.mean(dim=(0, 2, 3)).abs().max() < 0.02
     std = latents.std(dim=(0, 2, 3))
     torch.testing.assert_close(std, torch.full_like(std, 0.5), rtol=0.02, atol=0)
@@ -57,11 +90,11 @@ def test_network_latents_have_the_teachers_scale():
 def test_sampling_copies_to_a_device_once(tmp_path: Path):
     """A copy from the host would wait for all that the device still has to do."""
     codec = stability_vae(tmp_path)
-    stored, noise = torch.empty(2, 8, 3, 3, device=DEVICE), torch.empty(2, 4, 3, 3, device=DEVICE)
+    stored, normal = torch.empty(2, 8, 3, 3, device=DEVICE), partial(torch.empty, 2, device=DEVICE)
     with copies_from_host() as first:
-        codec.sample(stored, noise)
+        codec.sample(stored, normal)
     with copies_from_host() as later:
-        codec.sample(stored, noise)
+        codec.sample(stored, normal)
     assert first
     assert later == []
 
@@ -71,7 +104,9 @@ def test_sampling_needs_no_vae_and_follows_edm2s_normalisation(tmp_path: Path):
     mean = torch.tensor(STABILITY_MEAN)[None, :, None, None].expand(2, 4, 3, 3)
     std = torch.tensor(STABILITY_STD)[None, :, None, None].expand(2, 4, 3, 3)
     noise = torch.randn(2, 4, 3, 3)
-    latents = codec.sample(torch.cat([mean, std], dim=1), noise)
+    stored = torch.cat([mean, std], dim=1)
+    assert stored.shape[1:] == codec.stored_shape((4, 3, 3))
+    latents = codec.sample(stored, lambda *shape: noise.reshape(2, *shape))
     torch.testing.assert_close(latents, 0.5 * noise, rtol=1e-4, atol=1e-5)
 
 

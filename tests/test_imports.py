@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "networks": {"pickles"},
     "diffusion": {"networks"},
     "methods": {"config", "networks", "diffusion"},
-    "data": {"config"},
+    "data": {"config", "pickles"},
     "zero": {"config"},
     "generators": {"config", "networks", "diffusion"},
     "distill": RUN | {"generators"},

@@ -18,7 +18,8 @@ from sid_scale.distill.loop import train
 from sid_scale.generators.folder import GeneratorError
 from sid_scale.networks.folder import load_network
 from tests.evaluate.evaluations import evaluate, read
-from tests.networks.edm2.published import persistent, published, settings_of, snapshot, write
+from tests.networks.edm2.published import published, settings_of, snapshot
+from tests.networks.published import persistent, write
 from tests.ranks import joined, run_ranks
 from tests.tiny import ARCHITECTURE, config, prepare
 
@@ -38,11 +39,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.rmtree(folder / "teacher")
     assert main(["import", str(pickled), str(folder / "teacher")]) == 0
     images = np.random.default_rng(0).integers(0, 256, (40, 3, 8, 8), dtype=np.uint8)
-    stored = IdentityCodec().encode(torch.from_numpy(images)).numpy()
     write_shards(
         folder / "plain",
-        ((f"{i:03d}", stored[i], 0) for i in range(40)),
+        ((f"{i:03d}", images[i], 0) for i in range(40)),
         codec=IdentityCodec().describe(),
+        dtype="uint8",
         num_classes=0,
         shard_samples=16,
     )

@@ -56,17 +56,20 @@ def write_teacher(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def random_images(samples: int, shape: tuple[int, int, int] = (3, 8, 8)) -> np.ndarray:
+    """Those that `write_data` stores, uint8 (samples, *shape)."""
+    return np.random.default_rng(0).integers(0, 256, (samples, *shape), dtype=np.uint8)
+
+
 def write_data(folder: Path, samples: int = 40) -> Path:
-    rng = np.random.default_rng(0)
-    images = torch.from_numpy(rng.integers(0, 256, (samples, 3, 8, 8), dtype=np.uint8))
-    codec = IdentityCodec()
-    stored = codec.encode(images).numpy()
+    images = random_images(samples)
     write_shards(
         folder,
-        ((f"{i:03d}", stored[i], i % ARCHITECTURE.label_dim) for i in range(samples)),
-        codec=codec.describe(),
+        ((f"{i:03d}", images[i], i % ARCHITECTURE.label_dim) for i in range(samples)),
+        codec=IdentityCodec().describe(),
         num_classes=ARCHITECTURE.label_dim,
         shard_samples=16,
+        dtype="uint8",
     )
     return folder
 

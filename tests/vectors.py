@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sid_scale.diffusion.augment import AugmentationDraws
 from sid_scale.methods.settings import FakeScoreSettings, SiDObjective, WarmUp
 from sid_scale.networks.denoiser import Denoiser
-from sid_scale.networks.edm2.architecture import EDM2Architecture, from_edm2_shapes
+from sid_scale.networks.edm.architecture import EDMArchitecture
+from sid_scale.networks.edm2.architecture import EDM2Architecture
 from sid_scale.networks.edm2.layers import normalise_rows
 from sid_scale.networks.folder import NetworkFolder
 
@@ -23,8 +26,9 @@ class Vectors:
         self._arrays = np.load(path)
         source = self._arrays if config_from is None else np.load(config_from)
         self.settings: dict[str, Any] = json.loads(str(source["config"]))
-        names = {f.name for f in dataclasses.fields(EDM2Architecture)}
-        self.config = EDM2Architecture(
+        family = EDMArchitecture if "model_type" in self.settings else EDM2Architecture
+        names = {f.name for f in dataclasses.fields(family)}
+        self.config: EDMArchitecture | EDM2Architecture = family(
             **{
                 key: tuple(value) if isinstance(value, list) else value
                 for key, value in self.settings.items()
@@ -35,6 +39,9 @@ class Vectors:
     def __getitem__(self, key: str) -> Tensor:
         return torch.from_numpy(self._arrays[key])
 
+    def __contains__(self, key: str) -> bool:
+        return key in self._arrays.files
+
     def classes(self, key: str) -> Tensor:
         """One-hot labels (N, label_dim) of the file as class indices (N,)."""
         one_hot = self[key]
@@ -44,7 +51,7 @@ class Vectors:
     def state(self, prefix: str) -> dict[str, Tensor]:
         """The weights under a prefix, shaped as in memory."""
         names = [key for key in self._arrays.files if key.startswith(prefix)]
-        return from_edm2_shapes({key[len(prefix) :]: self[key] for key in names})
+        return self.config.from_file({key[len(prefix) :]: self[key] for key in names})
 
     def folder(self, prefix: str, *, uncertainty: bool = True) -> NetworkFolder:
         """The network under a prefix; without `uncertainty` its logvar head is left out."""
@@ -72,6 +79,14 @@ def recorded_objective(settings: dict[str, Any]) -> SiDObjective:
         ),
         warm_up=WarmUp(generator_images=0, adversarial_images=0),
     )
+
+
+def recorded_augmentation(read: Callable[[str], Tensor], prefix: str) -> AugmentationDraws:
+    """The augmentation's draws of a file, whose arrays `read` gives: `Vectors.__getitem__`."""
+    one_each = (name for name in AugmentationDraws._fields if name != "translate")
+    draws = {name: read(prefix + name).flatten() for name in one_each}
+    flips = {name: draws.pop(name).bool() for name in ("xflip", "yflip")}
+    return AugmentationDraws(**draws, **flips, translate=read(f"{prefix}translate").T)
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:

@@ -28,7 +28,7 @@ from sid_scale.evaluate.engine import STAGES, make_blocks
 from sid_scale.evaluate.features import FEATURES, FRECHET, NEIGHBOURS, check_metrics
 from sid_scale.evaluate.metrics.from_features import compute_metrics, sum_statistics
 from sid_scale.evaluate.references.files import Reference
-from sid_scale.evaluate.samplers import GeneratorSampler, classes_of
+from sid_scale.evaluate.samplers import UNIFORM, GeneratorSampler, class_histogram, classes_of
 from sid_scale.generators.folder import codec_of
 from sid_scale.generators.generator import OneStepGenerator
 from sid_scale.networks.folder import load_network
@@ -95,7 +95,13 @@ def one_round(
     blocks = blocks_of(0, options.images, -(-options.images // (2 * ranks.world_size)))
     began = time.perf_counter()
     watch = make_blocks(
-        GeneratorSampler(generator), detectors.extract, blocks, store, ranks, quiet=True
+        GeneratorSampler(generator),
+        class_histogram(UNIFORM, generator.network.architecture.label_dim),
+        detectors.extract,
+        blocks,
+        store,
+        ranks,
+        quiet=True,
     )
     assert watch is not None
     whole = time.perf_counter() - began
@@ -128,7 +134,8 @@ def figures_seconds(
 @torch.no_grad()
 def alone_seconds(generator: OneStepGenerator, num: int) -> float:
     """Seconds in which `num` images are generated and decoded one after the other."""
-    classes = classes_of(range(num), generator.network.architecture.label_dim)
+    histogram = class_histogram(UNIFORM, generator.network.architecture.label_dim)
+    classes = classes_of(range(num), histogram)
     began = time.perf_counter()
     for seed, label in enumerate(classes):
         latents = generator.latents_together([label], [seed])

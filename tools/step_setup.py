@@ -12,11 +12,13 @@ import torch
 from sid_scale.codecs import open_codec
 from sid_scale.config.run import RunConfig, load_config, to_yaml
 from sid_scale.data.prepare.shard_writer import write_shards
+from sid_scale.data.shards import PIXELS
 from sid_scale.errors import SidScaleError
 from sid_scale.networks import Architecture
 from sid_scale.networks.edm2.architecture import EDM2Architecture
 from sid_scale.networks.edm2.sizes import SIZES, imagenet512
 from sid_scale.networks.folder import NetworkFolder, read_description, save_network
+from sid_scale.networks.teachers import published_architecture
 from sid_scale.zero.settings import find_deepspeed_json
 
 SMALL = {
@@ -41,17 +43,23 @@ def write_teacher(folder: Path, architecture: Architecture) -> None:
 def write_data(folder: Path, teacher: Path) -> None:
     """Shards of random samples that fit the network folder `teacher`."""
     network = read_description(teacher)
-    channels, *sides = network.architecture.sample_shape
+    codec = open_codec(network.codec, beside=teacher)
+    shape, dtype = codec.stored_shape(network.architecture.sample_shape), codec.stored_dtypes[0]
     rng = np.random.default_rng(0)
     classes = max(network.architecture.label_dim, 1)
-    stored = rng.standard_normal((SAMPLES, 2 * channels, *sides), dtype=np.float32)
-    stored[:, channels:] = np.abs(stored[:, channels:])
+    stored: np.ndarray
+    if dtype == PIXELS:
+        stored = rng.integers(0, 256, (SAMPLES, *shape), dtype=np.uint8)
+    else:
+        stored = rng.standard_normal((SAMPLES, *shape), dtype=np.float32)
+        stored[:, shape[0] // 2 :] = np.abs(stored[:, shape[0] // 2 :])
     write_shards(
         folder,
         ((f"{i:06d}", sample, i % classes) for i, sample in enumerate(stored)),
-        codec=open_codec(network.codec, beside=teacher).describe(),
+        codec=codec.describe(),
         num_classes=classes,
         shard_samples=SAMPLES,
+        dtype=dtype,
     )
 
 
@@ -79,9 +87,9 @@ def _architecture(options: argparse.Namespace, given: RunConfig | None) -> Archi
     """Of the teacher to be made up: the size's, or the one that a preset's teacher is named for."""
     if given is None:
         return SMALL[options.size] if options.size in SMALL else imagenet512(options.size)
-    for size in SIZES:
-        if Path(given.teacher).name.startswith(f"edm2-img512-{size}-"):
-            return imagenet512(size)
+    architecture = published_architecture(Path(given.teacher).name)
+    if architecture is not None:
+        return architecture
     raise SidScaleError(f"teacher: there is no {given.teacher}, nor is that a published name")
 
 

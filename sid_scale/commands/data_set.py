@@ -38,6 +38,11 @@ def add_data_set(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the shuffle (default 0)")
     _add_classes(parser)
     parser.add_argument(
+        "--split",
+        choices=("train", "test"),
+        help="of CIFAR-10's own archives (default: train, 50,000 images)",
+    )
+    parser.add_argument(
         "--on-bad-image",
         choices=("stop", "skip"),
         default="stop",
@@ -91,6 +96,7 @@ def open_data_set_source(options: argparse.Namespace) -> "Source":
         unlabelled=options.unlabelled,
         empty_classes=options.empty_classes,
         refused=known_refusals(options.out),
+        split=options.split,
     )
     if launched_rank() == 0:
         for note in source.notes:

@@ -10,7 +10,7 @@ each rank does its share.
 
 import argparse
 
-from sid_scale.commands.arguments import check_least, path
+from sid_scale.commands.arguments import check_least, location, path
 from sid_scale.dtypes import COMPUTE
 from sid_scale.errors import UsageError
 
@@ -35,9 +35,16 @@ def run(options: argparse.Namespace) -> int:
     check_least(options, **LEAST)
     if options.num is not None and options.num < 2:
         raise UsageError(f"--num {options.num} is below 2: one image has no spread")
-    from sid_scale.evaluate.offline import evaluate_generator, evaluate_teacher, on_ranks
+    from sid_scale.evaluate.offline import (
+        evaluate_generator,
+        evaluate_teacher,
+        on_ranks,
+        sampler_settings,
+    )
     from sid_scale.evaluate.references.compute import make_reference
 
+    if options.kind == "teacher":
+        sampler_settings(options)  # what is refused is refused before ranks join
     evaluations = {
         "run": evaluate_generator,
         "teacher": evaluate_teacher,
@@ -56,9 +63,10 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_teacher(parser: argparse.ArgumentParser) -> None:
-    """Measures a teacher, sampled with EDM's deterministic sampler, guided or not.
+    """Measures a teacher, sampled with EDM's samplers, guided or not.
 
-    With several NFE (`--evaluations 17,35,63`) each has a folder in DIR.
+    Without --s-churn the sampler is deterministic. With several NFE (`--evaluations 17,35,63`)
+    each has a folder in DIR.
     """
     parser.add_argument(
         "--teacher", type=path, required=True, metavar="DIR", help="the teacher's folder"
@@ -72,6 +80,7 @@ def _add_teacher(parser: argparse.ArgumentParser) -> None:
     length.add_argument(
         "--steps", type=int, metavar="K", help="the sampler's steps instead: 2 K - 1 evaluations"
     )
+    _add_sampler(parser)
     parser.add_argument(
         "--guide",
         type=path,
@@ -87,6 +96,21 @@ def _add_teacher(parser: argparse.ArgumentParser) -> None:
         help="its weight: guide + W (net - guide)",
     )
     _add_shared(parser)
+
+
+def _add_sampler(parser: argparse.ArgumentParser) -> None:
+    """Settings of EDM's samplers, by the names of the paper (arXiv 2206.00364, Algorithm 2)."""
+    numbers = {
+        "--sigma-min": "lowest noise level (default: 0.002)",
+        "--sigma-max": "highest noise level (default: 80)",
+        "--rho": "how far the levels crowd at the lower end (default: 7)",
+        "--s-churn": "fresh noise in the steps, S_churn (default: 0, none: deterministic)",
+        "--s-min": "noise is added at levels from S_min (default: 0)",
+        "--s-max": "to S_max (default: no limit)",
+        "--s-noise": "its standard deviation, S_noise (default: 1)",
+    }
+    for name, text in numbers.items():
+        parser.add_argument(name, type=float, metavar="X", help=text)
 
 
 def _add_reference(parser: argparse.ArgumentParser) -> None:
@@ -157,6 +181,14 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--first-seed", type=int, default=0, metavar="S", help="seeds are S to S + N - 1"
+    )
+    parser.add_argument(
+        "--labels",
+        type=location,
+        default="uniform",
+        metavar="LABELS",
+        help="classes of the images: uniform (default), shards (as often as there) or a text file "
+        "of class numbers",
     )
     parser.add_argument(
         "--repeats",

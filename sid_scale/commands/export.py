@@ -2,9 +2,10 @@
 
     sid-scale export runs/demo/generator generator.safetensors
 
-EDM2's and SiD's networks then load them: `net.load_state_dict(safetensors.torch.load_file(OUT))`.
-The weights go bit for bit, in the dtype that they have. EDM2's own `Precond` always has an
-uncertainty head, which a generator has not: `--logvar 128` adds one that says 0 everywhere.
+EDM's, EDM2's and SiD's networks then load them:
+`net.load_state_dict(safetensors.torch.load_file(OUT))`. The weights go bit for bit, in the dtype
+that they have. EDM2's own `Precond` always has an uncertainty head, which a generator has not:
+`--logvar 128` adds one that says 0 everywhere.
 """
 
 import argparse
@@ -21,13 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="CHANNELS",
-        help="add an uncertainty head of so many channels to a network without one (EDM2's: 128)",
+        help="add an uncertainty head of so many channels to a network of EDM2's without one (128)",
     )
 
 
 def run(options: argparse.Namespace) -> int:
     check_least(options, logvar=0)
-    from sid_scale.networks.edm2.export import export_network, with_silent_logvar
+    from sid_scale.networks.edm2.silent_logvar import with_silent_logvar
+    from sid_scale.networks.export import export_network
     from sid_scale.networks.folder import load_network
 
     network = load_network(options.generator)

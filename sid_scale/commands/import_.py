@@ -1,11 +1,12 @@
-"""Makes a network folder of a published network of EDM2, SiD, SiDA or SiD2A.
+"""Makes a network folder of a published network of EDM, EDM2, DDO, SiD, SiDA or SiD2A.
 
-SOURCE.pkl is read without being run, and neither EDM2's code nor SiD's is needed. OUT_DIR gets
+SOURCE.pkl is read without being run, and nobody else's code is needed. OUT_DIR gets
 model.safetensors, in the dtype of the source, and config.json; a run's `teacher` and
 `generator_init` take it. It must not exist yet.
 
-Example: sid-scale import edm2-img512-xs-2147483-0.135.pkl \\
-    teachers/edm2-img512-xs-2147483-0.135 --vae sd-vae-ft-mse
+Examples: sid-scale import edm-cifar10-32x32-uncond-vp.pkl teachers/edm-cifar10-32x32-uncond-vp
+    sid-scale import edm2-img512-xs-2147483-0.135.pkl \\
+        teachers/edm2-img512-xs-2147483-0.135 --vae sd-vae-ft-mse
 """
 
 import argparse
@@ -13,6 +14,9 @@ import math
 from pathlib import Path
 
 from sid_scale.commands.arguments import location
+from sid_scale.methods import METHODS
+
+_GENERATOR = ("init_sigma", "steps", "method", "teacher")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--kind",
         choices=("teacher", "generator"),
         help="what the network is; by default found out: a generator if of a class of SiD's "
-        "own, without an uncertainty head, or alone in SOURCE (EDM2's files hold more)",
+        "own, of EDM2's without an uncertainty head, or alone in SOURCE (teachers' files hold "
+        "more) unless that has a published teacher's name",
     )
     parser.add_argument(
         "--vae",
@@ -38,8 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     generator.add_argument(
         "--steps", type=int, choices=(1, 2, 4), help="NFE of an image (default 1)"
     )
+    generator.add_argument("--method", choices=tuple(METHODS), help="what it was distilled with")
     generator.add_argument(
-        "--method", choices=("sid", "sida", "sid2a"), help="what it was distilled with"
+        "--teacher", metavar="NAME", help="what it was distilled from, for its model card"
     )
 
 
@@ -51,11 +57,11 @@ def _positive(text: str) -> float:
 
 
 def run(options: argparse.Namespace) -> int:
-    from sid_scale.networks.edm2.published import GeneratorSettings, import_edm2
+    from sid_scale.networks.published import GeneratorSettings, import_published
 
-    given = {name: getattr(options, name) for name in ("init_sigma", "steps", "method")}
+    given = {name: getattr(options, name) for name in _GENERATOR}
     given = {name: value for name, value in given.items() if value is not None}
-    network = import_edm2(
+    network = import_published(
         options.source,
         options.out,
         kind=options.kind,

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sid_scale.presets import Preset
 
-HEAD = ("preset", "size", "parameters", "method", "batch", "images", "FID", "teacher")
+HEAD = ("preset", "data set", "parameters", "method", "batch", "images", "FID", "teacher")
 NOTES = """
-FID: ImageNet 512x512, one step, no guidance, as reported (arXiv 2410.14919). The paper's abstract
-gives one figure a size for its adversarial methods and does not tell SiDA from SiD2A (*).
-teacher: a network folder of this name, made with `sid-scale import` of NVIDIA's posthoc
-reconstruction of the same name (.pkl)."""
+FID: one step, no guidance, as reported (arXiv 2404.04057, 2410.14919, github.com/mingyuanzhou/SiD).
+The papers give one figure for SiDA and SiD2A and do not say which of the two it is (*).
+teacher: a network folder of this name, made with `sid-scale import` of NVIDIA's file of the same
+name (.pkl), for EDM2 a posthoc reconstruction."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,15 +34,15 @@ def _cells(preset: "Preset") -> tuple[str, ...]:
     fid, millions = preset.reported_fid, preset.parameters
     return (
         preset.name,
-        preset.size or "-",
+        preset.data_set or "-",
         "-"
         if millions is None
         else f"{millions:,.0f} M"
-        if millions >= 10
+        if millions >= 100
         else f"{millions:.2f} M",
         preset.method,
         str(preset.batch_size),
         f"{preset.total_images:,}",
-        "-" if fid is None else f"{fid:.3f}*",
+        "-" if fid is None else f"{fid:.3f}" + ("" if preset.method == "sid" else "*"),
         preset.teacher,
     )

@@ -1,13 +1,18 @@
 """Makes shards of latents that are ready, such as EDM2's img512-sd.zip, or of images as pixels.
 
     sid-scale shards --source img512-sd.zip --out /data/imagenet512 --workers 16
+    sid-scale shards --source cifar-10-python.tar.gz --out /data/cifar10
+    sid-scale shards --source ffhq-64x64.zip --out /data/ffhq64
     sid-scale shards --source ILSVRC2012/train --out /data/imagenet64 --resolution 64
 
 SOURCE is a folder, a .zip or a .tar, which are read in place, or several of them: files .npy of
 (2C, H, W), mean and standard deviation of a VAE's posterior, or images. Classes come from a
-dataset.json as EDM2 writes it, {"labels": [[file, class], ...]}, from WebDataset's .cls beside each
-sample, or from class folders as ImageNet's (or class archives), in the order of their names; all
-named by numbers, they are the classes of these numbers. Of splits the training images are taken.
+dataset.json as EDM writes it, {"labels": [[file, class], ...]} (or null: no classes), from
+WebDataset's .cls beside each sample, or from class folders as ImageNet's (or class archives), in
+the order of their names; all named by numbers, they are the classes of these numbers. Of splits the
+training images are taken. CIFAR-10 can also be its authors' archive, packed or unpacked.
+
+Images are stored as they are, in 8 bits: squares of the size that the teacher's network has.
 
 The order is a seeded shuffle of all samples: any run of shards is a fair sample of all classes.
 The bytes do not depend on the number of workers. Interrupted and started again, it goes on.
@@ -30,8 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=STORED,
-        help="of what is stored; default: float32 for latents, and float16 for pixels, of which "
-        "it holds 8 bits exactly",
+        help="what latents are stored in (default float32)",
     )
     add_workers(parser)
     parser.add_argument(
@@ -69,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
         options.dtype,
         options.seed,
         options.resolution,
-        _codec(options).describe(),
+        _codec(options),
     )
     build = ShardBuild(options.out, plan_packing(source, packing), max_bad=max_bad(options))
     with build.claimed():

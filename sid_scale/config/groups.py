@@ -38,6 +38,8 @@ class AdamSettings:
 
     betas: Pair = (0.0, 0.999)
     """decay of the two moments"""
+    generator_betas: Pair | None = None
+    """of the generator alone; null: as all"""
     eps: Number | None = None
     """added to the divisor; null is 1e-8, and 1e-6 in half precision"""
 
@@ -88,6 +90,9 @@ class StreamConfig:
     """without a byte"""
     on_bad_sample: Literal["stop", "skip"] = "stop"
     """what a sample that cannot be read does; skip takes its neighbour instead"""
+    xflip: Flag = False
+    """whether real images in pixels are mirrored, left to right, at even odds; those that a VAE
+    encodes can be stored mirrored as well (`sid-scale encode --flip`)"""
 
 
 @dataclass(frozen=True, config=SETTINGS)
@@ -120,6 +125,9 @@ class EvaluationConfig:
     """generated images"""
     first_seed: Natural = 0
     """seeds are those from here on"""
+    labels: Literal["uniform", "training"] = "uniform"
+    """classes of the images: all as often, which `sid-scale evaluate` does by default, or as in
+    training (see `labels`)"""
     metrics: Texts = ("fid",)
     """as of `sid-scale evaluate run`"""
     reference: Locations = ()

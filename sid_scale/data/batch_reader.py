@@ -37,15 +37,16 @@ class BatchBuffer:
     def __init__(self, source: ShardSource, size: int):
         index, layout = source.index, source.layout
         pins = torch.cuda.is_available()
-        self.stored = torch.empty(size, *index.sample_shape, pin_memory=pins)  # (n, 2C, H, W)
+        dtype = DTYPES[index.dtype]
+        held = torch.uint8 if dtype == np.uint8 else torch.float32
+        self.stored = torch.empty(size, *index.sample_shape, dtype=held, pin_memory=pins)
         self.places: list[tuple[int, int]] = []  # shard and number of the sample in each row
         self.labels = np.empty(0, np.int64)  # (n,), once `unsound` was called
         self._index, self._layout, self._heads = index, layout, layout.heads(size)
         self._values = self.stored.numpy().reshape(size, -1)
         # What is stored in half precision is read beside the place where it is wanted.
-        dtype = DTYPES[index.dtype]
         self._read_to: Any = self._values
-        if dtype != np.float32:
+        if dtype != self._values.dtype:
             self._read_to = np.empty(self._values.shape, dtype)
         self._in_place = np.zeros(size, bool)  # rows that were read with their heads
         self._decoded: dict[int, int] = {}  # row that was decoded -> label; -1: unsound
@@ -66,7 +67,7 @@ class BatchBuffer:
         self._in_place[rows.start : rows.stop] = True
 
     def fill(self, row: int, array: np.ndarray, label: int) -> None:
-        """A decoded sample (2C, H, W) into a row."""
+        """A decoded sample into a row."""
         self._values[row] = array.reshape(-1)
         self._decoded[row] = label
 

@@ -110,7 +110,7 @@ class ShardSource:
                     raise FetchError(f"{error}; tried {failures} times") from error
 
     def sample(self, number: int, record: int) -> tuple[np.ndarray, int]:
-        """A sample read through to, (2C, H, W) in the index's dtype, and its class.
+        """A sample read through to, of the index's shape and dtype, and its class.
 
         Raises:
             BadSampleError: it is not what the index promises; the message names shard and key.

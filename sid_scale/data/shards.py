@@ -1,7 +1,8 @@
-"""Latent shards: WebDataset tar files and the `index.json` that is the authority on them.
+"""Shards: WebDataset tar files and the `index.json` that is the authority on them.
 
 A sample is two neighbouring members of a tar file: `<key>.cls`, its class as an ASCII integer,
-and `<key>.npy`, the codec's posterior (2C, H, W), mean then standard deviation. The index's
+and `<key>.npy`, what its codec stores: a posterior (2C, H, W), mean then standard deviation, in
+floating point, or an image (C, H, W) in uint8. The index says which, in shape and dtype, and its
 counts say where every sample of an epoch is, without opening a shard.
 
 Nothing in a shard is ever executed: WebDataset's own decoder, which knows pickle, is not used,
@@ -30,7 +31,12 @@ from sid_scale.hashing import sha256_file
 FORMAT_VERSION = 1
 INDEX = "index.json"
 HEAD_BYTES = 1 << 16
-DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "float16": np.dtype("<f2")}
+PIXELS = "uint8"
+DTYPES: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype("<f4"),
+    "float16": np.dtype("<f2"),
+    PIXELS: np.dtype("|u1"),
+}
 # A plain file name: no folder, no `..`, no URL, no pipe that WebDataset would run.
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
@@ -76,7 +82,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """A data set as `index.json` describes it; `sample_shape` is (2C, H, W)."""
+    """A data set as `index.json` describes it; `sample_shape` is what its codec stores."""
 
     sample_shape: tuple[int, ...]
     dtype: str
@@ -88,6 +94,11 @@ class ShardIndex:
     @property
     def samples(self) -> int:
         return sum(shard.samples for shard in self.shards)
+
+    def __str__(self) -> str:
+        """What its samples are, for messages."""
+        classes = f"of {self.num_classes} classes" if self.num_classes else "without classes"
+        return f"{self.dtype} {self.sample_shape} {classes}, codec {self.codec.get('kind')}"
 
 
 class Record(NamedTuple):
@@ -202,7 +213,7 @@ class _Rest:
 
 
 def decode(record: Record, index: ShardIndex) -> tuple[np.ndarray, int]:
-    """A record's stored array, (2C, H, W) in the index's dtype, and its class.
+    """A record's stored array, of the index's shape and dtype, and its class.
 
     Raises:
         BadSampleError: it is not what the index promises; the message names shard and key.
@@ -231,14 +242,25 @@ def checked_label(
     Raises:
         BadSampleError: another shape, a non-finite value or a class out of range.
     """
-    if array.shape != shape or array.ndim != 3 or array.shape[0] % 2:
-        raise BadSampleError(f"{where}: shape {array.shape}; wanted (2C, H, W), here {shape}")
+    if array.shape != shape or not is_storable(shape, array.dtype.name):
+        raise BadSampleError(f"{where}: shape {array.shape}; {_wanted(array.dtype.name, shape)}")
     if not np.isfinite(array).all():
         raise BadSampleError(f"{where}: NaN or infinity (as {array.dtype})")
     last = max(0, num_classes - 1)  # a sample without a class is stored as class 0
     if int(label) != label or not 0 <= label <= last:
         raise BadSampleError(f"{where}: class {label} is not in 0..{last}")
     return int(label)
+
+
+def is_storable(shape: tuple[int, ...], dtype: str) -> bool:
+    """Whether a sample can have this shape: an image (C, H, W), or a posterior (2C, H, W)."""
+    return len(shape) == 3 and min(shape) >= 1 and (dtype == PIXELS or shape[0] % 2 == 0)
+
+
+def _wanted(dtype: str, shape: tuple[int, ...]) -> str:
+    if dtype == PIXELS:
+        return f"all images have one size, here {shape}: --resolution R crops them to R x R"
+    return f"wanted (2C, H, W), here {shape}"
 
 
 def _parse_index(text: bytes, where: str) -> ShardIndex:
@@ -266,7 +288,7 @@ def _parse(fields: dict[str, Any]) -> ShardIndex:
     for shard in shards:
         if not _SHARD_NAME.fullmatch(shard.name) or shard.samples < 1:
             raise ValueError(f"shard {shard.name!r} of {shard.samples} samples")
-    if index.dtype not in DTYPES or len(shape) != 3 or min(shape) < 1 or shape[0] % 2:
+    if index.dtype not in DTYPES or not is_storable(shape, index.dtype):
         raise ValueError(f"samples of {index.dtype} {shape}")
     counted = index.samples if index.num_classes else 0
     if len(histogram) != index.num_classes or sum(histogram) != counted or not shards:

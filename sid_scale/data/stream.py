@@ -35,8 +35,9 @@ POLL_SECONDS = 0.1  # between two looks at whether the stream was closed, while 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One micro-batch: stored float32 (n, 2C, H, W), labels int64 (n,) or None without classes, and
-    its positions in the global order. `skipped` of its samples are neighbours of bad ones."""
+    """One micro-batch: what shards store, (n, ...) uint8 if they hold pixels, else float32; labels
+    int64 (n,) or None without classes; and its positions in the global order. `skipped` of its
+    samples are neighbours of bad ones."""
 
     stored: Tensor
     labels: Tensor | None

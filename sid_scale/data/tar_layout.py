@@ -31,7 +31,7 @@ FIELDS = {"cls": ("S100", 0), "size": ("S12", SIZE), "class": ("S16", 512), "npy
 
 
 def npy_preamble(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
-    """What stands before an array of (2C, H, W) in its .npy file."""
+    """What stands before an array in its .npy file."""
     preamble = io.BytesIO()
     header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(preamble, header)

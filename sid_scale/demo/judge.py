@@ -62,8 +62,7 @@ class Judge:
         but by chance."""
         stored = self.codec.encode(self.images)
         noise = SeededNoise(keyed_seeds(SEED, "codec", torch.arange(len(stored))))
-        channels, height, width = stored.shape[1:]
-        latents = self.codec.sample(stored, noise.normal(channels // 2, height, width))
+        latents = self.codec.sample(stored, noise.normal)
         return self.distance(self.codec.decode(latents))
 
     def teacher(self, evaluations: int) -> Judgement:

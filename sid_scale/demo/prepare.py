@@ -1,4 +1,4 @@
-"""The demo's data: the digits through its VAE into latent shards, as ImageNet's would be."""
+"""The demo's data: the digits through a codec into shards, as ImageNet's would be."""
 
 from pathlib import Path
 
@@ -23,5 +23,6 @@ def write_digit_shards(folder: Path, codec: Codec) -> None:
         ((f"digit{i:04d}", stored[i], int(labels[i])) for i in order),
         codec=codec.describe(),
         num_classes=10,
+        dtype=codec.stored_dtypes[0],
         shard_samples=SHARD_SAMPLES,
     )

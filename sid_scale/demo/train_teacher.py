@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -182,8 +183,7 @@ def train_teacher(
     average = ShardedEMA(network)
     for iteration in range(recipe.iterations):
         rows = torch.randint(len(stored), (recipe.batch,))
-        mean, _ = stored[rows].chunk(2, dim=1)
-        latents = codec.sample(stored[rows], torch.randn_like(mean))
+        latents = codec.sample(stored[rows], partial(torch.randn, len(rows)))
         loss = teacher_loss(network, latents, labels[rows], recipe)
         network.backward(loss)
         network.learning_rate = learning_rate(iteration, recipe)

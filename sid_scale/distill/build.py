@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sid_scale.codecs import Codec, CodecError, open_codec
+from sid_scale.codecs import Codec, CodecError, IdentityCodec, open_codec
 from sid_scale.config.parse import ConfigError
 from sid_scale.config.run import RunConfig
 from sid_scale.data.labels import LabelStream, label_histogram
@@ -215,10 +215,11 @@ def _build(
     return ShardedNetwork(
         network,
         settings,
-        AdamConfig(role.learning_rate, config.adam.betas, config.adam.eps),
+        AdamConfig(role.learning_rate, role.betas or config.adam.betas, config.adam.eps),
         weights,
         forward_scales=scales,
         forced_norm=role.forced_norm,
+        clip_value=role.clip_value,
     )
 
 
@@ -248,15 +249,21 @@ def _check_data(config: RunConfig, teacher: NetworkFolder, codec: Codec) -> Shar
         return None
     retry = RetryPolicy(config.stream.retries, config.stream.backoff_seconds)
     index = read_index(config.data, retry, config.stream.timeout_seconds)
-    channels, height, width = architecture.sample_shape
-    expected = (2 * channels, height, width)
-    classes = architecture.label_dim or index.num_classes  # an unconditional teacher takes any
-    if index.sample_shape != expected or index.num_classes != classes:
-        raise CheckpointError(
-            f"data {config.data} holds samples {index.sample_shape} of {index.num_classes} "
-            f"classes; teacher {config.teacher} wants {expected} of {architecture.label_dim}"
-        )
     ours, theirs = codec.describe(), index.codec
+    expected = codec.stored_shape(architecture.sample_shape)
+    classes = architecture.label_dim or index.num_classes  # an unconditional teacher takes any
+    held = index.sample_shape, index.num_classes
+    if held != (expected, classes) or index.dtype not in codec.stored_dtypes:
+        raise CheckpointError(
+            f"data {config.data} holds {index}; teacher {config.teacher} wants "
+            f"{' or '.join(codec.stored_dtypes)} {expected} of {architecture.label_dim} classes, "
+            f"codec {ours['kind']}"
+        )
+    if config.stream.xflip and not isinstance(codec, IdentityCodec):
+        raise ConfigError(
+            "stream.xflip mirrors pixels, and the teacher's images are latents; encode them with "
+            "`sid-scale encode --flip`"
+        )
     for key in ("kind", "scale", "bias"):
         if ours.get(key) != theirs.get(key):
             raise CodecError(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sid_scale.data.stream import Batch
+from sid_scale.diffusion.augment import mirror_half
 from sid_scale.diffusion.few_step import generate
 from sid_scale.diffusion.noise import keyed_seed
 from sid_scale.distill.ahead import Prepared
@@ -71,7 +72,10 @@ def _micro_batch(run: Run, prepared: Prepared) -> MicroBatch:
     def real() -> Tensor:
         assert isinstance(batch, Batch)  # the role reads real images
         stored = batch.stored.to(device, non_blocking=True)
-        return run.codec.sample(stored, noise.of("posterior").normal(*run.image_shape))
+        sampled = run.codec.sample(stored, noise.of("posterior").normal)
+        return (
+            mirror_half(sampled, noise.of("x-flip").uniform()) if config.stream.xflip else sampled
+        )
 
     return MicroBatch(condition, run.image_shape, config.steps, noise, real, images)
 

@@ -20,8 +20,8 @@ from sid_scale.estimate.state import (
 from sid_scale.estimate.step import StepCount, build_networks, count_step
 from sid_scale.methods import build_method
 from sid_scale.networks import Architecture
-from sid_scale.networks.edm2.sizes import SIZES, imagenet512
 from sid_scale.networks.folder import CheckpointError, read_description
+from sid_scale.networks.teachers import published_architecture
 from sid_scale.zero.settings import DeepSpeedSettings, settings_of
 
 REMEDIES = (
@@ -106,10 +106,11 @@ def described_teacher(teacher: str) -> tuple[Architecture, dict[str, Any]]:
         CheckpointError: neither.
     """
     if not Path(teacher).exists():
-        for size in SIZES:
-            if Path(teacher).name.startswith(f"edm2-img512-{size}-"):
-                return imagenet512(size), {"kind": "vae"}
-        raise CheckpointError(f"teacher: there is no {teacher}, nor is that a published name")
+        architecture = published_architecture(Path(teacher).name)
+        if architecture is None:
+            raise CheckpointError(f"teacher: there is no {teacher}, nor is that a published name")
+        in_pixels = architecture.sample_shape[0] == 3
+        return architecture, {"kind": "identity" if in_pixels else "vae"}
     description = read_description(teacher)
     return description.architecture, description.codec
 

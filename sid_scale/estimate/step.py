@@ -215,7 +215,7 @@ def _watched(
         for name, network in networks.items():
             watch = _Watch(name, update.role, counter, gathered)
             if name != TEACHER:
-                network.requires_grad_(name == update.role)
+                network.requires_grad_(name == update.role).train(name == update.role)
             for module in network.modules():
                 before = module.register_forward_pre_hook(watch.begin)
                 after = module.register_forward_hook(watch.end, always_call=True)

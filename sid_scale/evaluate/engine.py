@@ -53,6 +53,7 @@ class Stopwatch:
 
 def make_blocks(
     sampler: Sampler,
+    histogram: Sequence[int],
     extract: dict[str, Extract],
     blocks: Sequence[Block],
     store: BlockStore,
@@ -64,6 +65,7 @@ def make_blocks(
     """Makes the features of `blocks` that are not on disk yet. Collective.
 
     Args:
+        histogram: how often each class is drawn; empty without classes.
         extract: kind of features -> what makes them of images and latents.
         stopped: asked after each block; must say the same on all ranks.
 
@@ -85,9 +87,10 @@ def make_blocks(
             mine = row[ranks.rank] if ranks.rank < len(row) else None
             if sampler.together:
                 in_step = max(-(-block.num // sampler.batch) for block in row)
-                features = features_of_block(sampler, extract, mine or row[0], watch, in_step)
+                block = mine or row[0]
+                features = features_of_block(sampler, histogram, extract, block, watch, in_step)
             elif mine is not None:
-                features = features_of_block(sampler, extract, mine, watch)
+                features = features_of_block(sampler, histogram, extract, mine, watch)
             if mine is not None:
                 store.write(mine, features)
             if turn % MEETING == MEETING - 1:
@@ -101,18 +104,19 @@ def make_blocks(
 
 def features_of_block(
     sampler: Sampler,
+    histogram: Sequence[int],
     extract: dict[str, Extract],
     block: Block,
     watch: Stopwatch,
     in_step: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Features (n, D) of a block's samples by kind.
+    """Features (n, D) of a block's samples by kind; NaN of those that are not finite.
 
     `in_step` batches are sampled at least, because other ranks sample as many at the same time;
     those that are too many are made in vain.
     """
     seeds = list(block.seeds)
-    classes = classes_of(seeds, sampler.architecture.label_dim)
+    classes = classes_of(seeds, histogram)
     starts = range(0, len(seeds), sampler.batch)
     batches = [slice(start, start + sampler.batch) for start in starts]
 
@@ -128,7 +132,11 @@ def features_of_block(
     with watch.stage("decoding"):
         images = decode(sampler.codec, latents) if need_images(extract) else None
     with watch.stage("features"):
-        return extract_features(extract, images, latents)
+        features = extract_features(extract, images, latents)
+    broken = ~latents.flatten(1).isfinite().all(dim=1).cpu().numpy()
+    for values in features.values():
+        values[broken] = np.nan  # uint8 images know no NaN: they would look like others
+    return features
 
 
 def decode(codec: Codec, latents: Tensor) -> Tensor:

@@ -25,7 +25,12 @@ from sid_scale.evaluate.results import (
     repeat_figures,
     write_metrics,
 )
-from sid_scale.evaluate.samplers import Sampler, check_seeds
+from sid_scale.evaluate.samplers import (
+    Sampler,
+    check_seeds,
+    class_histogram,
+    describe_histogram,
+)
 from sid_scale.generators.generator import RGB
 from sid_scale.ranks import Ranks, on_first_rank
 
@@ -87,7 +92,10 @@ def run_evaluation(job: Job, options: argparse.Namespace, ranks: Ranks) -> None:
     references = find_references(metrics, options.reference)
     sizes = smoke_test(job.sampler, detectors, references)
     store = BlockStore(job.out)
-    recipe = {"inputs": job.inputs, "codec": job.codec, "detectors": detectors.hashes}
+    label_dim = job.sampler.architecture.label_dim
+    histogram = on_first_rank(lambda: class_histogram(options.labels, label_dim))
+    inputs = {**job.inputs, "labels": describe_histogram(histogram)}
+    recipe = {"inputs": inputs, "codec": job.codec, "detectors": detectors.hashes}
     on_first_rank(lambda: store.claim(recipe))
     if _is_finished(job.out, options, references, ranks):
         return
@@ -98,7 +106,7 @@ def run_evaluation(job: Job, options: argparse.Namespace, ranks: Ranks) -> None:
     firsts = [options.first_seed + number * options.num for number in range(options.repeats)]
     repeats = [blocks_of(first, options.num) for first in firsts]
     blocks = [block for repeat in repeats for block in repeat]
-    watch = make_blocks(job.sampler, detectors.extract, blocks, store, ranks)
+    watch = make_blocks(job.sampler, histogram, detectors.extract, blocks, store, ranks)
     assert watch is not None  # nothing stops it
     each = [compute_metrics(metrics, references, store, repeat, ranks) for repeat in repeats]
     _refuse_nan(each, job.network["path"])
@@ -181,6 +189,7 @@ def _circumstances(
         "detectors": {m: {"file": f[0], "sha256": f[1]} for m, f in seen_by.items() if f},
         "network": job.network,
         "settings": {
+            "labels": options.labels if job.sampler.architecture.label_dim else None,
             "dtype": options.dtype,
             "vae_dtype": job.codec.get("vae_dtype"),
             "ranks": ranks.world_size,

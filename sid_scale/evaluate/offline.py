@@ -7,7 +7,7 @@ from typing import Any
 
 from sid_scale.class_lists import parse_numbers
 from sid_scale.codecs import Codec, VAECodec
-from sid_scale.diffusion.heun import steps_for
+from sid_scale.diffusion.heun import SamplerSettings, steps_for
 from sid_scale.dtypes import torch_dtype
 from sid_scale.errors import SidScaleError, UsageError
 from sid_scale.evaluate.features import MetricError, check_metrics
@@ -16,6 +16,7 @@ from sid_scale.evaluate.samplers import (
     GeneratorSampler,
     TeacherSampler,
     check_guide,
+    check_guide_codec,
     describe_codec,
     describe_network,
     open_teacher,
@@ -23,6 +24,10 @@ from sid_scale.evaluate.samplers import (
 from sid_scale.generators.generator import OneStepGenerator
 from sid_scale.networks.folder import read_description
 from sid_scale.ranks import Ranks, joined_ranks
+
+EVALUATIONS = "63"  # of an image, if nothing else is said: EDM2's
+CHURN_OPTIONS = ("s_min", "s_max", "s_noise")
+SAMPLER_OPTIONS = ("sigma_min", "sigma_max", "rho", "s_churn", *CHURN_OPTIONS)
 
 
 def on_ranks(
@@ -81,15 +86,14 @@ def evaluate_teacher(options: argparse.Namespace, ranks: Ranks) -> None:
         SidScaleError: something given cannot be used.
     """
     dtype, folder = torch_dtype(options.dtype), options.teacher
-    if (options.guide is None) != (options.guidance == 1):
-        raise MetricError("--guide DIR and --guidance W (not 1) go together: give both or neither")
-    every_steps = _steps_asked_for(options)
+    every_setting = sampler_settings(options)
     network, codec = open_teacher(folder, dtype, options.vae)
     set_vae_options(codec, options)
     guide, guidance = None, None
     if options.guide is not None:
-        guide, _ = open_teacher(options.guide, dtype)
+        guide, its_codec = open_teacher(options.guide, dtype)
         check_guide(network.architecture, guide.architecture, options.guide)
+        check_guide_codec(codec, its_codec, options.guide)
         described = describe_network(options.guide, guide.architecture)
         guidance = {
             "guide": str(options.guide),
@@ -97,17 +101,18 @@ def evaluate_teacher(options: argparse.Namespace, ranks: Ranks) -> None:
             "weight": options.guidance,
         }
     described = describe_network(folder, network.architecture)
-    for steps in every_steps:
+    for settings in every_setting:
         sampler = TeacherSampler(
             network,
             codec,
-            steps,
+            settings,
             guide=guide,
             guidance=options.guidance,
             batch_size=options.batch_size,
             device=ranks.device,
         )
-        out = options.out / str(2 * steps - 1) if len(every_steps) > 1 else options.out
+        several = len(every_setting) > 1
+        out = options.out / str(settings.evaluations) if several else options.out
         run_evaluation(_teacher_job(sampler, out, described, guidance, options), options, ranks)
 
 
@@ -123,12 +128,13 @@ def _teacher_job(
         "path": str(options.teacher),
         "sha256": described["weights_sha256"],
         "images_seen": read_description(options.teacher).provenance.get("images_seen"),
-        "evaluations": (2 * sampler.steps - 1) * (1 if guidance is None else 2),
+        "evaluations": sampler.settings.evaluations * (1 if guidance is None else 2),
+        "sampler": sampler.settings.describe(),
         "guidance": guidance,
     }
     inputs = {
         **described,
-        "sampler": {"kind": "heun", "steps": sampler.steps},
+        "sampler": sampler.settings.describe(),
         "guide_sha256": guidance and guidance["guide_sha256"],
         "guidance": options.guidance,
         "dtype": options.dtype,
@@ -136,15 +142,26 @@ def _teacher_job(
     return Job(sampler, out, network, inputs, describe_codec(sampler.codec))
 
 
-def _steps_asked_for(options: argparse.Namespace) -> list[int]:
-    if options.steps is not None:
-        if options.steps < 2:
-            raise MetricError(f"--steps {options.steps}: the sampler takes two or more")
-        return [options.steps]
+def sampler_settings(options: argparse.Namespace) -> list[SamplerSettings]:
+    """The teacher's samplers, one for each number of evaluations that is asked for.
+
+    Raises:
+        UsageError: says which option is at fault.
+    """
+    if (options.guide is None) != (options.guidance == 1):
+        raise UsageError("--guide DIR and --guidance W (not 1) go together: give both or neither")
+    given = {name: getattr(options, name) for name in SAMPLER_OPTIONS}
+    given = {name: value for name, value in given.items() if value is not None}
+    if idle := [name for name in given if name in CHURN_OPTIONS and not options.s_churn]:
+        raise UsageError(f"--{idle[0].replace('_', '-')} acts with --s-churn alone: give it, too")
     try:
-        return [steps_for(n) for n in parse_numbers(options.evaluations or "63", "evaluations")]
+        every_steps = [options.steps]
+        if options.steps is None:
+            asked = parse_numbers(options.evaluations or EVALUATIONS, "evaluations")
+            every_steps = [steps_for(number) for number in asked]
+        return [SamplerSettings(steps, **given) for steps in every_steps]
     except ValueError as error:
-        raise MetricError(f"--evaluations {options.evaluations}: {error}") from error
+        raise UsageError(f"the sampler: {error}") from error
 
 
 def set_vae_options(codec: Codec, options: argparse.Namespace) -> None:

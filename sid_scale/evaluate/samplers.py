@@ -1,10 +1,15 @@
 """What is evaluated, seen as one thing: classes and seeds in, latents out.
 
-A seed decides the noise and, by a hash, the class: uniform over the classes as in EDM2's protocol,
-and the same for every network, so that generator and teacher are shown the same tasks.
+A seed decides the noise and, by a hash, the class: uniform over the classes as in EDM's and SiD's
+protocol of published samples, or as often as in a data set. Both are the same for every network, so
+that generator and teacher are shown the same tasks.
 """
 
+import hashlib
+import json
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +17,10 @@ import torch
 from torch import Tensor
 
 from sid_scale.codecs import VAE_WEIGHTS, Codec, VAECodec
-from sid_scale.diffusion.heun import Denoise, denoiser, guided, heun_sample
+from sid_scale.data.labels import LabelsError, label_histogram
+from sid_scale.data.remote import local_path
+from sid_scale.data.shards import ShardError, load_index
+from sid_scale.diffusion.heun import Denoise, SamplerSettings, denoiser, edm_sample, guided
 from sid_scale.diffusion.noise import SeededNoise, keyed_seed
 from sid_scale.generators.folder import GeneratorError, codec_of
 from sid_scale.generators.generator import MAX_SEED, OneStepGenerator, condition_of
@@ -22,6 +30,7 @@ from sid_scale.networks.denoiser import Denoiser
 from sid_scale.networks.folder import WEIGHTS, load_network
 from sid_scale.ranks import on_first_rank
 
+UNIFORM = "uniform"
 CPU_BATCH = 16  # samples; fixed, so that a sample's batch does not depend on the ranks
 
 
@@ -70,7 +79,10 @@ class GeneratorSampler:
 
 
 class TeacherSampler:
-    """A teacher with EDM's deterministic sampler, guided or not; every rank has a copy."""
+    """A teacher with EDM's samplers, guided or not; every rank has a copy.
+
+    The noise of an image, at the start and between the steps, is a function of its seed.
+    """
 
     together = False
 
@@ -78,7 +90,7 @@ class TeacherSampler:
         self,
         network: Denoiser,
         codec: Codec,
-        steps: int,
+        settings: SamplerSettings,
         *,
         guide: Denoiser | None = None,
         guidance: float = 1.0,
@@ -87,16 +99,17 @@ class TeacherSampler:
     ):
         self._network, self._guide = network.to(device), None if guide is None else guide.to(device)
         self.codec, self.architecture, self.device = codec, network.architecture, device
-        self.steps, self.guidance = steps, guidance
+        self.settings, self.guidance = settings, guidance
         self.batch = _batch(device, batch_size)
 
     @torch.no_grad()
     def latents(self, classes: Sequence[int], seeds: Sequence[int]) -> Tensor:
-        noise = SeededNoise(seeds, self.device).normal(*self.architecture.sample_shape)
+        noise = SeededNoise(seeds, self.device)
         denoise = self._denoiser(self._network, classes)
         if self._guide is not None:
             denoise = guided(denoise, self._denoiser(self._guide, classes), self.guidance)
-        return heun_sample(denoise, noise, self.steps)
+        shape = self.architecture.sample_shape
+        return edm_sample(denoise, lambda: noise.normal(*shape), self.settings)
 
     def _denoiser(self, network: Denoiser, classes: Sequence[int]) -> Denoise:
         return denoiser(network, condition_of(classes, network.architecture, self.device))
@@ -138,10 +151,60 @@ def check_guide(teacher: Architecture, guide: Architecture, folder: Path) -> Non
         )
 
 
-def classes_of(seeds: Sequence[int], label_dim: int) -> list[int]:
-    """A class for each seed, uniform over all of them and a function of the seed alone; all 0 if
-    the network knows no classes."""
-    return [keyed_seed(0, "evaluation class", seed) % max(1, label_dim) for seed in seeds]
+def check_guide_codec(teacher: Codec, guide: Codec, folder: Path) -> None:
+    """Makes sure that a guide's images become pixels as its teacher's do.
+
+    Raises:
+        GeneratorError: the one works in pixels and the other in latents, or in others.
+    """
+    ours, theirs = teacher.describe(), guide.describe()
+    for key in ("kind", "scale", "bias"):
+        if ours.get(key) != theirs.get(key):
+            raise GeneratorError(
+                f"guide {folder} has codec {key} {theirs.get(key)}, the teacher {ours.get(key)}: "
+                "a guide sees what its teacher sees"
+            )
+
+
+def class_histogram(labels: str, label_dim: int) -> list[int]:
+    """How often each class is drawn, (label_dim,); [] for a network that knows no classes.
+
+    Args:
+        labels: "uniform"; shards, or their URL: as often as there; or a text file of class
+            indices: as often as there.
+
+    Raises:
+        LabelsError: it is none of these, or of other classes.
+    """
+    file = local_path(labels)
+    if labels == UNIFORM or label_dim == 0 or (file is not None and file.is_file()):
+        return label_histogram(labels, label_dim, None)
+    try:
+        index = load_index(labels)
+    except ShardError as error:
+        raise LabelsError(
+            f"labels: {labels} is neither {UNIFORM}, shards nor a text file of classes ({error})"
+        ) from error
+    if index.num_classes != label_dim:
+        raise LabelsError(
+            f"labels: {labels} holds {index.num_classes} classes, the network knows {label_dim}"
+        )
+    return list(index.class_histogram)
+
+
+def describe_histogram(histogram: Sequence[int]) -> str:
+    """Which classes are drawn for the seeds, in a word: "uniform", or the histogram's SHA-256."""
+    if all(count == 1 for count in histogram):
+        return UNIFORM
+    return hashlib.sha256(json.dumps(list(histogram)).encode()).hexdigest()
+
+
+def classes_of(seeds: Sequence[int], histogram: Sequence[int]) -> list[int]:
+    """A class for each seed, as often as `histogram` (K,) says and a function of the seed alone;
+    all 0 without classes."""
+    cumulative = list(accumulate(histogram)) or [1]
+    drawn = (keyed_seed(0, "evaluation class", seed) % cumulative[-1] for seed in seeds)
+    return [bisect_right(cumulative, number) for number in drawn]
 
 
 def check_seeds(first: int, num: int) -> None:

@@ -33,7 +33,7 @@ from sid_scale.evaluate.features import HIGHER_IS_BETTER, MetricError, check_met
 from sid_scale.evaluate.job import smoke_test
 from sid_scale.evaluate.metrics.from_features import compute_metrics
 from sid_scale.evaluate.references.files import find_references
-from sid_scale.evaluate.samplers import check_seeds
+from sid_scale.evaluate.samplers import UNIFORM, check_seeds, class_histogram
 from sid_scale.generators.folder import adopt_class_names, adopt_vae
 from sid_scale.generators.generator import condition_of
 from sid_scale.methods import GENERATOR
@@ -99,6 +99,9 @@ class TrainingEvaluation:
         check_seeds(settings.first_seed, settings.num)
         self._metrics = metrics
         self._sampler = AverageSampler(run)
+        label_dim = self._sampler.architecture.label_dim
+        uniform = settings.labels == UNIFORM
+        self._histogram = class_histogram(UNIFORM, label_dim) if uniform else run.histogram
         if isinstance(run.codec, VAECodec):
             run.codec.dtype = torch_dtype(settings.vae_dtype)
         files = DetectorFiles(_path(settings.inception), _path(settings.dinov2))
@@ -118,6 +121,7 @@ class TrainingEvaluation:
             "references": {metric: r.sha256 for metric, r in self._references.items()},
             "detectors": self._detectors.hashes,
             "vae_dtype": settings.vae_dtype,
+            "labels": settings.labels,
         }
         return comparable_metrics(run.folder, self._best_by, basis, run.progress.images_seen)
 
@@ -174,6 +178,7 @@ class TrainingEvaluation:
             run.generator.module.eval()
             watch = make_blocks(
                 self._sampler,
+                self._histogram,
                 self._detectors.extract,
                 blocks,
                 store,

@@ -17,22 +17,24 @@ from sid_scale.errors import SidScaleError
 from sid_scale.generators.folder import SAMPLES, VAE, trained_for
 from sid_scale.networks import parameter_count
 from sid_scale.networks.folder import NetworkFolder, read_description
+from sid_scale.networks.publications import Publication, publication
 
 CARD = "README.md"
-IMAGENET = "ILSVRC/imagenet-1k"  # on the Hugging Face hub
 TAGS = ["image-generation", "distillation"]
 METHODS = {
     "sid": ("SiD", "Score identity Distillation, from the teacher alone"),
     "sida": ("SiDA", "Score identity Distillation with an adversarial loss on real data"),
     "sid2a": ("SiD2A", "SiDA that starts from a generator which SiD had made"),
 }
-# NVIDIA's names for its files: training length in images / 1024, relative width of the average.
-PUBLISHED_EDM2 = re.compile(r"edm2-img512-(xs|s|m|l|xl|xxl)-\d{7}-\d\.\d{3}(\.pkl)?")
+FAMILIES = {"edm": "EDM", "edm2": "EDM2"}  # as people and papers call them
 PAPERS = {
+    "EDM": "https://arxiv.org/abs/2206.00364",
     "EDM2": "https://arxiv.org/abs/2312.02696",
+    "DDO": "https://arxiv.org/abs/2503.01103",
     "SiD": "https://arxiv.org/abs/2404.04057",
     "SiDA": "https://arxiv.org/abs/2410.14919",
 }
+METHOD_PAPERS = {"sid": ("SiD",), "sida": ("SiD", "SiDA"), "sid2a": ("SiD", "SiDA")}
 LICENCES = {
     "apache-2.0": "Apache-2.0.",
     "cc-by-nc-sa-4.0": "CC BY-NC-SA 4.0: name the source, no commercial use, and what is derived "
@@ -83,7 +85,8 @@ def metadata(
     provenance = network.provenance
     licence = teacher_licence(provenance)
     plain = re.fullmatch(r"[a-z0-9.\-]+", licence)  # an identifier, as the hub wants it
-    dataset = IMAGENET if _is_published_edm2(provenance) else None
+    published = published_teacher(provenance)
+    data = published.data if published else None
     return ModelCardData(
         license=licence if plain else "other",
         license_name=None if plain else _line(licence),
@@ -96,36 +99,49 @@ def metadata(
             *(method for method in METHODS if method == provenance.get("method")),
         ],
         pipeline_tag="unconditional-image-generation",  # the hub has none for classes
-        base_model=base_model,
-        datasets=[dataset] if dataset else None,
-        model_name=title(provenance) if dataset else None,
+        base_model=base_model or (published.base_model if published else None),
+        datasets=[data.id] if data and data.is_on_hub else None,
+        model_name=title(network) if data else None,
         eval_results=[
             EvalResult(
-                "unconditional-image-generation", dataset, "ImageNet", name, value, metric_name=name
+                "unconditional-image-generation", data.id, data.name, name, value, metric_name=name
             )
             for name, value in measured.items()
-            if dataset and not isinstance(value, str)
+            if data and not isinstance(value, str)
         ]
         or None,
     )
 
 
-def title(provenance: Mapping[str, Any]) -> str:
+def title(network: NetworkFolder) -> str:
     """A generator's name for people."""
-    method = METHODS.get(str(provenance.get("method")), ("",))[0]
-    return " ".join(_line(part) for part in (provenance.get("teacher", "EDM2"), method) if part)
+    method = METHODS.get(str(network.provenance.get("method")), ("",))[0]
+    family = network.architecture.family
+    teacher = teacher_name(network.provenance) or FAMILIES.get(family, family)
+    return " ".join(_line(part) for part in (teacher, method) if part)
+
+
+def teacher_name(provenance: Mapping[str, Any]) -> str:
+    """The teacher's published name, or else that of its folder; empty if nothing says it."""
+    published = published_teacher(provenance)
+    return published.name if published else str(provenance.get("teacher") or "")
+
+
+def published_teacher(provenance: Mapping[str, Any]) -> Publication | None:
+    """The published teacher that a generator was distilled from, known by its name."""
+    return publication(_teacher_file(provenance))
 
 
 def teacher_licence(provenance: Mapping[str, Any]) -> str:
     """Licence of the teacher that a generator was distilled from; "unknown" if nothing says so.
 
-    A teacher folder states it as `license` in its provenance; the published EDM2 weights are
-    known by name.
+    A teacher folder states it as `license` in its provenance; published weights are known by name.
     """
     stated = _teacher(provenance).get("license")
     if isinstance(stated, str) and stated:
         return stated.lower() if stated.lower() in LICENCES else stated
-    return "cc-by-nc-sa-4.0" if _is_published_edm2(provenance) else "unknown"
+    published = published_teacher(provenance)
+    return published.license if published else "unknown"
 
 
 def flatten(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float | str]:
@@ -153,11 +169,11 @@ def card_text(
     """The card below its metadata, Markdown."""
     provenance = network.provenance
     steps = provenance.get("steps", 1)
-    teacher = provenance.get("teacher")
+    teacher = teacher_name(provenance)
     has_classes = network.architecture.label_dim > 0
     of_a_class = " of a class" if has_classes else ""
     sections = [
-        f"# {title(provenance)}",
+        f"# {title(network)}",
         f"A generator that makes an image{of_a_class} with "
         + ("one network evaluation" if steps == 1 else f"{steps} network evaluations")
         + ", distilled from "
@@ -174,7 +190,7 @@ def card_text(
         "## Licence",
         _licence(provenance, has_vae),
         "## Papers",
-        "\n".join(f"- {name}: {link}" for name, link in PAPERS.items()),
+        "\n".join(f"- {name}: {PAPERS[name]}" for name in _papers(network)),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -186,9 +202,11 @@ def _facts(network: NetworkFolder) -> dict[str, Any]:
     objective = _group(settings, "objective")
     channels, height, width = architecture.sample_shape
     method = METHODS.get(str(provenance.get("method")))
+    published = published_teacher(provenance)
+    what = published.what if published else None
     known = {
-        "teacher": provenance.get("teacher"),
-        "what the teacher is": _teacher(provenance).get("what"),
+        "teacher": teacher_name(provenance) or None,
+        "what the teacher is": _teacher(provenance).get("what") or what,
         "SHA-256 of the teacher's weights": provenance.get("teacher_sha256"),
         "imported from": provenance.get("source"),
         "SHA-256 of that file": provenance.get("source_sha256"),
@@ -246,9 +264,12 @@ def _licence(provenance: Mapping[str, Any], has_vae: bool) -> str:
         text = "The licence of the teacher is unknown: find it out before this is passed on."
     else:
         text = f"That of the teacher. {LICENCES.get(licence, _line(licence))}"
-        if "license" not in _teacher(provenance):
-            name = _line(_teacher_name(provenance))
-            text += f" (Known by its name, `{name}`: NVIDIA publishes the EDM2 weights so.)"
+        published = published_teacher(provenance)
+        if published and "license" not in _teacher(provenance):
+            text += (
+                f" (Known by its name, `{_line(_teacher_file(provenance))}`: "
+                f"{published.publisher} publishes the {published.project} weights so.)"
+            )
     return text + (f" The VAE in `{VAE}/` has a licence of its own." if has_vae else "")
 
 
@@ -267,13 +288,19 @@ def _thousands(number: Any) -> str | None:
     return f"{number:,.0f}" if isinstance(number, int | float) else None
 
 
-def _is_published_edm2(provenance: Mapping[str, Any]) -> bool:
-    return PUBLISHED_EDM2.fullmatch(_teacher_name(provenance)) is not None
+def _papers(network: NetworkFolder) -> list[str]:
+    """Names in PAPERS: the teacher's or its family's, and the method's or all that it may be."""
+    published = published_teacher(network.provenance)
+    family = FAMILIES.get(network.architecture.family)
+    of_teacher = published.papers if published else (family,) if family else ()
+    method = network.provenance.get("method")
+    of_method = METHOD_PAPERS.get(str(method), ()) if method else ("SiD", "SiDA")
+    return [*of_teacher, *of_method]
 
 
-def _teacher_name(provenance: Mapping[str, Any]) -> str:
+def _teacher_file(provenance: Mapping[str, Any]) -> str:
     """The file that the teacher was imported from, or else its folder."""
-    return str(_teacher(provenance).get("source") or provenance.get("teacher", ""))
+    return str(_teacher(provenance).get("source") or provenance.get("teacher") or "")
 
 
 def _teacher(provenance: Mapping[str, Any]) -> Mapping[str, Any]:

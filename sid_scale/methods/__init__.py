@@ -61,6 +61,8 @@ class Role:
     forced_norm: bool = False  # whether its normalised parameters stay normalised
     has_logvar: bool = True  # whether it keeps the teacher's uncertainty head
     reads_real: bool = False  # whether its updates read real images; else conditions alone
+    betas: tuple[float, float] | None = None  # of its Adam; None: the run's
+    clip_value: float | None = None  # the largest magnitude of an element of its gradient
     build: Callable[[Architecture], nn.Module] | None = None  # None: a copy of the teacher
 
     def architecture(self, teacher: Architecture) -> Architecture:

@@ -10,10 +10,12 @@ A loss with `logvar` is divided by exp(logvar), the fake score's own estimate of
 error is at this noise level (EDM2, arXiv 2312.02696, Eq. 21); pass zeros to switch that off.
 """
 
+import math
+
 import torch.nn.functional as F
 from torch import Tensor
 
-LOGIT_LIMIT = 10.0  # beyond it the discriminator gets, and gives, no gradient
+LOGIT_LIMIT = 10.0  # beyond it the discriminator gives the generator no gradient
 SMALLEST_NORMALIZER = 1e-5
 
 
@@ -52,7 +54,8 @@ def generator_adversarial_loss(
 
     The cross-entropy is a mean over `group` consecutive samples; None: over all N.
     """
-    return _group_means(_cross_entropy_real(logits), group) / w / logvar.exp()
+    entropy = _cross_entropy_real(logits, LOGIT_LIMIT)
+    return _group_means(entropy, group) / w / logvar.exp()
 
 
 def denoising_weight(sigma: Tensor, sigma_data: float) -> Tensor:
@@ -71,22 +74,25 @@ def discriminator_loss(
     weight: Tensor,
     logvar: Tensor,
     group: int | None = None,
+    logit_limit: float | None = LOGIT_LIMIT,
 ) -> Tensor:
     """SiDA's discriminator loss at the denoising loss's weight, per sample (N, 1, 1, 1).
 
     Both maps come from the same sigma and the same noise; the cross-entropies are means over
-    `group` consecutive samples; None: over all N.
+    `group` consecutive samples; None: over all N. Logits beyond `logit_limit` have no gradient.
     """
-    entropy = _cross_entropy_generated(logits_generated) + _cross_entropy_real(logits_real)
+    limit = math.inf if logit_limit is None else logit_limit
+    generated = _cross_entropy_generated(logits_generated, limit)
+    entropy = generated + _cross_entropy_real(logits_real, limit)
     return 0.5 * weight * _group_means(entropy, group) / logvar.exp()
 
 
-def _cross_entropy_real(logits: Tensor) -> Tensor:
-    return F.softplus(-logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT))
+def _cross_entropy_real(logits: Tensor, limit: float) -> Tensor:
+    return F.softplus(-logits.clamp(-limit, limit))
 
 
-def _cross_entropy_generated(logits: Tensor) -> Tensor:
-    return F.softplus(logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT))
+def _cross_entropy_generated(logits: Tensor, limit: float) -> Tensor:
+    return F.softplus(logits.clamp(-limit, limit))
 
 
 def _group_means(values: Tensor, group: int | None) -> Tensor:

@@ -34,6 +34,8 @@ class FakeScoreSettings:
     """mean of log sigma"""
     p_std: PositiveNumber = 1.0
     """standard deviation of log sigma"""
+    clip_value: PositiveNumber | None = None
+    """largest magnitude of each element of its gradient; null: any"""
 
 
 @dataclass(frozen=True, config=SETTINGS)
@@ -64,6 +66,11 @@ class SiDObjective:
     """scale of the discriminator's loss"""
     sid_share: Share = 0.5
     """of the generator's loss, once the adversarial term counts"""
+    augmentation: Share = 0.0
+    """probability of each of EDM's augmentations of what the fake score sees, generated and real;
+    for teachers that take augmentation labels"""
+    discriminator_logit_limit: PositiveNumber | None = 10.0
+    """the discriminator learns nothing from logits beyond it; null: from all"""
     adversarial_group: Positive | None = None
     """samples over which SiDA's cross-entropies are means; null: the micro-batch"""
     fake_score: FakeScoreSettings = dataclasses.field(default_factory=FakeScoreSettings)

@@ -16,7 +16,10 @@ import torch
 from torch import Tensor
 
 from sid_scale.config.run import RunConfig
+from sid_scale.diffusion.augment import LABELS as AUGMENT_LABELS
+from sid_scale.diffusion.augment import augment, draw_augmentation
 from sid_scale.diffusion.few_step import denoised, generator_inputs
+from sid_scale.diffusion.noise import KeyedNoise
 from sid_scale.diffusion.sigma import generator_sigma, lognormal_sigma
 from sid_scale.errors import SidScaleError
 from sid_scale.methods import (
@@ -62,6 +65,11 @@ class SiD:
                 f"teacher {config.teacher} has no uncertainty head: set "
                 "objective.logvar_weighting to false"
             )
+        if self.objective.augmentation and teacher.augment_dim != AUGMENT_LABELS:
+            raise MethodError(
+                f"teacher {config.teacher} takes {teacher.augment_dim} augmentation labels, not "
+                f"{AUGMENT_LABELS}: set objective.augmentation to 0"
+            )
 
     def roles(self) -> Sequence[Role]:
         fake_score = self.objective.fake_score
@@ -71,12 +79,14 @@ class SiD:
                 self._config.learning_rate.generator,
                 forced_norm=self._config.forced_weight_norm,
                 has_logvar=False,
+                betas=self._config.adam.generator_betas,
             ),
             Role(
                 FAKE_SCORE,
                 fake_score.learning_rate,
                 forced_norm=fake_score.forced_weight_norm,
                 reads_real=self.adversarial,
+                clip_value=fake_score.clip_value,
             ),
         )
 
@@ -100,6 +110,9 @@ class SiD:
         real = batch.real() if self.adversarial else None
         with torch.no_grad():
             images = batch.generate(networks[GENERATOR], z, step_noise)
+        augment_labels = None
+        if self.objective.augmentation:
+            images, real, augment_labels = self._augmented(images, real, batch.noise)
         return fake_score_loss(
             networks[FAKE_SCORE],
             images,
@@ -111,7 +124,21 @@ class SiD:
             noise,
             self.objective,
             self._sigma_data,
+            augment_labels,
         )
+
+    def _augmented(
+        self, images: Tensor, real: Tensor | None, noise: KeyedNoise
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Generated and real images, each with augmentations of its own, and the labels of both."""
+        probability = self.objective.augmentation
+        draws = draw_augmentation(noise, "augment generated")
+        images, labels = augment(images, draws, probability)
+        if real is None:
+            return images, None, labels
+        draws = draw_augmentation(noise, "augment real")
+        real, labels_real = augment(real, draws, probability)
+        return images, real, torch.cat([labels, labels_real])
 
     def _generator_loss(self, networks: Networks, batch: MicroBatch, *, weighs_gan: bool) -> Loss:
         z, step_noise = _generator_inputs(batch)
@@ -159,6 +186,7 @@ def fake_score_loss(
     noise: Tensor,
     objective: SiDObjective,
     sigma_data: float,
+    augment_labels: Tensor | None = None,
 ) -> Loss:
     """Denoising loss on generated images; with real images also the discriminator's.
 
@@ -171,6 +199,8 @@ def fake_score_loss(
         condition: (N,) class indices, or None.
         sigma: (N, 1, 1, 1).
         noise: unit normal, (N, C, H, W).
+        augment_labels: how the images, and after them the real ones, were augmented, (N, 9) or
+            (2N, 9); None: not at all.
     """
     # What the generator makes and, in SiDA, real images go through the encoder as one batch, at
     # the same noise; only the former are denoised.
@@ -180,7 +210,11 @@ def fake_score_loss(
         noised_condition = None if condition is None else condition.repeat(2)
         sigmas = sigma.repeat(2, 1, 1, 1)
     wanted = () if real is None else DEEPEST
-    prediction = fake_score(noised, sigmas, noised_condition, features=wanted, decoded=len(images))
+    # Networks that take no such labels lack the argument.
+    labels = {} if augment_labels is None else {"augment_labels": augment_labels}
+    prediction = fake_score(
+        noised, sigmas, noised_condition, features=wanted, decoded=len(images), **labels
+    )
 
     # Denoising score matching (EDM2, Eq. 21).
     weight = denoising_weight(sigma, sigma_data)
@@ -194,7 +228,12 @@ def fake_score_loss(
     # SiDA's discriminator: the encoder's map of logits, towards real or generated.
     logits_generated, logits_real = channel_mean(prediction.features[0]).chunk(2)
     discriminator = discriminator_loss(
-        logits_generated, logits_real, weight, logvar, objective.adversarial_group
+        logits_generated,
+        logits_real,
+        weight,
+        logvar,
+        objective.adversarial_group,
+        objective.discriminator_logit_limit,
     )
     discriminator = objective.loss_scale_discriminator * discriminator.mean()
     terms["loss/discriminator"] = discriminator.detach()

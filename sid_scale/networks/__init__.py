@@ -1,9 +1,9 @@
 """What a network is: a denoiser in sigma space, and the architecture that it is built from.
 
-A family of networks is one folder here (`edm2/`): an `Architecture`, which is a frozen dataclass,
-and a `Denoiser` (denoiser.py), which it builds. `config.json` files find a family by its name;
-`register_family` adds one from outside the package. `folder.py` reads and writes network folders
-of any family.
+A family of networks is one folder here (`edm2/`, `edm/`): an `Architecture`, which is a frozen
+dataclass, and a `Denoiser` (denoiser.py), which it builds. `config.json` files find a family by its
+name; `register_family` adds one from outside the package. `folder.py` reads and writes network
+folders of any family.
 
 Importing this package is cheap: a family's modules, which need torch, are imported when it is
 asked for. Imports: errors, files.
@@ -33,6 +33,7 @@ class Architecture(ABC):
     label_dim: int  # number of classes; 0 for an unconditional network
     sigma_data: float  # standard deviation of the data that the network is trained on
     dropout: float
+    augment_dim: int = 0  # augmentation labels that the network takes; 0: none
 
     @property
     @abstractmethod
@@ -64,6 +65,7 @@ class Architecture(ABC):
 # Name -> the architecture's class, or "module:attribute" of it.
 FAMILIES: dict[str, type[Architecture] | str] = {
     "edm2": "sid_scale.networks.edm2.architecture:EDM2Architecture",
+    "edm": "sid_scale.networks.edm.architecture:EDMArchitecture",
 }
 
 

@@ -40,6 +40,9 @@ class Denoiser(nn.Module):
     ) -> Prediction:
         """Denoises `x`.
 
+        Networks whose architecture has an `augment_dim` also take `augment_labels`, (N,
+        augment_dim) float32: how `x` was augmented; None: it was not.
+
         Args:
             x: noisy images or latents, (N, C, H, W).
             sigma: noise levels, any shape of N (or one) elements.
@@ -71,6 +74,22 @@ class Denoiser(nn.Module):
         """
         copies = {name: t.to(device, torch.float32, copy=True) for name, t in state.items()}
         self.load_state_dict(copies, assign=True)
+
+
+class Float32Buffers(nn.Module):
+    """A module whose buffers stay float32 when the network around it is cast.
+
+    A frequency or phase that is rounded is another feature.
+    """
+
+    def _apply(self, fn, recurse=True):
+        exact = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in self._buffers.items():
+            before = exact[name]
+            if buffer is not None and before is not None and buffer.dtype != before.dtype:
+                self._buffers[name] = before.to(buffer.device)
+        return self
 
 
 def blocks_of(network: nn.Module) -> list[tuple[nn.Module, int]]:

@@ -65,8 +65,8 @@ def _read(file: BufferedReader, tree: Tree) -> bytes:
     if start not in (pickle.PROTO + bytes([protocol]) for protocol in range(2, 6)):
         hint = " (but a zip archive, as torch.save makes them)" if start == b"PK" else ""
         raise FileError(
-            f"no pickle of protocol 2 to 5{hint}. EDM2's and SiD's networks are pickles in files "
-            "named .pkl: name one of those, or fetch it again"
+            f"no pickle of protocol 2 to 5{hint}. EDM's, EDM2's and SiD's networks are pickles in "
+            "files named .pkl: name one of those, or fetch it again"
         )
     # Without `peek`, the Unpickler reads no more than an opcode or a frame in advance.
     exact: Any = SimpleNamespace(read=file.read, readline=file.readline, readinto=file.readinto)

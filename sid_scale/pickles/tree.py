@@ -231,6 +231,8 @@ def _as_bytes(value: Any) -> bytes | bytearray:
     """Bytes, however the pickle's protocol holds them; else one of Python's complaints."""
     if isinstance(value, bytes | bytearray):
         return value
+    if isinstance(value, str):  # Python 2's, see `RestrictedUnpickler`
+        return value.encode("latin-1")
     text, encoding = value.arguments  # protocol 2 has texts of the characters 0 to 255 instead
     if value.kind != ENCODE or encoding != "latin1":
         raise ValueError

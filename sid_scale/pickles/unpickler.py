@@ -78,7 +78,8 @@ class RestrictedUnpickler(pickle.Unpickler):
     """
 
     def __init__(self, file: BinaryIO, allowed: Collection[str] = ALLOWED):
-        super().__init__(file)
+        # Python 2 has one type for texts and bytes: each byte becomes the character of its number.
+        super().__init__(file, encoding="latin1")
         self._allowed = set(allowed)
 
     def find_class(self, module: str, name: str) -> type[Record]:

@@ -9,15 +9,42 @@ from pathlib import Path
 
 from sid_scale.config.run import load_config, preset_names
 from sid_scale.networks import parameter_count
-from sid_scale.networks.edm2.sizes import SIZES
 from sid_scale.networks.folder import CheckpointError, read_description
+from sid_scale.networks.teachers import published_architecture
 
-# FID on ImageNet 512x512 in one step and without guidance, by size of the teacher: abstract of
-# arXiv 2410.14919 (v4), and the table in the README of github.com/mingyuanzhou/SiD, branch sida.
-# Both give one figure a size for "SiDA", which there stands for SiDA and SiD2A together; neither
-# says which of the two it is, nor what SiD alone reaches.
-REPORTED_FID = {"xs": 2.156, "s": 1.669, "m": 1.488, "l": 1.413, "xl": 1.379, "xxl": 1.366}
-PREFIX = "edm2-img512-"
+METHODS = ("sid", "sida", "sid2a")  # in the order of the list
+
+
+@dataclass(frozen=True)
+class Published:
+    """Runs of one teacher: the preset's name without the method, and FIDs in one step, unguided.
+
+    The abstract of arXiv 2410.14919 (v4) and the README of github.com/mingyuanzhou/SiD, branch
+    sida, give one figure for "SiDA", which there stands for SiDA and SiD2A together; neither says
+    which of the two it is.
+    """
+
+    runs: str
+    data_set: str
+    sid: float | None  # README of the same repository, branch main; None: not told
+    sida: float
+
+
+IMAGENET_512 = "ImageNet 512x512"
+PUBLISHED = (
+    Published("edm-cifar10-uncond", "CIFAR-10", 1.923, 1.499),
+    Published("edm-cifar10-cond", "CIFAR-10, classes", 1.710, 1.396),
+    Published("edm-ffhq64", "FFHQ 64x64", 1.550, 1.040),
+    Published("edm-afhqv2", "AFHQv2 64x64", 1.628, 1.276),
+    Published("edm-imagenet64", "ImageNet 64x64", 1.524, 1.110),
+    Published("edm2-img512-xs", IMAGENET_512, None, 2.156),
+    Published("edm2-img512-s", IMAGENET_512, None, 1.669),
+    Published("edm2-img512-m", IMAGENET_512, None, 1.488),
+    Published("edm2-img512-l", IMAGENET_512, None, 1.413),
+    Published("edm2-img512-xl", IMAGENET_512, None, 1.379),
+    Published("edm2-img512-xxl", IMAGENET_512, None, 1.366),
+)
+BY_RUNS = {published.runs: published for published in PUBLISHED}
 
 
 @dataclass(frozen=True)
@@ -25,7 +52,7 @@ class Preset:
     """One preset as a line of the list; None is what is not known."""
 
     name: str
-    size: str | None
+    data_set: str | None
     parameters: float | None  # millions
     method: str
     batch_size: int
@@ -35,31 +62,37 @@ class Preset:
 
 
 def presets() -> Iterator[Preset]:
-    """All presets, by size and method."""
-    sizes, methods = [*SIZES, None], ["sid", "sida", "sid2a"]
-    rows = [_preset(name) for name in preset_names()]
-    yield from sorted(rows, key=lambda row: (sizes.index(row.size), methods.index(row.method)))
+    """All presets: the published runs by data set, size and method, then the others."""
+    order = [f"{published.runs}-{method}" for published in PUBLISHED for method in METHODS]
+    names = preset_names()
+    yield from map(_preset, [name for name in order if name in names])
+    yield from map(_preset, [name for name in names if name not in order])
 
 
 def _preset(name: str) -> Preset:
     config = load_config(name)
-    size = name.removeprefix(PREFIX).rpartition("-")[0] if name.startswith(PREFIX) else None
+    published = BY_RUNS.get(name.rpartition("-")[0])
+    fid = None
+    if published:
+        fid = published.sid if config.method == "sid" else published.sida
     return Preset(
         name,
-        size,
-        float(SIZES[size][1]) if size else _parameters(config.teacher),
+        published.data_set if published else None,
+        _parameters(config.teacher),
         config.method,
         config.batch_size,
         config.total_images,
-        REPORTED_FID[size] if size and config.method != "sid" else None,
+        fid,
         Path(config.teacher).name,
     )
 
 
 def _parameters(teacher: str) -> float | None:
-    """Millions of parameters of a teacher that comes with the package."""
-    try:
-        architecture = read_description(teacher).architecture
-    except CheckpointError:
-        return None
+    """Millions of parameters of a published teacher, or of one that comes with the package."""
+    architecture = published_architecture(Path(teacher).name)
+    if architecture is None:
+        try:
+            architecture = read_description(teacher).architecture
+        except CheckpointError:
+            return None
     return parameter_count(architecture) / 1e6

@@ -187,10 +187,9 @@ def real_latents(
     records = islice(_records(data, index), limit)
     while part := list(islice(records, READ_AT_ONCE)):
         decoded = [decode(record, index) for record in part]
-        stored = torch.from_numpy(np.stack([array for array, _ in decoded]).astype(np.float32))
-        no_noise = torch.zeros_like(stored[:, : stored.shape[1] // 2])
+        stored = torch.from_numpy(np.stack([array for array, _ in decoded]))
         yield (
-            generator.codec.sample(stored, no_noise),
+            generator.codec.sample(stored, torch.zeros),  # the same for each: no noise
             torch.tensor([label for _, label in decoded]),
         )
 
@@ -233,12 +232,11 @@ def _records(data: str | Path, index: ShardIndex) -> Iterator[Record]:
 
 def _check_fit(generator: OneStepGenerator, index: ShardIndex, data: str) -> None:
     config = generator.network.architecture
-    channels, height, width = config.sample_shape
-    kinds = index.codec.get("kind"), generator.codec.describe()["kind"]
-    here = (index.sample_shape, index.num_classes, kinds[0])
-    wanted = ((2 * channels, height, width), config.label_dim, kinds[1])
-    if here != wanted:
+    codec = generator.codec
+    shape, kind = codec.stored_shape(config.sample_shape), codec.describe()["kind"]
+    here = (index.sample_shape, index.num_classes, index.codec.get("kind"))
+    if here != (shape, config.label_dim, kind) or index.dtype not in codec.stored_dtypes:
         raise NeighbourError(
-            f"{data}: samples {here[0]} of {here[1]} classes, codec {here[2]}; the generator wants "
-            f"{wanted[0]}, {wanted[1]}, {wanted[2]}"
+            f"{data}: holds {index}; the generator wants {' or '.join(codec.stored_dtypes)} "
+            f"{shape} of {config.label_dim} classes, codec {kind}"
         )

@@ -54,6 +54,7 @@ class ShardedNetwork:
         *,
         forward_scales: Mapping[str, float] | None = None,
         forced_norm: bool = False,
+        clip_value: float | None = None,
     ):
         """Builds the engine; collective. `network` is consumed.
 
@@ -64,6 +65,7 @@ class ShardedNetwork:
                 times a constant (forward_weights.py).
             forced_norm: whether the rows of these are kept at unit magnitude where they are
                 trained, too.
+            clip_value: the largest magnitude of an element of a gradient; None: any.
         """
         network.train()
         self.engine = _initialize(network, settings, adam)
@@ -72,7 +74,11 @@ class ShardedNetwork:
             # At its minimum the update is skipped like any other; DeepSpeed would end the run.
             scaler.raise_error_at_min_scale = False
         self.forward_weights = ForwardWeights(
-            self.engine, forward_scales or {}, forced=forced_norm, clipping=settings.clipping
+            self.engine,
+            forward_scales or {},
+            forced=forced_norm,
+            clipping=settings.clipping,
+            clip_value=clip_value,
         )
         set_masters(self.engine, weights)
         self.forward_weights.normalise_masters()
@@ -114,12 +120,13 @@ class ShardedNetwork:
 
     @contextmanager
     def frozen(self) -> Iterator[nn.Module]:
-        """Inside, gradients flow through the network but not into its weights."""
-        self.module.requires_grad_(False)
+        """Inside, gradients flow through the network but not into its weights, and it is in
+        evaluation mode."""
+        self.module.requires_grad_(False).eval()
         try:
             yield self.module
         finally:
-            self.module.requires_grad_(True)
+            self.module.requires_grad_(True).train()
 
     def backward(self, loss: Tensor) -> None:
         """Accumulates gradients of `loss`, a mean over this rank's micro-batch.

@@ -51,6 +51,7 @@ class ForwardWeights:
         *,
         forced: bool = False,
         clipping: float = 0.0,
+        clip_value: float | None = None,
     ):
         """From now on optimizer steps of `engine` are collective.
 
@@ -58,8 +59,10 @@ class ForwardWeights:
             scales: parameters that are read with rows of unit magnitude, and the constant s.
             forced: whether the rows of the masters are normalised after each step, too.
             clipping: the largest norm of the gradient; 0: any.
+            clip_value: the largest magnitude of each of its elements, after that; None: any.
         """
-        self._engine, self._forced, self._clipping = engine, forced, clipping
+        self._engine, self._forced = engine, forced
+        self._clipping, self._clip_value = clipping, clip_value
         shapes = {n: s for n, s in parameter_shapes(engine).items() if n in scales}
         begins = accumulate((shape[0] for shape in shapes.values()), initial=0)
         self._first_row = dict(zip(shapes, begins, strict=False))
@@ -163,6 +166,9 @@ class ForwardWeights:
             share = (self._clipping / (self.grad_norm + TINY)).clamp(max=1.0)
             for gradient in gradients:
                 gradient.mul_(share)
+        if self._clip_value is not None:
+            for gradient in gradients:
+                gradient.clamp_(-self._clip_value, self._clip_value)
 
     def _rows(self, f: Fragment, values: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """`row_pieces` of a fragment, rows counted over all parameters."""

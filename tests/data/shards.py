@@ -8,18 +8,35 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from sid_scale.data.prepare.shard_writer import write_shards
-from sid_scale.data.shards import Shard
+from sid_scale.data.shards import PIXELS, Shard
 
 SHAPE = (2, 1, 2)
 
 
 def write(folder: Path, count: int, shard_samples: int, dtype: str = "float32") -> Path:
     """Samples that carry their number, so that they can be told apart."""
-    samples = ((f"{i:06d}", np.full(SHAPE, i), i % 7) for i in range(count))
+    samples = ((f"{i:06d}", numbered(i, dtype), i % 7) for i in range(count))
     write_shards(folder, samples, codec={}, num_classes=7, shard_samples=shard_samples, dtype=dtype)
     return folder
+
+
+def numbered(number: int, dtype: str) -> np.ndarray:
+    """A sample that carries its number."""
+    if dtype == PIXELS:
+        return np.broadcast_to(np.array(divmod(number, 256), np.uint8), SHAPE)
+    return np.full(SHAPE, number)
+
+
+def numbers_of(stored: Tensor) -> Tensor:
+    """The numbers that samples (N, *SHAPE) carry."""
+    if stored.dtype != torch.uint8:
+        return stored[:, 0, 0, 0]
+    high, low = stored[:, 0, 0].long().unbind(dim=1)
+    return 256 * high + low
 
 
 def put_value(
@@ -32,6 +49,16 @@ def put_value(
     for key in keys:
         place = content.index(f"{key}.npy".encode()) + 512 + 128
         content[place : place + len(number)] = number
+    path.write_bytes(content)
+    _believe(path)
+
+
+def put_class(folder: Path, name: str, keys: Iterable[str], label: int) -> None:
+    """Puts another class of one digit into samples of a shard, as `put_value`."""
+    path = folder / name
+    content = bytearray(path.read_bytes())
+    for key in keys:
+        content[content.index(f"{key}.cls".encode()) + 512] = ord(str(label))
     path.write_bytes(content)
     _believe(path)
 

@@ -23,7 +23,7 @@ from sid_scale.data.shards import BadSampleError, ShardError, read_index
 from sid_scale.data.stream import Batch, LatentStream
 from sid_scale.errors import SidScaleError
 from tests.data.server import Server, served
-from tests.data.shards import SHAPE, as_gnu_tar, put_value, write
+from tests.data.shards import SHAPE, as_gnu_tar, numbered, numbers_of, put_value, write
 from tests.ranks import free_port
 
 SHARD = "shard-000002.tar"
@@ -51,7 +51,7 @@ def batches(source: str | Path, count: int = SAMPLES // 8, **reading: Any) -> li
 
 def numbers(source: str | Path, count: int = SAMPLES // 8, **reading: Any) -> list[int]:
     found = batches(source, count, **reading)
-    return [int(number) for batch in found for number in batch.stored[:, 0, 0, 0]]
+    return [int(number) for batch in found for number in numbers_of(batch.stored)]
 
 
 # What is fetched
@@ -322,8 +322,9 @@ def test_after_an_error_other_lanes_are_closed_in_peace(
 # Other layouts
 
 
-def test_shards_of_any_tar_program_are_read(folder: Path, tmp_path: Path) -> None:
-    for shard in sorted(write(tmp_path, SAMPLES, 60).glob("*.tar")):
+@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+def test_shards_of_any_tar_program_are_read(folder: Path, tmp_path: Path, dtype: str) -> None:
+    for shard in sorted(write(tmp_path, SAMPLES, 60, dtype).glob("*.tar")):
         as_gnu_tar(shard)
     assert numbers(tmp_path) == numbers(folder)
 
@@ -353,13 +354,13 @@ def test_memory_that_is_used_again_keeps_nothing_of_its_last_batch(
             del batch
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
 def test_what_write_shards_made_is_never_read_through(
     tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That would give the same samples, hundreds of times slower."""
     samples = (
-        (f"{'long/' * 17}{i}" if i % 2 else f"{i}", np.full(SHAPE, i), i % 1000)
+        (f"{'long/' * 17}{i}" if i % 2 else f"{i}", numbered(i, dtype), i % 1000)
         for i in range(2000)
     )
     write_shards(tmp_path, samples, codec={}, num_classes=1000, shard_samples=500, dtype=dtype)
@@ -369,7 +370,7 @@ def test_what_write_shards_made_is_never_read_through(
 
     monkeypatch.setattr(shard_readers, "read_shard", refused)
     for batch in batches(tmp_path, 250):
-        assert batch.labels.equal(batch.stored[:, 0, 0, 0].long() % 1000)
+        assert batch.labels.equal(numbers_of(batch.stored).long() % 1000)
 
 
 def test_tiny_shards_are_read(tmp_path: Path) -> None:

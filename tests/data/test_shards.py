@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sid_scale.codecs import IdentityCodec, VAECodec, normalisation
 from sid_scale.data.prepare.shard_writer import write_shards
 from sid_scale.data.prepare.verify import verify_shards
 from sid_scale.data.shards import (
@@ -23,6 +24,8 @@ from sid_scale.data.shards import (
 )
 
 SHAPE = (4, 3, 3)
+# Fits the raw latents of `samples`, whose means and stds are both unit normal.
+CODEC = VAECodec("vae", *normalisation([0.0, -0.15], [2**0.5, 2**0.5])).describe()
 
 
 def samples(count: int = 10) -> list[tuple[str, np.ndarray, int]]:
@@ -31,7 +34,7 @@ def samples(count: int = 10) -> list[tuple[str, np.ndarray, int]]:
 
 
 def write(folder: Path, data: Any = None, **changes: Any) -> Path:
-    settings: dict[str, Any] = {"codec": {"kind": "identity"}, "num_classes": 3}
+    settings: dict[str, Any] = {"codec": CODEC, "num_classes": 3}
     write_shards(folder, data or samples(), shard_samples=4, **(settings | changes))
     return folder
 
@@ -95,11 +98,21 @@ def test_what_is_written_is_read(tmp_path: Path, dtype: str) -> None:
     assert [shard.samples for shard in index.shards] == [4, 4, 2]
     assert (index.sample_shape, index.dtype, index.num_classes) == (SHAPE, dtype, 3)
     assert index.class_histogram == (4, 3, 3)
-    assert index.codec == {"kind": "identity"}
+    assert index.codec == CODEC
     back = [decode(r, index) for shard in index.shards for r in read_shard(folder, shard)]
     for (_, stored, label), (array, read) in zip(samples(), back, strict=True):
         np.testing.assert_array_equal(array, stored.astype(dtype))
         assert read == label
+
+
+def test_pixels_that_are_written_are_read(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (10, 3, 5, 5), dtype=np.uint8)
+    data = [(f"{i}", image, i % 3) for i, image in enumerate(images)]
+    write(tmp_path, data, codec=IdentityCodec().describe(), dtype="uint8")
+    index = verify_shards(tmp_path)
+    assert (index.sample_shape, index.dtype) == ((3, 5, 5), "uint8")
+    back = [decode(r, index)[0] for shard in index.shards for r in read_shard(tmp_path, shard)]
+    np.testing.assert_array_equal(np.stack(back), images)
 
 
 def test_the_same_samples_give_the_same_bytes(tmp_path: Path) -> None:
@@ -146,6 +159,12 @@ def test_a_bad_sample_is_refused_by_its_key(
     with pytest.raises(ShardError, match=complaint):
         write(tmp_path, [*samples(), (key, stored, label)], dtype="float16")
     assert not (tmp_path / "index.json").exists()
+
+
+@pytest.mark.faults
+def test_numbers_are_not_made_pixels(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match="'digits/00000': float64 cannot be stored as uint8"):
+        write(tmp_path, dtype="uint8")
 
 
 @pytest.mark.faults

@@ -22,7 +22,7 @@ from sid_scale.data.prepare.shard_writer import write_shards
 from sid_scale.data.shard_readers import ShardSource
 from sid_scale.data.shards import Shard, ShardError, read_index, read_shard
 from sid_scale.data.stream import LatentStream
-from tests.data.shards import SHAPE, write
+from tests.data.shards import SHAPE, numbers_of, write
 
 
 def order(
@@ -50,7 +50,7 @@ def order(
             settings=StreamConfig(**reading),
         ) as stream:
             for batch in islice(stream, batches * global_batch // micro_batch // world_size):
-                numbers = batch.stored[:, 0, 0, 0].long()
+                numbers = numbers_of(batch.stored).long()
                 assert batch.labels.equal(numbers % 7)
                 found.update(zip(batch.index.tolist(), numbers.tolist(), strict=True))
     assert sorted(found) == list(range(start, start + batches * global_batch))
@@ -93,8 +93,22 @@ def test_a_batch_is_plain_tensors(folder: Path) -> None:
     assert batch.index.dtype == torch.int64
 
 
-def test_float16_shards_arrive_as_float32(tmp_path: Path) -> None:
-    assert sorted(order(write(tmp_path, 32, 8, "float16"), 1)) == list(range(32))
+@pytest.mark.parametrize(
+    ("stored", "arrives"), [("float16", torch.float32), ("uint8", torch.uint8)]
+)
+def test_half_precision_arrives_as_float32_and_pixels_as_they_are(
+    tmp_path: Path, stored: str, arrives: torch.dtype
+) -> None:
+    folder = write(tmp_path, 300, 36, stored)
+    assert sorted(order(folder, 75, global_batch=4)) == list(range(300))
+    with LatentStream(
+        folder, seed=0, global_batch=4, rank=0, world_size=1, micro_batch=4
+    ) as stream:
+        assert next(stream).stored.dtype == arrives
+
+
+def test_the_order_does_not_depend_on_what_is_stored(folder: Path, tmp_path: Path) -> None:
+    assert order(write(tmp_path, 300, 36, "uint8"), 20) == order(folder, 20)
 
 
 def test_every_epoch_holds_every_sample_once_in_another_order(folder: Path) -> None:
@@ -144,7 +158,7 @@ def test_resuming_equals_going_on(folder: Path, small_windows: None, batch: int)
     seed=st.integers(0, 2**40),
     world_size=st.sampled_from([2, 4, 8]),
     workers=st.integers(1, 4),
-    dtype=st.sampled_from(["float32", "float16"]),
+    dtype=st.sampled_from(["float32", "float16", "uint8"]),
     batch=st.integers(1, 10),
 )
 def test_any_data_set_is_complete_elastic_and_resumable(

@@ -100,7 +100,7 @@ def test_codec_brings_digits_back(digits, teacher):
     images = digits[0][::4]
     _, codec = teacher
     stored = codec.encode(images)
-    latents = codec.sample(stored, torch.zeros_like(stored[:, : stored.shape[1] // 2]))
+    latents = codec.sample(stored, torch.zeros)
     np.testing.assert_allclose(latents.mean(dim=(0, 2, 3)), 0, atol=0.05)
     np.testing.assert_allclose(latents.std(dim=(0, 2, 3)), 0.5, atol=0.05)
     returned, real = (

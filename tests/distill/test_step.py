@@ -17,7 +17,7 @@ from sid_scale.methods import GENERATOR, TEACHER, Loss, MicroBatch, Role, Update
 from sid_scale.methods.sid import SiD
 from sid_scale.zero.fragments import local_fragments
 from tests.ranks import joined, run_ranks
-from tests.tiny import config, prepare
+from tests.tiny import config, prepare, random_images
 
 pytestmark = pytest.mark.distributed
 FAKE_SCORE = "fake_score"
@@ -39,6 +39,7 @@ class Records:
             name: any(p.requires_grad for p in getattr(network, "module", network).parameters())
             for name, network in networks.items()
         }
+        modes = {name: getattr(n, "module", n).training for name, n in networks.items()}
         draws = {name: batch.noise.of(name).normal(2) for name in ("z", "noise")}
         z = torch.zeros(len(batch.condition), *batch.shape)
         step_noise = torch.ones(batch.steps - 1, *z.shape)
@@ -50,7 +51,7 @@ class Records:
 
         with torch.no_grad():
             batch.generate(counted, z, step_noise)
-        self.given.append((trainable, draws, torch.rand(()), len(steps)))
+        self.given.append((trainable, draws, torch.rand(()), len(steps), modes))
         sigma = torch.ones(len(z))
         total = networks[self.role](z, sigma, batch.condition).denoised.square().mean()
         return Loss(total, {"loss/it": total.detach()})
@@ -74,8 +75,10 @@ def _one_network(rank: int, folder: Path) -> None:
     before = {name: _weights(module) for name, module in masters.items()}
     generator, fake_score = carry_out(run, GENERATOR), carry_out(run, FAKE_SCORE)
     for role, records in ((GENERATOR, generator), (FAKE_SCORE, fake_score)):
-        for trainable, *_ in records.given:
-            assert trainable == {TEACHER: False, GENERATOR: False, FAKE_SCORE: False, role: True}
+        for trainable, *_, modes in records.given:
+            only_this = {TEACHER: False, GENERATOR: False, FAKE_SCORE: False, role: True}
+            assert trainable == only_this
+            assert modes == only_this, "dropout acts in the network that is trained"
         assert not torch.equal(_weights(masters[role]), before[role])
     for name in ("z", "noise"):
         # Same samples, other roles: other draws; and other samples too.
@@ -84,6 +87,37 @@ def _one_network(rank: int, folder: Path) -> None:
         assert not torch.equal(first[name], second[name])
     assert generator.given[0][2] != generator.given[1][2], "dropout differs by micro-batch"
     assert run.progress.positions == {GENERATOR: 8, FAKE_SCORE: 8}
+
+
+def test_real_images_are_the_stored_ones_and_mirrored_at_even_odds_if_asked_for(tmp_path: Path):
+    prepare(tmp_path)
+    run_ranks(1, _real_images, tmp_path)
+
+
+def _real_images(rank: int, folder: Path) -> None:
+    plain, flipped = (_real(build(folder, stream__xflip=xflip)) for xflip in (False, True))
+    stored = torch.from_numpy(random_images(40)).float() / 127.5 - 1
+    assert all((stored == image).all(dim=(1, 2, 3)).any() for image in plain)
+    mirrored = (flipped == plain.flip(3)).all(dim=(1, 2, 3))
+    assert (flipped == plain).all(dim=(1, 2, 3)).equal(~mirrored)
+    assert 0 < mirrored.sum() < len(mirrored)
+    # Keyed by sample: not by the micro-batch that it is in.
+    assert flipped.equal(_real(build(folder, stream__xflip=True, micro_batch=8)))
+
+
+def _real(run: Run) -> torch.Tensor:
+    """The real images of the fake score's first update."""
+    given = []
+
+    def loss(networks, batch: MicroBatch) -> Loss:
+        given.append(batch.real())
+        z = torch.zeros(len(batch.condition), *batch.shape)
+        total = networks[FAKE_SCORE](z, torch.ones(len(z)), batch.condition).denoised.square()
+        return Loss(total.mean(), {})
+
+    with run.open_streams() as streams:
+        assert apply(run, Update(FAKE_SCORE, loss), streams[FAKE_SCORE], Meter(run.ranks.device))
+    return torch.cat(given)
 
 
 def _weights(module: torch.nn.Module) -> torch.Tensor:

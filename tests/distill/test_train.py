@@ -22,10 +22,10 @@ from sid_scale.distill.loop import DivergedError, train
 from sid_scale.methods import sid
 from sid_scale.networks.folder import load_network, save_network
 from tests.conftest import ROOT
-from tests.data.shards import put_value
+from tests.data.shards import put_class
 from tests.launches import start
 from tests.ranks import free_port, joined, run_ranks
-from tests.tiny import config, prepare, settings, write_deepspeed_json
+from tests.tiny import ARCHITECTURE, config, prepare, settings, write_deepspeed_json
 
 pytestmark = pytest.mark.distributed
 
@@ -382,7 +382,7 @@ def train_some(rank: int, folder: Path, total_images: int) -> None:
 def test_skipped_samples_are_counted_over_ranks_and_interruptions(tmp_path: Path):
     prepare(tmp_path)
     bad = [f"{number:03d}" for number in range(16, 32, 2)]
-    put_value(tmp_path / "data", "shard-000001.tar", bad, float("nan"))
+    put_class(tmp_path / "data", "shard-000001.tar", bad, ARCHITECTURE.label_dim)
     run_ranks(2, train_some, tmp_path, 24)
     run_ranks(1, train_some, tmp_path, 40)  # an epoch
     counts = [record["data/skipped_samples"] for record in records(tmp_path / "run")]

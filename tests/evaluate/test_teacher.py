@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from sid_scale.diffusion.heun import denoiser, guided, heun_sample
+from sid_scale.diffusion.heun import SamplerSettings, denoiser, guided, heun_sample
 from sid_scale.diffusion.noise import SeededNoise
-from sid_scale.evaluate.features import MetricError, latent_features
+from sid_scale.errors import UsageError
+from sid_scale.evaluate.features import latent_features
 from sid_scale.evaluate.samplers import classes_of
 from sid_scale.generators.folder import GeneratorError
 from sid_scale.networks.edm2.network import EDM2
@@ -60,7 +61,7 @@ def _tables(rank: int, place: Path) -> None:
 def expected(place: Path, steps: int, guide: str | None = None, weight: float = 1.0) -> np.ndarray:
     """Features of the samples, put together from the sampler's own pieces."""
     seeds = range(NUM)
-    classes = torch.tensor(classes_of(seeds, LABELS))
+    classes = torch.tensor(classes_of(seeds, [1] * LABELS))
     denoise = denoiser(load_network(place / "teacher").build(), classes)
     if guide is not None:
         network = load_network(place / guide).build()
@@ -108,7 +109,8 @@ def test_generator_and_teacher_start_from_the_same_noise(place: Path, tmp_path: 
     generator = OneStepGenerator(network, codec=None, init_sigma=2.5)
     GeneratorSampler(generator).latents([1, 2], [7, 8])
     cpu = torch.device("cpu")
-    TeacherSampler(network, None, 3, batch_size=2, device=cpu).latents([1, 2], [7, 8])
+    teacher = TeacherSampler(network, None, SamplerSettings(3), batch_size=2, device=cpu)
+    teacher.latents([1, 2], [7, 8])
     torch.testing.assert_close(seen[0], seen[1])
 
 
@@ -117,6 +119,8 @@ def test_impossible_tables_are_refused(place: Path, tmp_path: Path):
     tiny_generator(tmp_path / "generator")
     small = dataclasses.replace(ARCHITECTURE, img_channels=4)
     save_network(tmp_path / "other", tiny_folder(architecture=small))
+    latents = {"kind": "vae", "vae": "vae", "scale": [1.0] * 3, "bias": [0.0] * 3}
+    save_network(tmp_path / "latent", dataclasses.replace(tiny_folder(), codec=latents))
     run_ranks(1, _impossible, place, tmp_path)
 
 
@@ -125,11 +129,13 @@ def _impossible(rank: int, place: Path, folder: Path) -> None:
         with pytest.raises(error, match=match):
             measure(rank, place, "none", *words)
 
-    refused(MetricError, "an odd number of evaluations", "--evaluations", 6)
-    refused(MetricError, "takes two or more", "--steps", 1)
-    refused(MetricError, "go together", "--guide", place / "lesser")
-    refused(MetricError, "go together", "--guidance", 2)
+    refused(UsageError, "an odd number of evaluations", "--evaluations", 6)
+    refused(UsageError, "takes two or more", "--steps", 1)
+    refused(UsageError, "go together", "--guide", place / "lesser")
+    refused(UsageError, "go together", "--guidance", 2)
     refused(GeneratorError, "holds a generator, not a teacher", "--teacher", folder / "generator")
     refused(GeneratorError, r"makes images \(4, 8, 8\), the teacher \(3, 8, 8\)",
             "--guide", folder / "other", "--guidance", 2)  # fmt: skip
+    refused(GeneratorError, "latent has codec kind vae, the teacher identity",
+            "--guide", folder / "latent", "--guidance", 2)  # fmt: skip
     assert not (place / "none").exists()

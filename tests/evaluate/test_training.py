@@ -125,6 +125,29 @@ def test_the_best_generator_is_kept_and_measures_the_same_afterwards(
         assert read(tmp_path)[metric] == pytest.approx(told[f"evaluation/{metric}"], rel=1e-4)
 
 
+def test_classes_are_uniform_or_those_of_training(tmp_path: Path):
+    prepare(tmp_path)
+    write_real(tmp_path / "real.npz", fd_latents=192)
+    (tmp_path / "labels.txt").write_text("2")
+    run_ranks(1, _labels, tmp_path)
+
+
+def _labels(rank: int, folder: Path) -> None:
+    labels = folder / "labels.txt"
+    drawn = {"uniform": "uniform", "training": labels}  # by what `evaluate run` calls the same
+    for name, same in drawn.items():
+        run, only = folder / name, {"evaluation.metrics": "fd_latents", "evaluation.labels": name}
+        short = {"run_dir": run, "total_images": 8, "labels": labels}
+        train(config(folder, **evaluated(folder, **only), **short), joined())
+        words = ["--generator", run / "best_generator", "--metrics", "fd_latents", "--num", NUM]
+        words += ["--reference", folder / "real.npz", "--labels", same, "--out", run / "again"]
+        work(rank, "run", [str(word) for word in words])
+        told = records(run)[-1]["evaluation/fd_latents"]
+        assert read(run / "again")["fd_latents"] == pytest.approx(told, rel=1e-4)
+    both = [records(folder / name)[-1]["evaluation/fd_latents"] for name in drawn]
+    assert both[0] != pytest.approx(both[1], rel=1e-3)
+
+
 def again(place: Path, run: Path, out: Path) -> list[object]:
     return [
         *("--generator", run / "best_generator", "--metrics", "fd_latents,fd_pixels,fid"),
@@ -264,7 +287,7 @@ def test_metrics_and_references_are_lists_or_typed_with_commas(tmp_path: Path):
 
 def test_a_generator_that_makes_no_numbers_is_told_and_never_the_best(tmp_path: Path):
     prepare(tmp_path)
-    write_real(tmp_path / "real.npz", fd_latents=192)
+    write_real(tmp_path / "real.npz", fd_latents=192, fd_pixels=64)
     run_ranks(1, _no_numbers, tmp_path)
 
 
@@ -272,9 +295,10 @@ def _no_numbers(rank: int, folder: Path) -> None:
     broken = load_network(folder / "teacher")
     broken.state["unet.out_conv.weight"].fill_(float("nan"))
     save_network(folder / "broken", broken)
-    only = evaluated(folder, **{"evaluation.metrics": "fd_latents", "teacher": folder / "broken"})
-    train(config(folder, total_images=16, **only), joined())
-    assert [r["evaluation/fd_latents"] for r in records(folder / "run")] == [None, None]
+    both = {"evaluation.metrics": "fd_latents,fd_pixels", "teacher": folder / "broken"}
+    train(config(folder, total_images=16, **evaluated(folder, **both)), joined())
+    for metric in ("fd_latents", "fd_pixels"):  # uint8 pixels know no NaN
+        assert [r[f"evaluation/{metric}"] for r in records(folder / "run")] == [None, None]
     assert not (folder / "run" / "best_generator").exists()
     given = ["--generator", folder / "run" / "generator", "--reference", folder / "real.npz"]
     given += ["--metrics", "fd_latents", "--num", 8, "--out", folder / "out"]

@@ -1,6 +1,7 @@
 """The model card says what is known, and nothing else."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,12 @@ from huggingface_hub import ModelCard
 from sid_scale.demo.prepare import TEACHER
 from sid_scale.generators.card import write_card
 from sid_scale.generators.folder import GeneratorError
-from sid_scale.networks.folder import load_network
+from sid_scale.networks.folder import NetworkFolder, load_network, save_network
 from tests.conftest import ROOT
 from tests.generators.tiny import PROVENANCE, demo_generator, edit_description, tiny_generator
+from tests.networks.edm import published as edm
 
+IMAGENET = "ILSVRC/imagenet-1k"
 EDM2_PROVENANCE: dict[str, Any] = {
     **PROVENANCE,
     "method": "sid2a",
@@ -30,6 +33,11 @@ EDM2_PROVENANCE: dict[str, Any] = {
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tiny_generator(tmp_path / "generator")
+
+
+def arxiv(written: ModelCard) -> set[str]:
+    """Numbers of the papers that a card links."""
+    return set(re.findall(r"arxiv.org/abs/([\d.]+)", written.text))
 
 
 def card(folder: Path, **options: Any) -> ModelCard:
@@ -73,6 +81,65 @@ def test_of_a_published_teacher_it_says_how_and_how_long_and_its_licence(folder:
         "no commercial use",
     ):
         assert told in written.text, told
+
+
+@pytest.mark.parametrize(
+    ("teacher", "what", "datasets", "papers", "base_model"),
+    [
+        (
+            *("edm-cifar10-32x32-cond-vp", "EDM's DDPM++ on CIFAR-10 with classes"),
+            *(["uoft-cs/cifar10"], ("2206.00364",), None),
+        ),
+        ("edm-ffhq-64x64-uncond-vp", "EDM's DDPM++ on FFHQ 64x64", None, ("2206.00364",), None),
+        ("edm-afhqv2-64x64-uncond-ve", "EDM's NCSN++ on AFHQv2 64x64", None, ("2206.00364",), None),
+        (
+            *("edm-imagenet-64x64-cond-adm", "EDM's ADM on ImageNet 64x64 with classes"),
+            *([IMAGENET], ("2206.00364",), None),
+        ),
+        (
+            *("edm2-img64-xl-0671088-0.040", "EDM2-XL on ImageNet 64x64", [IMAGENET]),
+            *(("2312.02696",), None),
+        ),
+        (
+            *("edm2-img512-l-ddo", "EDM2-L on ImageNet 512x512, fine-tuned by DDO", [IMAGENET]),
+            *(("2312.02696", "2503.01103"), "nvidia/DirectDiscriminativeOptimization"),
+        ),
+        (
+            *("edm-cifar10-uncond-vp-ddo", "CIFAR-10 without classes, fine-tuned by DDO"),
+            *(["uoft-cs/cifar10"], ("2206.00364", "2503.01103")),
+            "nvidia/DirectDiscriminativeOptimization",
+        ),
+    ],
+)
+def test_published_teachers_are_known_with_data_licence_and_papers(
+    folder: Path, teacher, what, datasets, papers, base_model
+):
+    facts = {"teacher": "mine", "teacher_provenance": {"source": f"{teacher}.pkl"}}
+    edit_description(folder, provenance={**PROVENANCE, **facts})
+    written = card(folder, metrics={"fid": 1.5})
+    assert written.data.license == "cc-by-nc-sa-4.0"
+    assert written.data.datasets == datasets
+    assert written.data.base_model == base_model
+    assert written.data.model_name == f"{teacher} SiDA"
+    assert len(written.data.eval_results) == 1
+    assert f"distilled from the diffusion model `{teacher}`" in written.text
+    assert what in written.text
+    assert f"`{teacher}.pkl`: NVIDIA publishes the" in written.text
+    assert arxiv(written) == {*papers, "2404.04057", "2410.14919"}
+
+
+@pytest.mark.parametrize("architecture", edm.ALL.values(), ids=edm.ALL.keys())
+def test_a_generator_of_pixels_is_described_by_its_own_family(tmp_path: Path, architecture):
+    state = edm.random_state(architecture)
+    provenance = {**PROVENANCE, "method": "sid"}
+    save_network(tmp_path / "g", NetworkFolder(architecture, state, provenance=provenance))
+    written = card(tmp_path / "g")
+    assert "edm" in written.data.tags
+    assert "# EDM SiD" in written.text
+    assert "| network's images | 3 x 8 x 8, " in written.text
+    assert "VAE" not in written.text
+    assert written.data.license == "unknown"
+    assert arxiv(written) == {"2206.00364", "2404.04057"}
 
 
 def test_names_that_resemble_a_published_teachers_prove_nothing(folder: Path):

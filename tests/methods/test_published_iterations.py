@@ -109,6 +109,7 @@ def _method(v: Vectors, together: int) -> SiDA:
         steps=1,
         forced_weight_norm=s["forced_weight_norm"]["generator"],
         learning_rate=SimpleNamespace(generator=s["lr"]),
+        adam=SimpleNamespace(generator_betas=None),
     )
     return SiDA(config, v.config)
 

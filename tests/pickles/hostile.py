@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from tests.networks.edm2.published import published_code, tiny
+from tests.networks.edm2.published import tiny
+from tests.networks.published import published_code
 
 SHAPE, STRIDE, ELEMENTS = (3, 16, 3, 3), (144, 9, 3, 1), 432  # of the last convolution
 

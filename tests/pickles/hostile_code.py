@@ -16,7 +16,9 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from tests.networks.edm2.published import _reconstruct_persistent_obj, snapshot, tiny
+from tests.networks.edm.published import tiny as tiny_edm
+from tests.networks.edm2.published import snapshot, tiny
+from tests.networks.published import _reconstruct_persistent_obj, persistent
 from tests.pickles.hostile import (
     Call,
     code,
@@ -49,6 +51,19 @@ def os_system_deep_in_a_network(canary: Path) -> bytes:
     made = tiny()
     made.unet.out_conv.kernel = Call(os.system, touch(canary))
     return dumps(snapshot(made), 5)
+
+
+@hostile("asks for 'posix.system'", live=True)
+def os_system_deep_in_a_network_of_edms(canary: Path) -> bytes:
+    made = tiny_edm()
+    made.model.enc["8x8_block0"].skip_scale = Call(os.system, touch(canary))
+    return dumps({"ema": made}, 2)
+
+
+@hostile("asks for 'builtins.eval'", live=True)
+def eval_in_the_augment_pipe(canary: Path) -> bytes:
+    pipe = persistent("AugmentPipe", p=Call(eval, code(canary)))
+    return dumps({"ema": tiny_edm(), "augment_pipe": pipe}, 5)
 
 
 @hostile("asks for 'subprocess.Popen'", live=True)

@@ -1,7 +1,7 @@
 """Imports each file of a folder in a process of its own and says what became of it.
 
 `python -m tests.pickles.hostile_judge FOLDER` prints a JSON object: name of a file -> error,
-seconds, peak memory in bytes, and what was executed. `warm_up` is a network: importing it first
+seconds, peak memory in bytes, and what was executed. `warm_up*` are networks: importing them first
 has Python load all that it loads on demand, so that what a file executes stands out.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sid_scale.errors import SidScaleError
-from sid_scale.networks.edm2.published import import_edm2
+from sid_scale.networks.published import import_published
 
 # Audit events of code being made, loaded, found or started.
 EXECUTION = {
@@ -47,7 +47,7 @@ def _import(file: Path) -> dict[str, Any]:
     error = "none"
     start = time.monotonic()
     try:
-        import_edm2(file, file.with_suffix(".out"))
+        import_published(file, file.with_suffix(".out"))
     except SidScaleError as refusal:
         error = str(refusal)
     except BaseException as crash:
@@ -68,6 +68,7 @@ def peak_memory() -> int:
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    import_edm2(folder / "warm_up", folder / "warm_up.out")
+    for network in sorted(folder.glob("warm_up*")):
+        import_published(network, network.with_suffix(".out"))
     verdicts = {file.stem: judge(file) for file in sorted(folder.glob("*.pkl"))}
     print(json.dumps(verdicts))

@@ -14,7 +14,10 @@ import numpy as np
 import torch
 
 from sid_scale.networks.edm2.network import EDM2
-from tests.networks.edm2.published import persistent, published, settings_of, tiny
+from tests.networks.edm.published import snapshot
+from tests.networks.edm.published import tiny as tiny_edm
+from tests.networks.edm2.published import published, settings_of, tiny
+from tests.networks.published import persistent
 from tests.pickles.hostile import (
     ELEMENTS,
     STRIDE,
@@ -294,6 +297,16 @@ def modules_that_double(_: Path) -> bytes:
 # --- impossible networks ------------------------------------------------------------------
 
 
+@hostile("bytes, but weights of")
+def one_storage_for_all_weights_of_edms(_: Path) -> bytes:
+    made = tiny_edm()
+    contents = saved_storage(max(weight.numel() for weight in made.parameters()))
+    for module in made.modules():
+        for name, weight in module._parameters.items():
+            module._parameters[name] = tensor_of(contents, weight.shape, weight.stride())
+    return dumps(snapshot(made))
+
+
 @hostile("num_blocks is 1000000000")
 def a_billion_blocks(_: Path) -> bytes:
     return dumps({"ema": tiny(num_blocks=10**9)})
@@ -303,6 +316,18 @@ def a_billion_blocks(_: Path) -> bytes:
 def the_largest_network_that_settings_allow(_: Path) -> bytes:
     largest = {"model_channels": 16_384, "channel_mult": [64] * 8, "num_blocks": 32}
     return dumps({"ema": tiny(**largest, img_resolution=4096, channel_mult_noise=64)})
+
+
+@hostile("the weights are not those of its architecture")
+def the_largest_network_of_edms_that_settings_allow(_: Path) -> bytes:
+    largest = {"model_channels": 16_384, "channel_mult": [64] * 8, "num_blocks": 32}
+    wide = {"channel_mult_emb": 64, "channel_mult_noise": 64, "label_dim": 2**24}
+    return dumps(snapshot(tiny_edm(**largest, **wide, img_resolution=2**14)))
+
+
+@hostile("num_blocks and channel_mult make an encoder of 960 blocks")
+def more_blocks_of_edms_than_can_be_built_soon(_: Path) -> bytes:
+    return dumps(snapshot(tiny_edm(num_blocks=64, channel_mult=[64] * 15, img_resolution=2**14)))
 
 
 @hostile("unet.out_conv.weight wants more than its storage's 432 elements")

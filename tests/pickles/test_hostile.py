@@ -17,8 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sid_scale.errors import SidScaleError
-from sid_scale.networks.edm2.published import read_edm2
+from sid_scale.networks.published import read_published
 from tests.conftest import ROOT
+from tests.networks.edm.published import DDPMPP, random_state, snapshot
+from tests.networks.edm.published import tiny as tiny_edm
 from tests.networks.edm2.published import tiny
 from tests.pickles import hostile_code, hostile_sizes
 from tests.pickles.hostile import FILES, dumps
@@ -29,6 +31,8 @@ pytestmark = pytest.mark.faults
 SECONDS = 10
 MEMORY = 1_500_000_000  # bytes, beyond the size of the file
 LIVE = [name for name, file in FILES.items() if file.live]
+# Files of whole networks, and the names of their weights.
+NAMES = {"warm_up": tiny_network().state_dict().keys(), "warm_up_edm": random_state(DDPMPP).keys()}
 MODULES = (hostile_code, hostile_sizes)  # importing them fills FILES
 
 
@@ -39,6 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, file in FILES.items():
         (folder / f"{name}.pkl").write_bytes(file.make(folder / f"{name}.canary"))
     (folder / "warm_up").write_bytes(dumps({"ema": tiny()}))
+    (folder / "warm_up_edm").write_bytes(dumps(snapshot(tiny_edm())))
     return folder
 
 
@@ -89,7 +94,7 @@ def test_pythons_own_pickle_runs_what_is_hidden_in_them(tmp_path: Path):
 
 RUN_ALL = """
 import contextlib, pathlib, pickle, sys, time
-from tests.networks.edm2.published import published_code
+from tests.networks.published import published_code
 
 folder = pathlib.Path(sys.argv[1])
 for file in folder.glob("*.pkl"):
@@ -102,19 +107,20 @@ time.sleep(1)  # for what was started and not waited for
 @settings(max_examples=200, deadline=None)
 @given(data=st.data())
 def test_damage_anywhere_is_a_clear_error_or_other_values(data: st.DataObject, folder: Path):
-    contents = bytearray((folder / "warm_up").read_bytes())
+    whole = data.draw(st.sampled_from(sorted(NAMES)))
+    contents = bytearray((folder / whole).read_bytes())
     place = data.draw(st.integers(0, len(contents) - 1))
     contents[place : place + data.draw(st.integers(0, 8))] = data.draw(st.binary(max_size=8))
     damaged = folder / "damaged"
     damaged.write_bytes(contents)
     error, names = outcome(damaged)
-    assert names == tiny_network().state_dict().keys() or error.startswith(str(damaged))
+    assert names == NAMES[whole] or error.startswith(str(damaged))
     assert error.isprintable()
 
 
 def outcome(file: Path) -> tuple[str, Collection[str]]:
     """What an import says, and the names of the weights that it yields."""
     try:
-        return "", read_edm2(file).state.keys()
+        return "", read_published(file).state.keys()
     except SidScaleError as error:
         return str(error), ()

@@ -17,8 +17,9 @@ from torch import nn
 from sid_scale.pickles import reader
 from sid_scale.pickles.reader import PickledObject, PickledTensor, PickleError, open_pickle
 from sid_scale.pickles.values import array, number, numbers
-from tests.networks.edm2.published import persistent
+from tests.networks.published import persistent
 from tests.pickles.hostile import dumps
+from tests.sources import python2_pickle
 
 PROTOCOLS = [2, 3, 4, 5]
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -63,6 +64,17 @@ def test_other_containers_come_out_as_lists_and_dicts(tmp_path: Path, protocol: 
         "set": [1.5],
         "ordered": {"a": 1, "b": [2]},
     }
+
+
+def test_what_python_2_wrote_is_read_with_a_character_for_each_byte(tmp_path: Path):
+    images, labels = np.arange(24, dtype=np.uint8).reshape(2, 3, 2, 2) * 10, np.array([3, 258])
+    path = tmp_path / "file.pkl"
+    path.write_bytes(python2_pickle(images, labels))
+    with open_pickle(path) as contents:
+        assert contents["batch_label"] == "training batch 1 of 5"
+        assert contents["labels"] == [3, 258]
+        np.testing.assert_array_equal(array(contents["data"], "data"), images.reshape(2, 12))
+    assert read(tmp_path, b"\x80\x02U\x03\x00\x7f\xff.") == "\x00\x7f\xff"
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -46,7 +46,7 @@ def roles_of(updates: Iterator[Update]) -> list[str]:
 
 def test_there_is_one_for_every_size_and_method():
     expected = {f"edm2-img512-{size}-{method}" for size in SIZES for method in METHODS}
-    assert set(preset_names()) == expected | {"digits"}
+    assert {name for name in preset_names() if name.startswith("edm2-")} == expected
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -104,24 +104,25 @@ def test_what_a_preset_names_is_there_or_made_by_another(size: str):
 
 def test_the_list_tells_what_is_known_of_each():
     rows = {row.name: row for row in presets()}
-    assert list(rows)[:4] == [
-        "edm2-img512-xs-sid",
-        "edm2-img512-xs-sida",
-        "edm2-img512-xs-sid2a",
-        "edm2-img512-s-sid",
-    ]
+    assert list(rows)[:3] == [f"edm-cifar10-uncond-{method}" for method in METHODS]
+    assert list(rows)[15:18] == [f"edm2-img512-xs-{method}" for method in METHODS]
     assert set(rows) == set(preset_names())
     largest = rows["edm2-img512-xxl-sid2a"]
-    assert (largest.size, largest.parameters, largest.method) == ("xxl", 1523, "sid2a")
+    assert (largest.data_set, round(largest.parameters)) == ("ImageNet 512x512", 1523)
+    assert largest.method == "sid2a"
     assert (largest.batch_size, largest.total_images) == (2048, 30_000_000)
     assert largest.reported_fid == 1.366
     assert largest.teacher == "edm2-img512-xxl-0939524-0.070"
     digits = rows["digits"]
-    assert digits.size is None
+    assert digits.data_set is None
     assert digits.parameters is not None
     assert 0.1 < digits.parameters < 5
     for name, row in rows.items():  # what no source tells is not made up
-        assert (row.reported_fid is None) == (name == "digits" or row.method == "sid")
+        of_latents = name.startswith("edm2-") and row.method == "sid"
+        assert (row.reported_fid is None) == (name.startswith("digits") or of_latents)
+    smallest = rows["edm-cifar10-cond-sid"]
+    assert (smallest.data_set, smallest.reported_fid) == ("CIFAR-10, classes", 1.71)
+    assert round(smallest.parameters, 2) == 55.74
 
 
 def test_the_command_prints_the_list_with_dashes_for_what_is_not_known(capsys):
@@ -133,6 +134,7 @@ def test_the_command_prints_the_list_with_dashes_for_what_is_not_known(capsys):
     assert set(fid) == set(preset_names())
     assert fid["edm2-img512-m-sida"][-2:] == ["1.488*", "edm2-img512-m-2147483-0.100"]
     assert fid["edm2-img512-m-sid"][-2] == "-"
+    assert fid["edm-ffhq64-sid"][-2:] == ["1.550", "edm-ffhq-64x64-uncond-vp"]
     assert head.split()[-2:] == ["FID", "teacher"]
 
 

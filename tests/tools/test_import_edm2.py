@@ -14,7 +14,9 @@ from sid_scale.networks.edm2.architecture import EDM2Architecture
 from sid_scale.networks.edm2.network import EDM2
 from sid_scale.networks.folder import load_network
 from tests.conftest import ROOT
-from tests.networks.edm2.published import published, settings_of, snapshot, tiny, write
+from tests.networks.edm import published as edm
+from tests.networks.edm2.published import published, settings_of, snapshot, tiny
+from tests.networks.published import persistent, write
 from tests.pickles.hostile import Call, dumps
 from tests.tiny import ARCHITECTURE, tiny_folder
 
@@ -61,18 +63,48 @@ def test_a_teacher_becomes_a_folder(tool: Tool, teacher: Path, tmp_path: Path):
 
 
 def test_a_generator_with_all_that_can_be_said_of_it(tool: Tool, teacher: Path, tmp_path: Path):
-    settings = ("--init-sigma", "1.5", "--steps", "2", "--method", "sid2a")
+    settings = ("--init-sigma", "1.5", "--steps", "2", "--method", "sid2a", "--teacher", "xs")
     process = tool("teacher.pkl", "generator", "--kind", "generator", *settings)
     assert process.returncode == 0, process.stderr
     provenance = load_network(tmp_path / "generator").provenance
-    said = {key: provenance[key] for key in ("kind", "init_sigma", "steps", "method", "source")}
+    said = {
+        key: provenance[key]
+        for key in ("kind", "init_sigma", "steps", "method", "teacher", "source")
+    }
     assert said == {
         "kind": "generator",
         "init_sigma": 1.5,
         "steps": 2,
         "method": "sid2a",
+        "teacher": "xs",
         "source": "teacher.pkl",
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "contents"),
+    [
+        ("edm-cifar10-32x32-cond-vp.pkl", edm.snapshot(edm.tiny())),
+        ("edm2-img64-s-1073741-0.075.pkl", snapshot(tiny(), persistent("StandardRGBEncoder"))),
+        ("edm2-img64-s-ddo.pkl", {"ema": tiny()}),
+    ],
+)
+def test_a_teacher_of_pixels(tool: Tool, tmp_path: Path, name: str, contents):
+    write(tmp_path / name, contents)
+    process = tool(name, "teacher")
+    assert process.stdout.startswith("teacher: teacher of "), process.stderr
+    folder = load_network(tmp_path / "teacher")
+    assert folder.codec == {"kind": "identity"}
+    assert folder.provenance["source"] == name
+
+
+def test_the_teacher_of_latents_that_ddo_publishes(tool: Tool, tmp_path: Path):
+    architecture = EDM2Architecture(8, 4, 4, 16, (1, 2), 1, (4,), 16, 16)
+    made = published(architecture, EDM2(architecture).state_dict(), **settings_of(architecture))
+    write(tmp_path / "edm2-img512-l-ddo.pkl", {"ema": made})
+    process = tool("edm2-img512-l-ddo.pkl", "teacher", "--vae", "vae")
+    assert process.stdout.startswith("teacher: teacher of "), process.stderr
+    assert load_network(tmp_path / "teacher").codec["kind"] == "vae"
 
 
 def test_the_vae_is_found_again_from_anywhere(tool: Tool, tmp_path: Path):
@@ -141,7 +173,7 @@ sys.exit(main(["import", *sys.argv[1:]]))
         ("teacher.pkl",),
         ("teacher.pkl", "out", "--steps", "3"),
         ("teacher.pkl", "out", "--init-sigma", "-1"),
-        ("teacher.pkl", "out", "--method", "gdd"),
+        ("teacher.pkl", "out", "--method", "none"),
         ("teacher.pkl", "out", "--kind", "vae"),
     ],
 )
@@ -158,7 +190,7 @@ def test_wrong_use_exits_with_2(tool: Tool, teacher: Path, tmp_path: Path, argum
 MEASURED = """
 import json, subprocess, sys
 from sid_scale.cli import main
-import sid_scale.networks.edm2.published
+import sid_scale.networks.published
 from tests.pickles.hostile_judge import peak_memory
 
 measuring = '''

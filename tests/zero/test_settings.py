@@ -15,6 +15,8 @@ from tests.conftest import ROOT
 SHIPPED = {
     "cpu": (2, torch.float32, False),
     "zero2": (2, torch.bfloat16, False),
+    "zero2_fp32": (2, torch.float32, False),
+    "zero2_fp16": (2, torch.float16, False),
     "zero2_24gb": (2, torch.bfloat16, False),
     "zero2_offload": (2, torch.bfloat16, True),
     "zero2_slow_network": (2, torch.bfloat16, False),

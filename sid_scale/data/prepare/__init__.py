@@ -2,6 +2,7 @@
 
     raw_samples.py   what every source of samples offers
     sources.py       latents and images in files;  pixel_shards.py  images in shards
+    cifar10.py       CIFAR-10 in its authors' own archives
     places.py        what a source names: files.py a folder, archives.py a zip or tar, or several
     folder_levels.py which folder is meant;  splits.py  names of splits
     class_labels.py  which class a file is of
@@ -12,5 +13,5 @@
     refusals.py      samples that have no place in a data set;  shard_writer.py  one shard
     verify.py        what is wrong with a data set
 
-Imports: data, codecs, dtypes, errors, hashing, inputs_changed, process_pool, thread_map.
+Imports: data, pickles, codecs, dtypes, errors, hashing, inputs_changed, process_pool, thread_map.
 """

@@ -1,4 +1,4 @@
-"""Which class each file of a source is of: by EDM2's `dataset.json`, by WebDataset's `.cls` files,
+"""Which class each file of a source is of: by EDM's `dataset.json`, by WebDataset's `.cls` files,
 or by ImageNet's folders, one a class."""
 
 import json
@@ -56,7 +56,10 @@ def find_labels(
         SourceError: they are damaged, do not fit the files, or leave more than one reading.
     """
     if level.root + LABELS in files.names:
-        labels = _in_json(where, files, level, gone)
+        in_json = _in_json(where, files, level, gone)
+        if in_json is None:
+            return _no_labels(where, level, expected)
+        labels = in_json
     elif beside := _class_files(files, level):
         labels = _beside(where, files, level, beside)
     else:
@@ -78,17 +81,21 @@ def find_labels(
 # --- dataset.json -------------------------------------------------------------------------
 
 
-def _in_json(where: str, files: Files, level: Level, gone: Mapping[str, int]) -> list[int]:
-    """Labels by `dataset.json`, whose names are relative to its folder."""
+def _in_json(where: str, files: Files, level: Level, gone: Mapping[str, int]) -> list[int] | None:
+    """Labels by `dataset.json`, whose names are relative to its folder; None: it says that there
+    are none."""
     json_name = level.root + LABELS
     where = f"{where}: {json_name}"
     known: dict[str, int] = {}
     copies = [number for number, name in enumerate(files.names) if name == json_name]
     with files.part(copies).open() as reads:  # parts of a data set may have one each
-        for read in reads:
-            for name, label in _parse(where, read()).items():
-                if known.setdefault(name, label) != label:
-                    raise SourceError(f"{where}: {name} is of class {known[name]}, and of {label}")
+        parsed = [_parse(where, read()) for read in reads]
+    if all(labels is None for labels in parsed):
+        return None
+    for labels in parsed:
+        for name, label in (labels or {}).items():
+            if known.setdefault(name, label) != label:
+                raise SourceError(f"{where}: {name} is of class {known[name]}, and of {label}")
     if not known:
         raise SourceError(f"{where} holds no labels; --unlabelled makes a set without classes")
     names = [files.names[number][len(level.root) :] for number in level.numbers]
@@ -105,18 +112,36 @@ def _in_json(where: str, files: Files, level: Level, gone: Mapping[str, int]) ->
     return [known[name] for name in names]
 
 
-def _parse(where: str, content: bytes) -> dict[str, int]:
+def _no_labels(where: str, level: Level, expected: ClassCount | None) -> Labels:
+    """What `dataset.json` says with `"labels": null`.
+
+    Raises:
+        SourceError: classes are wanted.
+    """
+    json_name = level.root + LABELS
+    if expected:
+        raise SourceError(
+            f"{where}: {json_name} says that there are no labels, but {expected.origin} has "
+            f"{expected.number} classes; --unlabelled makes a set without"
+        )
+    notes = [f"{where}: {json_name} says that there are no labels: a set without classes"]
+    return Labels([0] * len(level.numbers), 0, [], notes)
+
+
+def _parse(where: str, content: bytes) -> dict[str, int] | None:
     try:
         labels = json.loads(content)["labels"]
-        if not isinstance(labels, list | None):
+        if labels is None:
+            return None
+        if not isinstance(labels, list):
             raise TypeError("no list")
-        found = dict(labels or ())
+        found = dict(labels)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise SourceError(
             f'{where}: not of the form {{"labels": [[file, class], ...]}} '
             f"({type(error).__name__}: {error})"
         ) from error
-    for name, label in labels or ():
+    for name, label in labels:
         if found[name] != label:
             raise SourceError(f"{where}: {name} is of class {label}, and of {found[name]}")
     return found

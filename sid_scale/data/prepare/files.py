@@ -13,7 +13,7 @@ from sid_scale.data.prepare.images import SUFFIXES
 from sid_scale.errors import SidScaleError
 
 LATENT = ".npy"
-LABELS = "dataset.json"  # EDM2's
+LABELS = "dataset.json"  # EDM's
 CLASS = ".cls"  # WebDataset's: a file beside each sample
 MOST_NAMED = 5
 MOST_BYTES = 1 << 28  # of one file: what claims more is no sample

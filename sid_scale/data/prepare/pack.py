@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from sid_scale.codecs import IdentityCodec
+from sid_scale.codecs import Codec, IdentityCodec, VAECodec
 from sid_scale.data.prepare.build import ShardBuild
 from sid_scale.data.prepare.images import centre_crop
 from sid_scale.data.prepare.plan import Plan, describe_source, shard_count, shuffled
 from sid_scale.data.prepare.raw_samples import Raw, Source, SourcePart
 from sid_scale.data.prepare.refusals import Refusals
 from sid_scale.data.prepare.shard_writer import Sample, SampleFormat
-from sid_scale.data.shards import ShardError
+from sid_scale.data.shards import PIXELS, ShardError
 from sid_scale.process_pool import over_processes
 
 AT_ONCE = 100  # samples that are listed to find one that is sound
@@ -26,17 +26,16 @@ class Packing:
     """How samples are packed.
 
     Args:
-        dtype: by default float32 for latents, and float16 for pixels, of which it holds 8 bits
-            exactly.
+        dtype: of latents; None: the codec's usual one. Pixels have their own.
         resolution: images are cropped to it; None if they all have one shape.
-        codec: description of the latents' codec; pixels have their own.
+        codec: of latents; pixels have their own.
     """
 
     shard_bytes: int
     dtype: str | None
     seed: int
     resolution: int | None
-    codec: dict[str, Any]
+    codec: Codec
 
 
 def plan_packing(source: Source, packing: Packing) -> Plan:
@@ -46,16 +45,13 @@ def plan_packing(source: Source, packing: Packing) -> Plan:
         SidScaleError: all samples are damaged, or no latents of that codec.
     """
     raw, stored = _first_sound(source, packing.resolution)
+    codec: Codec = IdentityCodec()
     if source.kind == "latents":
         codec = packing.codec
-        if 2 * len(codec["scale"]) != stored.shape[0] or 2 * len(codec["bias"]) != stored.shape[0]:
-            raise ShardError(
-                f"{raw.where}: shape {stored.shape}, but the codec has {len(codec['scale'])} "
-                "channels, each with a mean and a std; give --codec to describe another"
-            )
+        _check_channels(raw, stored, codec)
     else:
-        codec = IdentityCodec().describe()
-    dtype = packing.dtype or ("float32" if source.kind == "latents" else "float16")
+        _check_image(raw, stored, packing.dtype)
+    dtype = packing.dtype or codec.stored_dtypes[0]
     sample_format = SampleFormat(stored.shape, dtype, source.num_classes)
     return Plan(
         source=describe_source(source),
@@ -64,8 +60,44 @@ def plan_packing(source: Source, packing: Packing) -> Plan:
         samples=len(source),
         shards=shard_count(len(source), sample_format, packing.shard_bytes),
         format=sample_format,
-        codec=codec,
+        codec=codec.describe(),
     )
+
+
+def _check_channels(raw: Raw, stored: np.ndarray, codec: Codec) -> None:
+    """Compares the first latents with the codec that is to have made them.
+
+    Raises:
+        ShardError: it has not.
+    """
+    if not isinstance(codec, VAECodec):
+        raise ShardError(
+            f"{raw.where}: latents, but --codec describes a network of pixels; give the codec that "
+            "made them, or images as the source"
+        )
+    if 2 * len(codec.scale) != stored.shape[0] or 2 * len(codec.bias) != stored.shape[0]:
+        raise ShardError(
+            f"{raw.where}: shape {stored.shape}, but the codec has {len(codec.scale)} "
+            "channels, each with a mean and a std; give --codec to describe another"
+        )
+
+
+def _check_image(raw: Raw, stored: np.ndarray, dtype: str | None) -> None:
+    """Whether the first image can be one of a network's.
+
+    Raises:
+        ShardError: it is no square, or is to be stored as something else than it is.
+    """
+    _, height, width = stored.shape
+    if height != width:
+        raise ShardError(
+            f"{raw.where}: {width}x{height} pixels; networks of pixels take squares of the "
+            "teacher's size: --resolution R crops all images to R x R"
+        )
+    if dtype is not None:
+        raise ShardError(
+            f"{raw.where}: an image, whose pixels are stored as {PIXELS}: --dtype is for latents"
+        )
 
 
 def _first_sound(source: Source, resolution: int | None) -> tuple[Raw, np.ndarray]:
@@ -97,7 +129,7 @@ def pack(source: Source, making: ShardBuild, workers: int) -> Iterator[int]:
 
 
 def stored_sample(raw: Raw, resolution: int | None) -> Sample:
-    """A sample as a shard stores it; pixels through IdentityCodec.
+    """A sample as a shard stores it: latents, or an image as IdentityCodec does.
 
     Raises:
         SidScaleError: it is damaged.

@@ -15,7 +15,9 @@ from sid_scale.data.prepare.class_labels import ClassCount
 from sid_scale.data.prepare.files import SourceError
 from sid_scale.data.prepare.keys import key_of
 from sid_scale.data.prepare.raw_samples import Entry, Raw
-from sid_scale.data.shards import ShardIndex, decode, read_index, read_shard
+from sid_scale.data.shards import PIXELS, ShardIndex, decode, read_index, read_shard
+
+RGB = 3
 
 
 class PixelShards:
@@ -27,11 +29,11 @@ class PixelShards:
 
     def __init__(self, folder: Path, expected: ClassCount | None = None, unlabelled: bool = False):
         self.folder, self.index = folder, read_index(folder)
-        if self.index.codec != IdentityCodec().describe() or self.index.sample_shape[0] != 6:
-            kind = self.index.codec.get("kind")
+        is_pixels = self.index.codec == IdentityCodec().describe() and self.index.dtype == PIXELS
+        if not is_pixels or self.index.sample_shape[0] != RGB:
             raise SourceError(
-                f"{folder} holds shards of latents already (codec {kind}); of shards, only those "
-                "of pixels can be a source"
+                f"{folder} holds {self.index}; of shards, only those of {PIXELS} images in three "
+                "colours can be a source"
             )
         if expected and not unlabelled and expected.number != self.index.num_classes:
             raise SourceError(
@@ -72,16 +74,10 @@ class ShardPart:
             if count and first < shard.samples:
                 for record in islice(read_shard(self.folder, shard, first), count):
                     stored, label = decode(record, self.index)
-                    load = partial(_pixels, stored)
+                    load = partial(stored.transpose, 1, 2, 0)
                     entry = Entry(record.key, 0 if self.unlabelled else label, "")
                     yield Raw(
                         key_of(f"{record.key}.png"), entry, f"{record.url}: {record.key}", load
                     )
                 count -= min(count, shard.samples - first)
             first = max(0, first - shard.samples)
-
-
-def _pixels(stored: np.ndarray) -> np.ndarray:
-    """What IdentityCodec made stored pixels of: (6, H, W) -> uint8 (H, W, 3)."""
-    pixels = np.rint((stored[:3].astype(np.float32) + 1) * 127.5)
-    return pixels.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)

@@ -32,7 +32,7 @@ BUFFER = 1 << 20  # tarfile writes bits of 10 kB
 
 
 class Sample(NamedTuple):
-    """What a shard stores: its key, the codec's posterior (2C, H, W), its class."""
+    """What a shard stores: its key, what the codec made of it, its class."""
 
     key: str
     stored: np.ndarray
@@ -41,7 +41,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class SampleFormat:
-    """What all samples of a data set have in common; `shape` is (2C, H, W)."""
+    """What all samples of a data set have in common; `shape` is that which the codec stores."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -56,9 +56,12 @@ class SampleFormat:
         """A sample, checked and ready for `write_shard`.
 
         Raises:
-            ShardError: it has a bad key, another shape, a non-finite value or a class out of range.
+            ShardError: it has a bad key, another shape or kind of numbers, a non-finite value or a
+                class out of range.
         """
         key, stored, label = sample
+        if not np.can_cast(stored.dtype, DTYPES[self.dtype], "same_kind"):
+            raise ShardError(f"sample {key!r}: {stored.dtype} cannot be stored as {self.dtype}")
         with np.errstate(over="ignore"):  # an overflow is reported, by its key, just below
             array = np.ascontiguousarray(stored, dtype=DTYPES[self.dtype])
         where = f"sample {checked_key(key)!r}"
@@ -122,8 +125,9 @@ def write_shards(
     fewer), then the index. The same samples give the same bytes.
 
     Args:
-        samples: (key, stored, label) triples; the first one sets the shape (2C, H, W).
+        samples: (key, stored, label) triples; the first one sets the shape.
         codec: JSON description of the codec that made them (`Codec.describe`).
+        dtype: one of the codec's `stored_dtypes`.
 
     Raises:
         ShardError: the folder already holds a data set, there are no samples, or one of them

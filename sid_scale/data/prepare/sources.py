@@ -1,4 +1,4 @@
-"""What shards are made of: latents or images in folders and archives, or pixel shards.
+"""What shards are made of: latents or images in folders and archives, pixel shards, or CIFAR-10.
 
 A source lists its samples - a key, a class, a place - and opens none of them; `part` takes some
 out, to be read here or in another process. Which folder is meant, and which class a file is of, is
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sid_scale.data.prepare.cifar10 import TRAIN, Cifar10, find_form
 from sid_scale.data.prepare.class_labels import ClassCount, Labels, find_labels
 from sid_scale.data.prepare.files import Files, Part, SourceError, first_repeated
 from sid_scale.data.prepare.folder_levels import Level, find_level
@@ -35,6 +36,7 @@ def open_source(
     unlabelled: bool = False,
     empty_classes: bool = False,
     refused: Iterable[Entry] = (),
+    split: str | None = None,
 ) -> Source:
     """The source in a folder or archive, or in several that hold parts of one data set.
 
@@ -46,12 +48,21 @@ def open_source(
         refused: samples, as they were, that have no place in a data set. One that is gone since
             keeps its number, and one that is mended its part in the fingerprint, so that all work
             on the others holds.
+        split: cifar10.TRAIN (also if it is None) or TEST, of CIFAR-10 as its authors publish it.
 
     Raises:
-        SourceError: it cannot be read, its labels do not fit its files, or a class is out of range.
+        SourceError: it cannot be read, its labels do not fit its files, a class is out of range, or
+            it has no such splits.
         ShardError: it holds shards that are damaged.
     """
     places = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+    if len(places) == 1 and (form := find_form(places[0])):
+        return Cifar10(places[0], form, split or TRAIN, expected, unlabelled)
+    if split is not None:
+        raise SourceError(
+            f"{describe(places)}: --split is for CIFAR-10's own archives; of others give the "
+            "folder or archive of the split that is meant"
+        )
     if len(places) == 1 and (places[0] / INDEX).is_file():
         return PixelShards(places[0], expected, unlabelled)
     where, files = describe(places), open_files(places)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from sid_scale.codecs import SIGMA_DATA, Codec, CodecError, VAECodec, open_codec
 from sid_scale.data.shards import (
@@ -42,9 +43,9 @@ class Moments:
     def none(cls, channels: int) -> "Moments":
         return cls(0, np.zeros(channels), np.zeros(channels))
 
-    def add(self, stored: np.ndarray) -> None:
-        """A posterior (2C, H, W): of its draws, E[x] = mean and E[x^2] = mean^2 + std^2."""
-        mean, std = np.split(stored.astype(np.float64).reshape(len(stored), -1), 2)
+    def add(self, mean: np.ndarray, std: np.ndarray) -> None:
+        """A posterior, (C, H, W) each: of its draws, E[x] = mean and E[x^2] = mean^2 + std^2."""
+        mean, std = (a.astype(np.float64).reshape(len(a), -1) for a in (mean, std))
         self.count += mean.shape[1]
         self.total += mean.sum(axis=1)
         self.squares += np.einsum("cp,cp->c", mean, mean) + np.einsum("cp,cp->c", std, std)
@@ -99,9 +100,10 @@ def check_shards(folder: str | Path, workers: int) -> Iterator[int | Report]:
     folder = Path(folder)
     index = load_index(folder)
     report = Report(index)
-    moments = Moments.none(index.sample_shape[0] // 2)
+    codec, unfit = _codec_of(index)
+    moments = Moments.none(_channels(index, codec))
     keys: list[np.ndarray] = [np.empty(0, np.uint64)] * len(index.shards)
-    tasks = (_Task(folder, index, number) for number in range(len(index.shards)))
+    tasks = (_Task(folder, index, codec, number) for number in range(len(index.shards)))
     found: dict[int, list[str]] = {}
     for checked in over_processes(_check_shard, tasks, workers):
         found[checked.number] = checked.faults
@@ -114,8 +116,9 @@ def check_shards(folder: str | Path, workers: int) -> Iterator[int | Report]:
     report.faults += _repeated(folder, index, keys)
     if not report.faults:  # else it would be said twice
         report.faults += _histogram_faults(index, report.classes)
-    if moments.count:
-        report.channels, more = _compare_with_codec(index, moments)
+    report.faults += unfit
+    if codec and moments.count:
+        report.channels, more = _compare_with_codec(codec, moments)
         report.faults += more
     yield report
 
@@ -140,6 +143,7 @@ def verify_shards(folder: str | Path) -> ShardIndex:
 class _Task:
     folder: Path
     index: ShardIndex
+    codec: Codec | None
     number: int
 
 
@@ -153,7 +157,7 @@ class _Checked(NamedTuple):
 
 def _check_shard(task: _Task) -> _Checked:
     shard = task.index.shards[task.number]
-    moments = Moments.none(task.index.sample_shape[0] // 2)
+    moments = Moments.none(_channels(task.index, task.codec))
     checked = _Checked(task.number, [], np.empty(0, np.uint64), Counter(), moments)
     path = task.folder / shard.name
     try:
@@ -175,7 +179,9 @@ def _check_shard(task: _Task) -> _Checked:
                 checked.faults.append(str(error))
             else:
                 checked.classes[label] += 1
-                moments.add(stored)
+                if task.codec:
+                    mean, std = task.codec.posterior(torch.from_numpy(stored)[None])
+                    moments.add(mean[0].numpy(), std[0].numpy())
     except ShardError as error:
         checked.faults.append(str(error))
     shown = _at_most(checked.faults, MOST_OF_A_SHARD, f"{path}: faults")
@@ -220,18 +226,35 @@ def _histogram_faults(index: ShardIndex, classes: Counter[int]) -> list[str]:
     ]
 
 
-def _compare_with_codec(index: ShardIndex, moments: Moments) -> tuple[list[Channel], list[str]]:
-    """The channels; and faults, if a VAE's raw latents are not what its codec assumes."""
+def _codec_of(index: ShardIndex) -> tuple[Codec | None, list[str]]:
+    """The codec; or faults, if there is none that stores such samples."""
     try:
-        codec: Codec = open_codec(index.codec)
+        codec = open_codec(index.codec)
     except CodecError as error:
-        return [], [f"{INDEX}: {error}"]
+        return None, [f"{INDEX}: {error}"]
+    if index.dtype not in codec.stored_dtypes:
+        return None, [
+            f"{INDEX}: {index.dtype} samples, but codec {index.codec['kind']} stores "
+            f"{' or '.join(codec.stored_dtypes)}; write the shards again"
+        ]
+    channels = _channels(index, codec)
+    if isinstance(codec, VAECodec) and not len(codec.scale) == len(codec.bias) == channels:
+        return None, [f"the codec has {len(codec.scale)} channels, the samples have {channels}"]
+    return codec, []
+
+
+def _channels(index: ShardIndex, codec: Codec | None) -> int:
+    """How many channels the raw latents have."""
+    per_channel = codec.stored_shape((1, 1, 1))[0] if codec else 1
+    return index.sample_shape[0] // per_channel
+
+
+def _compare_with_codec(codec: Codec, moments: Moments) -> tuple[list[Channel], list[str]]:
+    """The channels; and faults, if a VAE's raw latents are not what its codec assumes."""
     channels = len(moments.mean)
     scale, bias = [1.0] * channels, [0.0] * channels
     if isinstance(codec, VAECodec):
         scale, bias = list(codec.scale), list(codec.bias)
-    if not len(scale) == len(bias) == channels:
-        return [], [f"the codec has {len(scale)} channels, the samples have {channels}"]
     found = [
         Channel(mean, std, 0.0 - b / s, SIGMA_DATA / s)
         for mean, std, s, b in zip(moments.mean, moments.std, scale, bias, strict=True)

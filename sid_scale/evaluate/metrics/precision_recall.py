@@ -5,6 +5,7 @@ member's k-th nearest neighbour in the set, k = 3. Precision is the share of gen
 the real ones' places, recall the share of real images within the generated ones'.
 """
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -19,16 +20,19 @@ ROWS, COLUMNS = 2048, 4096  # whose distances are in memory at once, in float64:
 
 
 def precision_and_recall(real: np.ndarray, made: np.ndarray, ranks: Ranks) -> dict[str, float]:
-    """Shares in [0, 1] for features (N, D) and (M, D), the same on every rank. Collective."""
+    """Shares in [0, 1] for features (N, D) and (M, D), the same on every rank; NaN where features
+    are not finite. Collective."""
+    of_real, of_made = _radii(real, ranks), _radii(made, ranks)
+    if not (of_real.isfinite().all() and of_made.isfinite().all()):
+        return dict.fromkeys(("precision", "recall"), math.nan)
     return {
-        "precision": _share_within(made, real, ranks),
-        "recall": _share_within(real, made, ranks),
+        "precision": _share_within(made, real, of_real, ranks),
+        "recall": _share_within(real, made, of_made, ranks),
     }
 
 
-def _share_within(looked_at: np.ndarray, members: np.ndarray, ranks: Ranks) -> float:
-    """Share of features within the manifold of `members`."""
-    radii = _radii(members, ranks)
+def _share_within(looked_at: np.ndarray, members: np.ndarray, radii: Tensor, ranks: Ranks) -> float:
+    """Share of features within `radii` (M,) of `members` (M, D)."""
     within = torch.zeros(1, dtype=torch.float64, device=ranks.device)
     for rows in _dealt(len(looked_at), ranks):
         inside = torch.zeros(rows.stop - rows.start, dtype=torch.bool, device=ranks.device)

@@ -158,8 +158,8 @@ def read_reference(path: str | Path) -> ReferenceFile:
     except OSError as error:
         raise ReferenceFileError(
             f"reference {path}: cannot be read: {error.strerror or error}. EDM2's is named "
-            "img512.pkl (nvlabs-fi-cdn.nvidia.com/edm2/dataset-refs/), EDM's imagenet-64x64.npz, "
-            "ADM's VIRTUAL_imagenet512.npz; "
+            "img512.pkl (nvlabs-fi-cdn.nvidia.com/edm2/dataset-refs/), EDM's cifar10-32x32.npz "
+            "(nvlabs-fi-cdn.nvidia.com/edm/fid-refs/), ADM's VIRTUAL_imagenet512.npz; "
             f"{MAKE_ONE}"
         ) from error
     except PickleError as error:

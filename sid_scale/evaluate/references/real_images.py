@@ -30,8 +30,8 @@ class RealImageError(SidScaleError):
 
 
 class RealBatch(NamedTuple):
-    """Some images: their numbers (N,), uint8 (N, 3, H, W), and what shards hold (N, 2C, h, w);
-    a source has one of the two."""
+    """Some images: their numbers (N,), uint8 (N, 3, H, W), and what shards hold of them; a source
+    has one of the two."""
 
     numbers: Tensor
     images: Tensor | None
@@ -58,7 +58,7 @@ class RealImageSource(Protocol):
 
 
 class ShardSource:
-    """Latent shards."""
+    """Shards, of latents or pixels."""
 
     notes: tuple[str, ...] = ()
 
@@ -82,8 +82,7 @@ class ShardSource:
             yield self._batch(numbers, arrays)
 
     def _batch(self, numbers: list[int], arrays: list[np.ndarray]) -> RealBatch:
-        stored = torch.from_numpy(np.stack(arrays).astype(np.float32, copy=False))
-        return RealBatch(torch.tensor(numbers), None, stored)
+        return RealBatch(torch.tensor(numbers), None, torch.from_numpy(np.stack(arrays)))
 
 
 class ImageSource:
@@ -154,9 +153,8 @@ def open_source(path: Path, resolution: int | None = None) -> ShardSource | Imag
 def sampled(codec: Codec, batch: RealBatch) -> Tensor:
     """Network latents (N, C, h, w) of what shards store, with noise that is the sample's own."""
     assert batch.stored is not None
-    channels, height, width = batch.stored.shape[1:]
-    noise = SeededNoise(keyed_seeds(0, PURPOSE, batch.numbers)).normal(channels // 2, height, width)
-    return codec.sample(batch.stored, noise)
+    noise = SeededNoise(keyed_seeds(0, PURPOSE, batch.numbers))
+    return codec.sample(batch.stored, noise.normal)
 
 
 def spread(count: int, num: int) -> Taken:

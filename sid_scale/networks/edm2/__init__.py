@@ -3,8 +3,8 @@
     network.py    the U-Net with preconditioning;  layers.py  its pieces
     architecture.py  what it is built from
     sizes.py      the six published sizes
-    published.py  published pickles to network folders;  published_settings.py  their settings
-    export.py     weights under EDM2's names
+    published_settings.py  the settings in published files
+    silent_logvar.py       an uncertainty head that says 0
 
-Imports: networks, pickles, codecs.
+Imports: networks, pickles.
 """

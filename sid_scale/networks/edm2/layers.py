@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sid_scale.networks.denoiser import Float32Buffers
+
 EPSILON = 1e-4  # the paper's eps wherever a magnitude divides
 SILU_MAGNITUDE = 0.596  # RMS of silu(x) for x ~ N(0, 1), Eq. 81
 
@@ -70,7 +72,7 @@ def mp_cat(a: Tensor, b: Tensor) -> Tensor:
     return torch.cat([a, b], 1)
 
 
-class MPFourier(nn.Module):
+class MPFourier(Float32Buffers):
     """Random Fourier features of a scalar, unit variance (Eq. 75). (N,) -> (N, channels)."""
 
     freqs: Tensor
@@ -80,15 +82,6 @@ class MPFourier(nn.Module):
         super().__init__()
         self.register_buffer("freqs", 2 * math.pi * torch.randn(channels))
         self.register_buffer("phases", 2 * math.pi * torch.rand(channels))
-
-    def _apply(self, fn, recurse=True):
-        # A phase rounded to bfloat16 is another feature: these buffers stay float32 when the
-        # network around them is cast.
-        exact = self.freqs, self.phases
-        super()._apply(fn, recurse)
-        if self.freqs.dtype != torch.float32:
-            self.freqs, self.phases = (b.to(self.freqs.device) for b in exact)
-        return self
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cos(torch.outer(x.float(), self.freqs) + self.phases) * math.sqrt(2)

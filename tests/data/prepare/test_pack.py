@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sid_scale.codecs import IdentityCodec, stability_vae
+from sid_scale.codecs import IdentityCodec, VAECodec, stability_vae
 from sid_scale.data.prepare.build import ShardBuild, Share
 from sid_scale.data.prepare.pack import Packing, pack, plan_packing
 from sid_scale.data.prepare.plan import Plan, shuffled
@@ -32,7 +32,7 @@ from tests.sources import (
     write_zip,
 )
 
-PACKING = Packing(30_000, None, 0, None, stability_vae("vae").describe())
+PACKING = Packing(30_000, None, 0, None, stability_vae("vae"))
 
 
 def making(source: Source, folder: Path, **changes: Any) -> ShardBuild:
@@ -85,21 +85,45 @@ def test_shards_are_even_and_no_larger_than_asked_for(source: Source, tmp_path: 
     assert make(source, tmp_path / "tiny", shard_bytes=1).shards[0].samples == 1
 
 
-def test_eight_bit_pixels_survive_half_precision(tmp_path: Path) -> None:
+def test_pixels_are_stored_as_they_are(tmp_path: Path) -> None:
     values = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, axis=2)
     source = open_source(write_folder(tmp_path / "set", {"a/1.png": png(values)}))
     index = make(source, tmp_path / "out")
-    assert (index.dtype, index.codec) == ("float16", IdentityCodec().describe())
+    assert (index.sample_shape, index.dtype) == ((3, 16, 16), "uint8")
+    assert index.codec == IdentityCodec().describe()
     with open_source(tmp_path / "out").part(np.array([0])).open() as raws:
         np.testing.assert_array_equal(next(raws).load(), values)
 
 
 def test_images_of_many_sizes_are_cropped_to_one_if_asked(tmp_path: Path) -> None:
-    files = {f"a/{n}.png": png(np.zeros((8 + n, 12, 3), np.uint8)) for n in range(3)}
+    files = {f"a/{n}.png": png(np.zeros((12 + n, 12, 3), np.uint8)) for n in range(3)}
     source = open_source(write_folder(tmp_path / "set", files))
-    with pytest.raises(ShardError, match=r"1\.png: sample 'a/1': shape \(6, 9, 12\)"):
+    with pytest.raises(
+        ShardError, match=r"1\.png: sample 'a/1': shape \(3, 13, 12\).*--resolution"
+    ):
         make(source, tmp_path / "all")
-    assert make(source, tmp_path / "crop", resolution=4).sample_shape == (6, 4, 4)
+    assert make(source, tmp_path / "crop", resolution=4).sample_shape == (3, 4, 4)
+
+
+@pytest.mark.faults
+def test_images_that_are_no_squares_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    files = {f"a/{n}.png": png(np.zeros((8, 12, 3), np.uint8)) for n in range(3)}
+    source = open_source(write_folder(tmp_path / "set", files))
+    with pytest.raises(ShardError, match=r"0\.png: 12x8 pixels.*squares.*--resolution"):
+        make(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.faults
+def test_what_is_for_latents_is_refused_for_pixels_and_the_other_way_round(
+    source: Source, tmp_path: Path
+) -> None:
+    files = {"a/0.png": png(np.zeros((8, 8, 3), np.uint8))}
+    images = open_source(write_folder(tmp_path / "set", files))
+    with pytest.raises(ShardError, match="stored as uint8: --dtype is for latents"):
+        make(images, tmp_path / "out", dtype="float16")
+    with pytest.raises(ShardError, match="describes a network of pixels"):
+        make(source, tmp_path / "out", codec=IdentityCodec())
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -301,8 +325,8 @@ def test_latents_that_the_codec_does_not_describe_are_refused(tmp_path: Path) ->
     source = open_source(write_zip(tmp_path / "set.zip", files))
     with pytest.raises(ShardError, match=r"a\.npy: shape \(6, 4, 4\), but the codec has 4"):
         make(source, tmp_path / "out")
-    codec = {"kind": "vae", "vae": "v", "scale": [1.0] * 3, "bias": [0.0] * 3}
-    assert make(source, tmp_path / "out", codec=codec).codec == codec
+    codec = VAECodec("v", [1.0] * 3, [0.0] * 3)
+    assert make(source, tmp_path / "out", codec=codec).codec == codec.describe()
 
 
 @pytest.mark.faults

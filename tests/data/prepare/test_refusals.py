@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from sid_scale.cli import main
+from sid_scale.codecs import VAECodec
 from sid_scale.data.prepare.build import ShardBuild, Share
 from sid_scale.data.prepare.pack import Packing, pack, plan_packing
 from sid_scale.data.prepare.shard_notes import known_refusals
@@ -37,7 +38,7 @@ FILES = latents()
 BAD = [name for name in FILES if name.endswith(".npy")][3::13]  # three of forty
 WHOLE = Share()
 SHARD = 30_000  # six of them
-PACKING = Packing(SHARD, None, 0, None, {"kind": "vae", "scale": [1.0] * 4, "bias": [0.0] * 4})
+PACKING = Packing(SHARD, None, 0, None, VAECodec("vae", [1.0] * 4, [0.0] * 4))
 
 
 def make(

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import features
 
 from sid_scale.codecs import IdentityCodec
@@ -118,30 +117,27 @@ def test_a_name_that_leads_out_of_the_archive_leads_nowhere(tmp_path: Path) -> N
 
 def test_pixel_shards_give_their_images_back(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (10, 3, 4, 4), dtype=np.uint8)
-    for dtype in ("float32", "float16"):
-        stored = IdentityCodec().encode(torch.from_numpy(images)).numpy()
-        write_shards(
-            tmp_path / dtype,
-            ((f"{i}", stored[i], i % 3) for i in range(10)),
-            codec=IdentityCodec().describe(),
-            num_classes=3,
-            shard_samples=4,
-            dtype=dtype,
-        )
-        source = open_source(tmp_path / dtype)
-        assert (source.kind, source.num_classes, source.shuffled) == ("images", 3, True)
-        for number, (key, label, pixels) in zip(
-            (2, 3, 4, 5, 9, 0), read(source, [2, 3, 4, 5, 9, 0])
-        ):
-            assert (key, label) == (str(number), number % 3)
-            np.testing.assert_array_equal(pixels, images[number].transpose(1, 2, 0))
+    write_shards(
+        tmp_path,
+        ((f"{i}", images[i], i % 3) for i in range(10)),
+        codec=IdentityCodec().describe(),
+        num_classes=3,
+        shard_samples=4,
+        dtype="uint8",
+    )
+    source = open_source(tmp_path)
+    assert (source.kind, source.num_classes, source.shuffled) == ("images", 3, True)
+    for number, (key, label, pixels) in zip((2, 3, 4, 5, 9, 0), read(source, [2, 3, 4, 5, 9, 0])):
+        assert (key, label) == (str(number), number % 3)
+        np.testing.assert_array_equal(pixels, images[number].transpose(1, 2, 0))
 
 
 @pytest.mark.faults
 def test_pixel_shards_are_held_to_the_classes_that_are_asked_for(tmp_path: Path) -> None:
-    stored = IdentityCodec().encode(torch.zeros(2, 3, 4, 4, dtype=torch.uint8)).numpy()
-    pair = [("a", stored[0], 0), ("a_flipped", stored[1], 1)]
-    write_shards(tmp_path, pair, codec=IdentityCodec().describe(), num_classes=2, shard_samples=2)
+    black = np.zeros((3, 4, 4), np.uint8)
+    pair = [("a", black, 0), ("a_flipped", black, 1)]
+    codec = IdentityCodec().describe()
+    write_shards(tmp_path, pair, codec=codec, num_classes=2, shard_samples=2, dtype="uint8")
     with pytest.raises(SourceError, match="images of 2 classes, but the teacher has 10"):
         open_source(tmp_path, ClassCount(10, "the teacher"))
     assert open_source(tmp_path, unlabelled=True).num_classes == 0
@@ -150,11 +146,25 @@ def test_pixel_shards_are_held_to_the_classes_that_are_asked_for(tmp_path: Path)
 
 
 def test_unlabelled_sources_have_no_classes_if_that_is_wanted(tmp_path: Path) -> None:
-    path = write_zip(tmp_path / "set.zip", with_labels(latents(), None))
+    path = write_zip(tmp_path / "set.zip", with_labels(latents(), []))
     with pytest.raises(SourceError, match="no labels; --unlabelled"):
         open_source(path)
     source = open_source(path, unlabelled=True)
     assert (source.num_classes, {label for _, label, _ in read(source)}) == (0, {0})
+
+
+def test_a_json_that_says_that_there_are_no_labels_makes_a_set_without_classes(
+    tmp_path: Path,
+) -> None:
+    """As EDM's dataset_tool writes it of FFHQ."""
+    path = write_zip(tmp_path / "set.zip", with_labels(latents(), None))
+    source = open_source(path)
+    assert (source.num_classes, {label for _, label, _ in read(source)}) == (0, {0})
+    assert source.notes == [
+        f"{path}: dataset.json says that there are no labels: a set without classes"
+    ]
+    with pytest.raises(SourceError, match="no labels, but the teacher has 10 classes"):
+        open_source(path, ClassCount(10, "the teacher"))
 
 
 # What is refused
@@ -267,7 +277,10 @@ def test_latent_shards_are_no_images(tmp_path: Path) -> None:
         num_classes=1,
         shard_samples=1,
     )
-    with pytest.raises(SourceError, match="shards of latents already"):
+    with pytest.raises(
+        SourceError,
+        match=r"holds float32 \(2, 4, 4\) of 1 classes, codec vae; .* only those of uint8",
+    ):
         open_source(tmp_path)
     (tmp_path / "shard-000000.tar").unlink()
     with pytest.raises(ShardError, match="missing"):

@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -51,9 +52,20 @@ def test_edm2s_pickle_is_read_whatever_the_protocol(tmp_path: Path, protocol: in
         np.testing.assert_array_equal(sigma, held[metric]["sigma"])
 
 
-def test_edms_npz_is_of_fid(tmp_path: Path):
-    np.savez(tmp_path / "imagenet.npz", **moments(20))
-    assert read_reference(tmp_path / "imagenet.npz").moments.keys() == {"fid"}
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_edms_npz_is_of_fid(tmp_path: Path, save: Callable[..., None], dtype: type):
+    """`cifar10-32x32.npz` and its like: `mu` and `sigma` of Inception's 2048 features."""
+    rng = np.random.default_rng(0)
+    factors = rng.normal(size=(2048, 4))
+    held = {"mu": rng.uniform(size=2048), "sigma": factors @ factors.T / 4}
+    held = {name: values.astype(dtype) for name, values in held.items()}
+    save(tmp_path / "cifar10-32x32.npz", **held)
+    read = read_reference(tmp_path / "cifar10-32x32.npz")
+    assert read.moments.keys() == {"fid"}
+    assert read.about == {}
+    for values, expected in zip(read.moments["fid"], held.values(), strict=True):
+        np.testing.assert_array_equal(values, expected)
 
 
 def test_of_adms_npz_only_the_statistics_are_read(tmp_path: Path):

@@ -1,30 +1,18 @@
-"""What EDM2's objects were made with becomes an architecture and a codec, or is refused by name."""
+"""What EDM2's objects were made with becomes an architecture, or is refused by name."""
 
 import dataclasses
 
 import numpy as np
 import pytest
 
-from sid_scale.codecs import stability_vae
 from sid_scale.networks.edm2.architecture import EDM2Architecture
 from sid_scale.networks.edm2.network import EDM2
-from sid_scale.networks.edm2.published import read_edm2
-from sid_scale.pickles.reader import PickleError
-from tests.networks.edm2.published import (
-    STATE,
-    persistent,
-    published,
-    read,
-    refusal,
-    settings_of,
-    tiny,
-    vae_encoder,
-    write,
-)
+from sid_scale.networks.published import read_published
+from tests.networks.edm2.published import STATE, published, settings_of, tiny
+from tests.networks.published import read, refusal, write
 from tests.tiny import ARCHITECTURE
 
 PROTOCOLS = [2, 3, 4, 5]
-LATENT = dataclasses.replace(ARCHITECTURE, img_channels=4)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -36,7 +24,7 @@ def test_the_architecture_is_that_of_the_arguments(tmp_path, protocol):
     settings["channel_mult"] = tuple(settings["channel_mult"])
     settings["dropout"] = 0.1
     network = published(ARCHITECTURE, STATE, "Precond", *first, **settings)
-    read = read_edm2(write(tmp_path / "net.pkl", {"ema": network}, protocol))
+    read = read_published(write(tmp_path / "net.pkl", {"ema": network}, protocol))
     assert read.architecture == dataclasses.replace(ARCHITECTURE, dropout=0.1)
 
 
@@ -101,64 +89,3 @@ def test_arguments_that_a_network_cannot_do_without(tmp_path):
     network = tiny()
     del network._init_kwargs["label_dim"], network._init_kwargs["img_channels"]
     assert "the network's arguments lack img_channels, label_dim" in refusal(tmp_path, network)
-
-
-# --- codecs -------------------------------------------------------------------------------
-
-
-def test_the_published_encoder_is_the_stability_codec(tmp_path):
-    state = EDM2(LATENT).state_dict()
-    network = published(LATENT, state, **settings_of(LATENT))
-    expected = stability_vae("stabilityai/sd-vae-ft-mse").describe()
-    assert read(tmp_path, network, encoder=vae_encoder()).codec == expected
-    assert read(tmp_path, network).codec == expected
-
-
-def test_an_encoder_of_its_own_settings(tmp_path):
-    network = published(LATENT, EDM2(LATENT).state_dict(), **settings_of(LATENT))
-    encoder = vae_encoder(
-        vae_name="somebody/vae",
-        raw_mean=[1, 2, 3, 4],
-        raw_std=np.array([1.0, 2.0, 4.0, 8.0]),
-        final_mean=[0.25, 0.25, 0.25, 0.25],
-        final_std=np.float64(1.0),
-    )
-    codec = read(tmp_path, network, encoder=encoder).codec
-    assert codec == {
-        "kind": "vae",
-        "vae": "somebody/vae",
-        "scale": [1.0, 0.5, 0.25, 0.125],
-        "bias": [-0.75, -0.75, -0.5, -0.25],
-    }
-    source = tmp_path / "net.pkl"
-    assert read_edm2(source, vae="/models/vae").codec == {**codec, "vae": "/models/vae"}
-
-
-def test_networks_of_pixels_have_the_identity_codec(tmp_path):
-    assert read(tmp_path, tiny()).codec == {"kind": "identity"}
-    encoder = persistent("StandardRGBEncoder")
-    assert read(tmp_path, tiny(), encoder=encoder).codec == {"kind": "identity"}
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize(
-    ("encoder", "complaint"),
-    [
-        (persistent("JPEGEncoder"), "the encoder is of class JPEGEncoder"),
-        ("rgb", "encoder should be an object"),
-        (vae_encoder(raw_mean="1234"), "raw_mean of the encoder should be a list of numbers"),
-        (vae_encoder(raw_mean=[0.0] * 3), "means and stds of the encoder differ in number"),
-        (vae_encoder(raw_std=[1, 1, 1, 0]), "raw_std of the encoder is out of range"),
-        (vae_encoder(final_mean=float("inf")), "final_mean of the encoder is out of range"),
-        (vae_encoder(vae_name=7), "vae_name of the encoder should be a text"),
-    ],
-)
-def test_encoders_that_are_no_codec_here(tmp_path, encoder, complaint):
-    assert complaint in refusal(tmp_path, tiny(), encoder=encoder)
-
-
-@pytest.mark.faults
-def test_a_vae_for_pixels_is_a_mistake(tmp_path):
-    source = write(tmp_path / "net.pkl", {"ema": tiny()})
-    with pytest.raises(PickleError, match="there is no use for VAE /models/vae"):
-        read_edm2(source, vae="/models/vae")

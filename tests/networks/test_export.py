@@ -1,4 +1,4 @@
-"""Weights for EDM2's and SiD's own networks: their names, their shapes, the same bits."""
+"""Weights for EDM's, EDM2's and SiD's own networks: their names, their shapes, the same bits."""
 
 import json
 import subprocess
@@ -10,11 +10,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sid_scale.cli import main
 from sid_scale.networks.edm2.architecture import from_edm2_shapes
-from sid_scale.networks.edm2.export import export_network, with_silent_logvar
+from sid_scale.networks.edm2.silent_logvar import with_silent_logvar
+from sid_scale.networks.export import export_network
 from sid_scale.networks.folder import CheckpointError, NetworkFolder, load_network, save_network
 from tests.conftest import ROOT
 from tests.generators.tiny import demo_generator, tiny_generator
+from tests.networks.edm.published import DDPMPP, random_state
 from tests.vectors import Vectors
 
 
@@ -30,6 +33,30 @@ def test_names_shapes_and_bits_are_edm2s(reference_dir: Path, tmp_path: Path):
     for name, array in expected.items():
         assert exported[name].shape == array.shape, name
         assert exported[name].numpy().tobytes() == array.tobytes(), name
+
+
+@pytest.mark.reference
+@pytest.mark.parametrize("name", ["edm_songunet_ncsnpp_cond", "edm_dhariwal"])
+def test_names_shapes_and_bits_are_edms(reference_dir: Path, tmp_path: Path, name: str):
+    vectors = Vectors(reference_dir / f"{name}.npz")
+    save_network(tmp_path / "net", NetworkFolder(vectors.config, vectors.state("state.")))
+    export_network(load_network(tmp_path / "net"), tmp_path / "out.safetensors")
+    exported = load_file(tmp_path / "out.safetensors")
+    arrays = np.load(reference_dir / f"{name}.npz")
+    expected = {k.removeprefix("state."): arrays[k] for k in arrays.files if k.startswith("state.")}
+    assert set(exported) == set(expected)
+    for key, array in expected.items():
+        assert exported[key].numpy().tobytes() == array.tobytes(), key
+
+
+@pytest.mark.faults
+def test_networks_without_heads_get_no_silent_one(tmp_path: Path, capsys):
+    save_network(tmp_path / "net", NetworkFolder(DDPMPP, random_state(DDPMPP)))
+    arguments = [str(tmp_path / "net"), str(tmp_path / "out.safetensors"), "--logvar", "128"]
+    assert main(["export", *arguments]) == 2
+    complaint = "error: --logvar: networks of family edm have no uncertainty head"
+    assert capsys.readouterr().err.startswith(complaint)
+    assert not (tmp_path / "out.safetensors").exists()
 
 
 def test_what_is_read_back_is_the_same_network(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""From a published file into a folder, out under EDM2's names, and in once more: the same bits."""
+"""From a published file into a folder, out under its names, and in once more: the same bits."""
 
 import dataclasses
 import subprocess
@@ -13,10 +13,14 @@ from sid_scale.codecs import open_codec
 from sid_scale.generators.folder import adopt_vae
 from sid_scale.generators.generator import OneStepGenerator
 from sid_scale.networks.edm2.architecture import from_edm2_shapes
+from sid_scale.networks.export import export_network
 from sid_scale.networks.folder import load_network, save_network
+from sid_scale.networks.published import import_published
 from tests.conftest import ROOT
 from tests.generators.tiny import demo_generator
-from tests.networks.edm2.published import published, settings_of, write
+from tests.networks.edm import published as edm
+from tests.networks.edm2.published import published, settings_of
+from tests.networks.published import write
 
 SID = "EDM_2_Precond_Generator"
 
@@ -38,6 +42,22 @@ def test_import_export_import_keeps_every_bit(tmp_path: Path, dtype: torch.dtype
         tool("export_edm2", tmp_path / number, tmp_path / f"{number}.safetensors")
         state = from_edm2_shapes(load_file(tmp_path / f"{number}.safetensors"))
         assert {value.dtype for value in state.values()} == {dtype}
+    first, second = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("1", "2"))
+    assert first == second
+
+
+@pytest.mark.parametrize("architecture", edm.ALL.values(), ids=edm.ALL.keys())
+def test_import_export_import_keeps_every_bit_of_edms(tmp_path: Path, architecture):
+    state = random = edm.random_state(architecture)
+    for number in ("1", "2"):
+        network = edm.published(architecture, state, **edm.settings_of(architecture))
+        write(tmp_path / f"{number}.pkl", edm.snapshot(network))
+        import_published(tmp_path / f"{number}.pkl", tmp_path / number)
+        out = tmp_path / f"{number}.safetensors"
+        export_network(load_network(tmp_path / number), out)
+        state = load_file(out)
+        assert state.keys() == random.keys()
+        assert all(torch.equal(state[name], value) for name, value in random.items())
     first, second = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("1", "2"))
     assert first == second
 

@@ -11,24 +11,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sid_scale.networks.edm2.architecture import from_edm2_shapes, to_edm2_shapes
-from sid_scale.networks.edm2.published import (
-    GeneratorSettings,
-    import_edm2,
-    read_edm2,
-)
 from sid_scale.networks.folder import load_network
-from sid_scale.pickles.reader import PickleError
-from tests.networks.edm2.published import (
-    STATE,
-    Persistent,
-    persistent,
-    published,
-    read,
-    refusal,
-    snapshot,
-    tiny,
-    write,
+from sid_scale.networks.published import (
+    GeneratorSettings,
+    import_published,
+    read_published,
 )
+from sid_scale.pickles.reader import PickleError
+from tests.networks.edm2.published import STATE, published, snapshot, tiny
+from tests.networks.published import Persistent, persistent, read, refusal, write
 from tests.tiny import ARCHITECTURE
 from tests.vectors import Vectors, relative_error
 
@@ -53,7 +44,7 @@ def test_an_imported_teacher_computes_the_published_numbers(reference_dir, tmp_p
     vectors = Vectors(reference_dir / "edm2_forward.npz")
     network = published(vectors.config, vectors.state("param."), **vectors.settings)
     source = write(tmp_path / "teacher.pkl", snapshot(network), protocol)
-    import_edm2(source, tmp_path / "teacher")
+    import_published(source, tmp_path / "teacher")
 
     teacher = load_network(tmp_path / "teacher").build()
     inputs = vectors["x"], vectors["sigma"], vectors.classes("class_labels")
@@ -77,7 +68,7 @@ def test_an_imported_generator_computes_the_published_numbers(
     vectors = Vectors(reference_dir / "edm2_forward.npz")
     state = {k: v for k, v in vectors.state("param.").items() if not k.startswith("logvar")}
     network = published(vectors.config, state, class_name, **vectors.settings)
-    import_edm2(write(tmp_path / "g.pkl", {"ema": network}, protocol), tmp_path / "generator")
+    import_published(write(tmp_path / "g.pkl", {"ema": network}, protocol), tmp_path / "generator")
 
     generator = load_network(tmp_path / "generator").build()
     prediction = generator(vectors["x"], vectors["sigma"], vectors.classes("class_labels"))
@@ -90,7 +81,7 @@ def test_float16_weights_of_the_vectors_stay_near_the_published_numbers(referenc
     vectors = Vectors(reference_dir / "edm2_forward.npz")
     halves = {name: tensor.half() for name, tensor in vectors.state("param.").items()}
     network = published(vectors.config, halves, **vectors.settings)
-    import_edm2(write(tmp_path / "teacher.pkl", snapshot(network)), tmp_path / "teacher")
+    import_published(write(tmp_path / "teacher.pkl", snapshot(network)), tmp_path / "teacher")
     teacher = load_network(tmp_path / "teacher").build()
     denoised = teacher(vectors["x"], vectors["sigma"], vectors.classes("class_labels")).denoised
     assert relative_error(denoised, vectors["denoised"]) < 5e-3
@@ -105,23 +96,23 @@ def test_float16_weights_of_the_vectors_stay_near_the_published_numbers(referenc
 def test_weights_keep_every_bit(tmp_path, protocol, dtype, state):
     state = {name: tensor.to(dtype) for name, tensor in state.items()}
     source = write(tmp_path / "net.pkl", snapshot(tiny(state=state)), protocol)
-    assert_same_weights(read_edm2(source).state, state)
+    assert_same_weights(read_published(source).state, state)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_folder_holds_the_file_bit_by_bit_also_the_second_time(tmp_path, dtype):
     state = {name: tensor.to(dtype) for name, tensor in STATE.items()}
-    import_edm2(write(tmp_path / "a.pkl", snapshot(tiny(state=state))), tmp_path / "a")
+    import_published(write(tmp_path / "a.pkl", snapshot(tiny(state=state))), tmp_path / "a")
     weights = load_file(tmp_path / "a" / "model.safetensors")
     assert_same_weights(weights, to_edm2_shapes(state))
     again = tiny(state=from_edm2_shapes(weights))
-    import_edm2(write(tmp_path / "b.pkl", snapshot(again)), tmp_path / "b")
+    import_published(write(tmp_path / "b.pkl", snapshot(again)), tmp_path / "b")
     assert_same_weights(load_file(tmp_path / "b" / "model.safetensors"), weights)
 
 
 def test_a_folder_of_float16_stays_so_and_builds_networks_of_float32(tmp_path):
     halves = {name: tensor.half() for name, tensor in STATE.items()}
-    import_edm2(write(tmp_path / "net.pkl", snapshot(tiny(state=halves))), tmp_path / "net")
+    import_published(write(tmp_path / "net.pkl", snapshot(tiny(state=halves))), tmp_path / "net")
     loaded = load_network(tmp_path / "net")
     assert_same_weights(loaded.state, halves)
     assert {p.dtype for p in loaded.build().parameters()} == {torch.float32}
@@ -150,7 +141,7 @@ def test_attributes_that_nobody_reads_may_be_of_harmless_kinds(tmp_path, protoco
     network.nothing = nn.Identity()
     network.unet.out_conv.weight.note = "a parameter with an attribute of its own"
     assert_same_weights(
-        read_edm2(write(tmp_path / "net.pkl", snapshot(network), protocol)).state, STATE
+        read_published(write(tmp_path / "net.pkl", snapshot(network), protocol)).state, STATE
     )
 
 
@@ -159,7 +150,7 @@ def test_a_memory_format_may_be_an_attribute(tmp_path, protocol):
     network = tiny()
     network.memory_format = torch.channels_last
     assert_same_weights(
-        read_edm2(write(tmp_path / "net.pkl", snapshot(network), protocol)).state, STATE
+        read_published(write(tmp_path / "net.pkl", snapshot(network), protocol)).state, STATE
     )
 
 
@@ -169,16 +160,16 @@ def test_a_file_of_before_numpy_2_is_the_same(tmp_path):
     renamed = source.read_bytes().replace(b"cnumpy._core.", b"cnumpy.core.")
     assert renamed != source.read_bytes()
     source.write_bytes(renamed)
-    assert read_edm2(source).architecture == ARCHITECTURE
+    assert read_published(source).architecture == ARCHITECTURE
 
 
 def test_nothing_in_the_file_is_compiled(tmp_path, monkeypatch):
     canary = tmp_path / "canary"
     source = f"open({str(canary)!r}, 'w')\n"
     monkeypatch.setattr(Persistent, "module_source", source)
-    import_edm2(write(tmp_path / "a.pkl", snapshot(tiny())), tmp_path / "a")
+    import_published(write(tmp_path / "a.pkl", snapshot(tiny())), tmp_path / "a")
     monkeypatch.setattr(Persistent, "module_source", source * 1000)
-    import_edm2(write(tmp_path / "b.pkl", snapshot(tiny())), tmp_path / "b")
+    import_published(write(tmp_path / "b.pkl", snapshot(tiny())), tmp_path / "b")
     assert canary.name.encode() in (tmp_path / "a.pkl").read_bytes()
     assert not canary.exists()
 
@@ -257,7 +248,7 @@ def test_class_head_and_company_tell_teachers_from_generators(
 def test_files_of_something_else(tmp_path, contents, complaint):
     source = write(tmp_path / "net.pkl", contents)
     with pytest.raises(PickleError) as caught:
-        read_edm2(source)
+        read_published(source)
     assert complaint in str(caught.value)
 
 
@@ -269,7 +260,7 @@ def provenance(folder: Path) -> dict[str, Any]:
 
 
 def test_a_teacher_says_where_it_comes_from(tmp_path):
-    import_edm2(write(tmp_path / "net.pkl", snapshot(tiny())), tmp_path / "net")
+    import_published(write(tmp_path / "net.pkl", snapshot(tiny())), tmp_path / "net")
     said = provenance(tmp_path / "net")
     assert len(said.pop("source_sha256")) == 64
     assert said == {"kind": "teacher", "source": "net.pkl"}
@@ -277,10 +268,10 @@ def test_a_teacher_says_where_it_comes_from(tmp_path):
 
 def test_a_generator_says_how_it_generates(tmp_path):
     source = write(tmp_path / "net.pkl", {"ema": tiny("EDM_2_Precond_Generator")})
-    import_edm2(source, tmp_path / "as-published")
+    import_published(source, tmp_path / "as-published")
     said = provenance(tmp_path / "as-published")
     assert (said["kind"], said["init_sigma"], said["steps"]) == ("generator", 2.5, 1)
-    import_edm2(source, tmp_path / "other", generator=GeneratorSettings(1.5, 4, "sida"))
+    import_published(source, tmp_path / "other", generator=GeneratorSettings(1.5, 4, "sida"))
     said = provenance(tmp_path / "other")
     assert (said["method"], said["init_sigma"], said["steps"]) == ("sida", 1.5, 4)
 
@@ -289,8 +280,8 @@ def test_the_kind_can_be_said(tmp_path):
     source = write(tmp_path / "net.pkl", snapshot(tiny()))
     settings = GeneratorSettings(method="sid")
     with pytest.raises(PickleError, match="seems to be a teacher"):
-        import_edm2(source, tmp_path / "net", generator=settings)
-    import_edm2(source, tmp_path / "net", generator=settings, kind="generator")
+        import_published(source, tmp_path / "net", generator=settings)
+    import_published(source, tmp_path / "net", generator=settings, kind="generator")
     assert provenance(tmp_path / "net")["method"] == "sid"
 
 
@@ -300,11 +291,11 @@ def test_a_folder_that_exists_is_left_alone(tmp_path):
     (tmp_path / "net").mkdir()
     (tmp_path / "net" / "thesis.tex").write_text("years of work")
     with pytest.raises(PickleError, match="exists already"):
-        import_edm2(source, tmp_path / "net")
+        import_published(source, tmp_path / "net")
     assert (tmp_path / "net" / "thesis.tex").read_text() == "years of work"
 
 
 @pytest.mark.faults
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(PickleError, match=r"none\.pkl: cannot be read: No such file"):
-        read_edm2(tmp_path / "none.pkl")
+        read_published(tmp_path / "none.pkl")

@@ -1,0 +1,115 @@
+"""The architecture of EDM's pixel networks: the arguments of its networks under their own names."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from sid_scale.networks import Architecture
+
+if TYPE_CHECKING:
+    import torch
+
+    from sid_scale.networks.edm.network import EDM
+
+
+@dataclass(frozen=True)
+class EDMArchitecture(Architecture):
+    """DDPM++ and NCSN++ (`SongUNet`) or ADM (`DhariwalUNet`) with EDM's preconditioning.
+
+    What only `SongUNet` has stays at its default in a `DhariwalUNet`.
+    """
+
+    family: ClassVar[str] = "edm"
+
+    model_type: str  # "SongUNet" or "DhariwalUNet"
+    img_resolution: int
+    img_channels: int
+    label_dim: int
+    augment_dim: int = 0  # augmentation labels; 0: the network takes none
+    model_channels: int = 128
+    channel_mult: tuple[int, ...] = (2, 2, 2)
+    channel_mult_emb: int = 4
+    num_blocks: int = 4
+    attn_resolutions: tuple[int, ...] = (16,)
+    dropout: float = 0.0
+    embedding_type: str = "positional"  # or "fourier"; of SongUNet, as all that follows
+    channel_mult_noise: int = 1
+    encoder_type: str = "standard"  # or "residual"
+    decoder_type: str = "standard"
+    resample_filter: tuple[int, ...] = (1, 1)
+    sigma_data: float = 0.5
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        return self.img_channels, self.img_resolution, self.img_resolution
+
+    def build(self, dtype: torch.dtype | None = None) -> EDM:
+        import torch
+
+        from sid_scale.networks.edm.network import EDM
+
+        return EDM(self, dtype or torch.float32)
+
+    def check(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r:.64}, none of {choices}")
+        for name, (least, most) in _RANGES.items():
+            value = getattr(self, name)
+            values = value if isinstance(value, tuple) else (value,)
+            if len(values) > 16 or not all(type(v) is int and least <= v <= most for v in values):
+                raise ValueError(f"{name} is {value!r:.64}, not from {least} to {most}")
+        for name, below in (("sigma_data", math.inf), ("dropout", 1)):
+            number = getattr(self, name)
+            if type(number) not in (int, float) or not 0 <= number < below:
+                raise ValueError(f"{name} is {number!r:.64}, not from 0 to {below}")
+        self._check_levels()
+        if self.model_type == "DhariwalUNet":
+            for name in _SONG_ALONE:
+                if getattr(self, name) != getattr(EDMArchitecture, name):
+                    raise ValueError(f"{name} is a setting of SongUNet, not of DhariwalUNet")
+
+    def _check_levels(self) -> None:
+        if not self.channel_mult or not self.resample_filter:
+            raise ValueError("channel_mult and resample_filter have one value at least")
+        if len(self.resample_filter) % 2:
+            raise ValueError(f"resample_filter {self.resample_filter} has no even length")
+        if self.img_resolution % (1 << (len(self.channel_mult) - 1)):
+            raise ValueError(
+                f"img_resolution {self.img_resolution} cannot be halved "
+                f"{len(self.channel_mult) - 1} times"
+            )
+        for multiple in self.channel_mult:
+            self._check_channels(self.model_channels * multiple)
+
+    def _check_channels(self, channels: int) -> None:
+        groups = min(32, channels // 4)
+        if not groups or channels % groups:
+            raise ValueError(f"{channels} channels cannot be normalised in {groups} groups")
+
+
+_CHOICES = {
+    "model_type": ("SongUNet", "DhariwalUNet"),
+    "embedding_type": ("positional", "fourier"),
+    "encoder_type": ("standard", "residual"),
+    "decoder_type": ("standard",),
+}
+_SONG_ALONE = (
+    *("embedding_type", "channel_mult_noise", "encoder_type", "decoder_type"),
+    "resample_filter",
+)
+_RANGES = {
+    "img_resolution": (1, 1 << 14),
+    "img_channels": (1, 1 << 10),
+    "label_dim": (0, 1 << 24),
+    "augment_dim": (0, 1 << 10),
+    "model_channels": (2, 1 << 14),
+    "channel_mult": (1, 64),
+    "channel_mult_emb": (1, 64),
+    "channel_mult_noise": (1, 64),
+    "num_blocks": (1, 64),
+    "attn_resolutions": (1, 1 << 14),
+    "resample_filter": (1, 1 << 10),
+}
