@@ -151,5 +151,5 @@ def test_a_family_is_found_by_its_name(tmp_path: Path):
     load_examples(tmp_path)
     network = load_network(toy_teacher(tmp_path / "toy"))
     assert describe_architecture(network.architecture)["family"] == "toy"
-    with pytest.raises(ValueError, match="family 'other' is none of edm2, toy"):
+    with pytest.raises(ValueError, match="family 'other' is none of edm2, edm, toy"):
         architecture_from({"family": "other"})

@@ -3,12 +3,13 @@
 #
 #     bash tools/bench_gpu.sh FOLDER [ROW ...]
 #
-# A ROW is "SIZE MICRO_BATCH ACTIVATIONS eager|compile own|plain|both". Without any: XS, M and XXL
-# at several micro-batches, with and without compiled blocks, beside the plain iteration in bfloat16
-# (XXL's plain iteration in runs of its own: both do not fit one GPU). FOLDER gets results.jsonl,
-# table.txt and, of the first row, profiles of one iteration: own.txt, own.json (for
-# ui.perfetto.dev), plain.txt and plain.json. The column "waits" counts how often an iteration of
-# two micro-batches an update makes the host wait for the GPU.
+# A ROW is "SIZE MICRO_BATCH ACTIVATIONS eager|compile own|plain|both"; instead of a size of EDM2 a
+# preset of pixels, which has no plain iteration: "edm-cifar10-cond-sida 32 keep eager own".
+# Without any: XS, M and XXL at several micro-batches, with and without compiled blocks, beside the
+# plain iteration in bfloat16 (XXL's plain iteration in runs of its own: both do not fit one GPU).
+# FOLDER gets results.jsonl, table.txt and, of the first row, profiles of one iteration: own.txt,
+# own.json (for ui.perfetto.dev), plain.txt and plain.json. The column "waits" counts how often an
+# iteration of two micro-batches an update makes the host wait for the GPU.
 #
 # DTYPE, STAGE and ROUNDS in the environment change what they say.
 set -euo pipefail
@@ -31,7 +32,7 @@ if (($# == 0)); then
         "xxl 64 checkpoint compile own"
 fi
 
-form='^[a-z0-9]+ [1-9][0-9]* [a-z]+ (eager|compile) (own|plain|both)$'
+form='^[a-z0-9-]+ [1-9][0-9]* [a-z]+ (eager|compile) (own|plain|both)$'
 for row in "$@"; do
     [[ $row =~ $form ]] || refuse "error: row \"$row\"; $usage"
 done
@@ -41,7 +42,8 @@ mkdir -p "$folder"
 profile=(--profile "$folder")
 for row in "$@"; do
     read -r size micro_batch activations blocks which <<<"$row"
-    options=(--size "$size" --micro-batch "$micro_batch" --batch $((2 * micro_batch)))
+    if [[ $size == edm-* ]]; then options=(--config "$size"); else options=(--size "$size"); fi
+    options+=(--micro-batch "$micro_batch" --batch $((2 * micro_batch)))
     options+=(--activations "$activations" --which "$which" --rounds "${ROUNDS:-5}" --json)
     options+=(--dtype "${DTYPE:-bfloat16}" --plain-dtype "${DTYPE:-bfloat16}")
     options+=(--stage "${STAGE:-2}" "${profile[@]}")

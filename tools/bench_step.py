@@ -31,7 +31,7 @@ from typing import Any, TypeVar
 import torch
 from bench_table import details
 from own_step import OwnStep
-from plain_step import PlainStep, iteration_flop
+from plain_step import PlainStep
 from safetensors.torch import load_file
 from step_measures import (
     PeakPrivateMemory,
@@ -46,6 +46,7 @@ from sid_scale.commands.arguments import check_least, positive
 from sid_scale.config.run import RunConfig, load_config
 from sid_scale.dtypes import COMPUTE, torch_dtype
 from sid_scale.errors import SidScaleError
+from sid_scale.estimate.report import make_plan
 from sid_scale.networks import parameter_count
 from sid_scale.networks.edm2.sizes import SIZES
 from sid_scale.networks.folder import WEIGHTS, read_description
@@ -154,7 +155,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     peaks = {} if options.no_memory else {name: peak_memory_alone(name, folder) for name in names}
     timed = joined(lambda ranks: in_turns(names, config, ranks, options))
     architecture = read_description(config.teacher).architecture
-    flop = iteration_flop(config, asdict(architecture))
+    count = make_plan(config, 1, 1).count
+    flop = count.model_flop * config.batch_size / count.samples  # an iteration's
     figures = {
         "what": options.config or options.size,
         "parameters": parameter_count(architecture),

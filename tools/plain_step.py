@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from plain_edm2 import PlainEDM2, force_unit_weights
 from step_clock import OTHER, StepClock
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 
 class Draws(NamedTuple):
@@ -204,21 +203,6 @@ class PlainStep:
     def _step(self, name: str) -> None:
         self.adams[name].step()
         self.adams[name].zero_grad(set_to_none=True)
-
-
-def iteration_flop(config: Any, settings: Mapping[str, Any]) -> int:
-    """FLOP of matrix products and convolutions in an iteration, counted without numbers.
-
-    2 for each pair of a multiplication and an addition; see `PlainStep` for the arguments.
-    """
-    meta = torch.device("meta")
-    with meta:
-        state = PlainEDM2(**settings).state_dict()
-        plain = PlainStep(config, settings, state, meta)
-        batches = plain.batches()
-        with FlopCounterMode(display=False) as counter:
-            plain.iterate(batches)
-    return counter.get_total_flops()
 
 
 def _logits(feature: Tensor) -> Tensor:
