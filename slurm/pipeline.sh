@@ -5,7 +5,7 @@
 #     bash slurm/pipeline.sh --images DIR [OPTIONS] RUN.yaml [key=value ...]
 #
 #     --images DIR         what to encode into the run's `data`; not needed once that is there
-#     --resolution R       of the images (default 512)
+#     --resolution R       of the images (default 512; of a teacher of pixels, its own)
 #     --vae FOLDER         the VAE, if the teacher's folder does not lead to it
 #     --metrics LIST       to measure (default fid)
 #     --reference FILE     of real images (default: made of the run's `data`, beside it)
@@ -32,7 +32,7 @@ usage() {
     exit 2
 }
 
-images="" resolution=512 vae="" metrics=fid reference="" num=50000 seed=0
+images="" resolution="" vae="" metrics=fid reference="" num=50000 seed=0
 nodes=2 gpus=8 memory=80 parts=8 dry="" common=() measuring=()
 while [ $# -gt 0 ]; do
     case "$1" in
@@ -158,7 +158,8 @@ trap withdraw ERR
 vae_option=(${vae:+--vae "$vae"})
 if [ -n "$encodes" ]; then
     submit "--array=0-$((parts - 1))" "--output=$run/slurm/%x-%A_%a.out" -- encode_latents.sbatch \
-        --source "$images" --out "$data" --codec "$teacher" --resolution "$resolution" "${vae_option[@]}"
+        --source "$images" --out "$data" --codec "$teacher" \
+        ${resolution:+--resolution "$resolution"} "${vae_option[@]}"
 fi
 submit "--nodes=$nodes" "--gpus-per-node=$gpus" -- distill.sbatch "$@"
 submit -- consolidate.sbatch "$run" "$run/published" "${vae_option[@]}"

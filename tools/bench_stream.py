@@ -1,6 +1,7 @@
 """Measures the stream: `python tools/bench_stream.py [--samples 2000] [--sizes 1,4,16]`.
 
-Writes data sets of random latents (float32, 8x64x64 unless told otherwise) and reads them in turn,
+Writes data sets of random latents (float32, 8x64x64 unless told otherwise), or with --pixels of
+random images (3x64x64), and reads them in turn,
 several rounds, with this stream, with plain WebDataset (the same decoding, a shuffle buffer of the
 same size), and out of memory. All files are in the page cache, and all threads that work on one
 core. Rates are per second of processor time, the median of the rounds, from 8 shards (133 MB each,
@@ -28,8 +29,8 @@ import webdataset as wds
 
 from sid_scale.data.order import SHUFFLE
 from sid_scale.data.prepare.shard_writer import write_shards
-from sid_scale.data.shards import read_index, read_shard
-from sid_scale.data.stream import LatentStream
+from sid_scale.data.shards import PIXELS, read_index, read_shard
+from sid_scale.data.stream import SampleStream
 
 SHARDS = 100
 RATE_SHARDS = 8
@@ -53,7 +54,8 @@ def main() -> int:
     )
     parser.add_argument("--samples", type=int, default=2000, help="in the smallest set")
     parser.add_argument("--sizes", default="1,4,16", help="multiples of it, the first one 1")
-    parser.add_argument("--side", type=int, default=64, help="of a latent, in elements")
+    parser.add_argument("--side", type=int, default=64, help="of a sample, in elements")
+    parser.add_argument("--pixels", action="store_true", help="of images instead of latents")
     parser.add_argument("--micro-batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--folder", type=Path, help="where to write (default: the temporary one)")
@@ -71,9 +73,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         sets = {size: Path(folder) / f"x{size}" for size in sizes}
         for size, path in sets.items():
-            write(path, options.samples * size, options.side, SHARDS)
+            write(path, options.samples * size, options.side, SHARDS, options.pixels)
         for_rates = Path(folder) / "rates"
-        write(for_rates, options.samples * min(4, sizes[-1]), options.side, RATE_SHARDS)
+        count = options.samples * min(4, sizes[-1])
+        write(for_rates, count, options.side, RATE_SHARDS, options.pixels)
         met = [
             *compare_rates(for_rates, options.micro_batch, options.rounds),
             *compare_starts(sets[sizes[-1]], options.micro_batch, options.rounds),
@@ -85,16 +88,20 @@ def main() -> int:
     return 0
 
 
-def write(folder: Path, samples: int, side: int, shards: int) -> None:
+def write(folder: Path, samples: int, side: int, shards: int, pixels: bool) -> None:
     """A data set of so many shards."""
     rng = np.random.default_rng(0)
-    latents = rng.standard_normal((64, 8, side, side), dtype=np.float32)
+    if pixels:
+        values = rng.integers(0, 256, (64, 3, side, side), np.uint8)
+    else:
+        values = rng.standard_normal((64, 8, side, side), dtype=np.float32)
     write_shards(
         folder,
-        ((f"{i:08d}", latents[i % len(latents)], i % CLASSES) for i in range(samples)),
+        ((f"{i:08d}", values[i % len(values)], i % CLASSES) for i in range(samples)),
         codec={},
         num_classes=CLASSES,
         shard_samples=-(-samples // shards),
+        dtype=values.dtype.name,
     )
 
 
@@ -108,8 +115,8 @@ def stream(folder: Path, micro_batch: int) -> Iterator[int]:
             yield len(next(batches).stored)
 
 
-def open_stream(folder: Path, micro_batch: int, start: int = 0) -> LatentStream:
-    return LatentStream(
+def open_stream(folder: Path, micro_batch: int, start: int = 0) -> SampleStream:
+    return SampleStream(
         folder,
         seed=0,
         global_batch=micro_batch,
@@ -139,7 +146,8 @@ def webdataset(folder: Path, micro_batch: int) -> Iterator[int]:
 def memory(folder: Path, micro_batch: int) -> Iterator[int]:
     """All samples in memory, gathered in a new order each epoch."""
     index = read_index(folder)
-    stored = torch.empty(index.samples, *index.sample_shape)
+    dtype = torch.uint8 if index.dtype == PIXELS else torch.float32
+    stored = torch.empty(index.samples, *index.sample_shape, dtype=dtype)
     at = 0
     for shard in index.shards:
         for record in read_shard(folder, shard):

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sid_scale.data.prepare.class_labels import ClassCount
     from sid_scale.data.prepare.raw_samples import Source
     from sid_scale.data.shards import ShardIndex
+    from sid_scale.networks.folder import NetworkFolder
 
 MAX_BAD = 100
 
@@ -129,18 +130,43 @@ def _expected_classes(options: argparse.Namespace) -> "ClassCount | None":
         UsageError: they want different numbers.
     """
     from sid_scale.data.prepare.class_labels import ClassCount
-    from sid_scale.networks.folder import WEIGHTS, read_description
 
     given = ClassCount(options.num_classes, "--num-classes") if options.num_classes else None
-    folder = Path(options.codec or "")
-    if not options.codec or not (folder / WEIGHTS).is_file():
-        return given
-    label_dim = read_description(folder).architecture.label_dim
+    network = network_of_codec(options)
+    label_dim = network.architecture.label_dim if network else 0
     if not label_dim:
         return given  # an unconditional network has no use for classes, whatever they are
     if given and given.number != label_dim:
         raise UsageError(
-            f"--num-classes {given.number}, but the network in {folder} has {label_dim} classes; "
-            "give the one or the other"
+            f"--num-classes {given.number}, but the network in {options.codec} has {label_dim} "
+            "classes; give the one or the other"
         )
-    return ClassCount(label_dim, f"the network in {folder}")
+    return ClassCount(label_dim, f"the network in {options.codec}")
+
+
+def network_of_codec(options: argparse.Namespace) -> "NetworkFolder | None":
+    """The network that `--codec` names, without its weights; None: it names a file, or nothing."""
+    from sid_scale.networks.folder import WEIGHTS, read_description
+
+    if not options.codec or not (Path(options.codec) / WEIGHTS).is_file():
+        return None
+    return read_description(options.codec)
+
+
+def check_fits_network(options: argparse.Namespace, shape: tuple[int, ...]) -> None:
+    """Compares the shape of what would be stored with the network that `--codec` names, if it does.
+
+    Raises:
+        UsageError: the network takes another one.
+    """
+    from sid_scale.codecs import open_codec
+
+    network = network_of_codec(options)
+    if network is None:
+        return
+    codec, takes = open_codec(network.codec), network.architecture.sample_shape
+    if codec.stored_shape(takes) != shape:
+        raise UsageError(
+            f"samples would be of shape {shape}, but the network in {options.codec} takes "
+            f"{takes}, stored as {codec.stored_shape(takes)}; give another --resolution, or source"
+        )

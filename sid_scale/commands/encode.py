@@ -1,11 +1,13 @@
-"""Encodes images with a VAE into shards of latents.
+"""Encodes images into shards of what a teacher sees: a VAE's latents, or pixels.
 
     torchrun --nproc_per_node 8 -m sid_scale encode --source ILSVRC2012/train \\
         --vae sd-vae-ft-mse --out /data/imagenet512 --vae-dtype bfloat16
+    torchrun --nproc_per_node 8 -m sid_scale encode --source ILSVRC2012/train \\
+        --codec teachers/edm-imagenet-64x64-cond-adm --out /data/imagenet64
 
 SOURCE is a folder of class folders, as ImageNet's, or a .zip, a .tar, a tar of class tars, several
 of them, or pixel shards; `sid-scale shards --help` says where classes come from. Images are cropped
-and resized as ADM does it.
+and resized as ADM does it. For a teacher of pixels `sid-scale shards` does the same on one machine.
 
 Each process makes shards of its own in a folder that all share: ranks of `torchrun` or `deepspeed`,
 parts of a SLURM array (`--array=0-7` with `--part $SLURM_ARRAY_TASK_ID/8`), or both. They need not
@@ -19,14 +21,24 @@ import sys
 from typing import TYPE_CHECKING
 
 from sid_scale.commands.arguments import check_least, location
-from sid_scale.commands.data_set import add_data_set, max_bad, open_data_set_source, print_made
+from sid_scale.commands.data_set import (
+    add_data_set,
+    check_fits_network,
+    max_bad,
+    network_of_codec,
+    open_data_set_source,
+    print_made,
+)
 from sid_scale.devices import own_device
 from sid_scale.dtypes import COMPUTE, STORED
 from sid_scale.errors import SidScaleError, UsageError, launched_rank
 
 if TYPE_CHECKING:
-    from sid_scale.codecs import VAECodec
+    from sid_scale.codecs import Codec
     from sid_scale.data.prepare.build import Share
+
+
+RESOLUTION = 512
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'such as {"kind": "vae", "vae": FOLDER, "scale": [...], "bias": [...]}',
     )
     parser.add_argument(
-        "--resolution", type=int, default=512, metavar="R", help="pixels a side (default 512)"
+        "--resolution",
+        type=int,
+        metavar="R",
+        help="pixels a side (default 512; of a network of pixels that --codec names, its size)",
     )
     parser.add_argument("--flip", action="store_true", help="add each image's mirror image")
     parser.add_argument(
@@ -55,7 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="what the VAE computes in (default float32)",
     )
-    parser.add_argument("--dtype", choices=STORED, default="float32", help="of what is stored")
+    parser.add_argument(
+        "--dtype", choices=STORED, help="what latents are stored in (default float32)"
+    )
     parser.add_argument(
         "--batch-size", type=int, default=32, metavar="N", help="images at once on a GPU"
     )
@@ -87,8 +104,9 @@ def run(options: argparse.Namespace) -> int:
     from sid_scale.data.prepare.encode import Encoder, Encoding, encode, plan_encoding
 
     device = own_device()
+    codec = _codec(options)
     encoding = Encoding(
-        options.resolution,
+        options.resolution or _resolution(options, codec),
         options.flip,
         options.vae_dtype,
         options.dtype,
@@ -97,10 +115,10 @@ def run(options: argparse.Namespace) -> int:
         options.batch_size,
         options.threads or _threads(),
     )
-    codec = _codec(options)
     source = open_data_set_source(options)
     encoder = Encoder(codec, encoding, device)
     plan = plan_encoding(source, codec, encoding, encoder)
+    check_fits_network(options, plan.format.shape)
     build = ShardBuild(
         options.out, plan, shares_of_ranks(*options.part)[launched_rank()], max_bad(options)
     )
@@ -143,16 +161,25 @@ def _threads() -> int:
     return max(1, usable_cores() // int(ranks))
 
 
-def _codec(options: argparse.Namespace) -> "VAECodec":
-    """The VAE to encode with, and its normalisation.
+def _codec(options: argparse.Namespace) -> "Codec":
+    """What to encode with: a VAE and its normalisation, or nothing.
 
     Raises:
         CodecError: nothing describes them.
     """
-    from sid_scale.codecs import CodecError, VAECodec, read_codec, stability_vae
+    from sid_scale.codecs import VAECodec, read_codec, stability_vae
 
     codec = read_codec(options.codec, options.vae) if options.codec else stability_vae(options.vae)
-    if not isinstance(codec, VAECodec):
-        raise CodecError(f"{options.codec} describes no VAE: `sid-scale shards` stores pixels")
-    codec.folder = codec.folder.resolve()
+    if isinstance(codec, VAECodec):
+        codec.folder = codec.folder.resolve()
     return codec
+
+
+def _resolution(options: argparse.Namespace, codec: "Codec") -> int:
+    """That of the network of pixels that --codec names, or else EDM2's."""
+    from sid_scale.codecs import IdentityCodec
+
+    network = network_of_codec(options)
+    if network is None or not isinstance(codec, IdentityCodec):
+        return RESOLUTION
+    return network.architecture.sample_shape[-1]

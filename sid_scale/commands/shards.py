@@ -23,7 +23,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sid_scale.commands.arguments import add_workers, check_least, location
-from sid_scale.commands.data_set import add_data_set, max_bad, open_data_set_source, print_made
+from sid_scale.commands.data_set import (
+    add_data_set,
+    check_fits_network,
+    max_bad,
+    open_data_set_source,
+    print_made,
+)
 from sid_scale.dtypes import STORED
 
 if TYPE_CHECKING:
@@ -75,7 +81,9 @@ def run(options: argparse.Namespace) -> int:
         options.resolution,
         _codec(options),
     )
-    build = ShardBuild(options.out, plan_packing(source, packing), max_bad=max_bad(options))
+    plan = plan_packing(source, packing)
+    check_fits_network(options, plan.format.shape)
+    build = ShardBuild(options.out, plan, max_bad=max_bad(options))
     with build.claimed():
         if not build.is_finished:
             with tqdm(total=len(source), unit=" samples") as bar:

@@ -108,7 +108,7 @@ class BatchReader:
         self._logged: set[tuple[int, int]] = set()
         self._lanes: defaultdict[int, _Lane] = defaultdict(partial(_Lane, source))
         self._workers = workers
-        self._pool = ThreadPoolExecutor(workers, "latent-reader", _quiet)
+        self._pool = ThreadPoolExecutor(workers, "sample-reader", _quiet)
 
     def read(self, positions: range) -> tuple[BatchBuffer, int]:
         """The samples at these positions, checked, and how many are neighbours of bad ones.

@@ -51,7 +51,7 @@ class Batch:
 
 
 @final
-class LatentStream:
+class SampleStream:
     """This rank's micro-batches, without end, read ahead on a background thread.
 
     Use it as a context manager, or `close` it: a program that ends without may have to wait for
@@ -104,7 +104,7 @@ class LatentStream:
         thread = threading.Thread(
             target=_read_ahead,
             args=(reader, schedule, self.index.num_classes > 0, self._queue, closed),
-            name="latent-stream",
+            name="sample-stream",
             daemon=True,
         )
         thread.start()
@@ -112,7 +112,7 @@ class LatentStream:
         # then would abort it.
         self._end = weakref.finalize(self, _end, self._queue, closed, source, thread)
 
-    def __iter__(self) -> "LatentStream":
+    def __iter__(self) -> "SampleStream":
         return self
 
     def __next__(self) -> Batch:
@@ -128,7 +128,7 @@ class LatentStream:
         self._failure = self._failure or ValueError("the stream is closed")
         self._end()
 
-    def __enter__(self) -> "LatentStream":
+    def __enter__(self) -> "SampleStream":
         return self
 
     def __exit__(self, *exception: object) -> None:

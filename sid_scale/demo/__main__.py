@@ -15,7 +15,7 @@ def main() -> int:
     """Runs one of the two commands; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m sid_scale.demo", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    prepare = commands.add_parser("prepare", help="write the digits' latent shards")
+    prepare = commands.add_parser("prepare", help="write the digits' shards")
     judge = commands.add_parser("judge", help="write summary.json, samples.png and curve.png")
     for command in (prepare, judge):
         command.add_argument("run_dir", type=Path)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from sid_scale.data.labels import LabelBatch, LabelStream
-from sid_scale.data.stream import Batch, LatentStream
+from sid_scale.data.stream import Batch, SampleStream
 from sid_scale.diffusion.noise import Draw, KeyedNoise
 
 
@@ -33,7 +33,7 @@ class ReadAhead:
     """
 
     def __init__(
-        self, stream: LatentStream | LabelStream, seed: int, role: str, device: torch.device
+        self, stream: SampleStream | LabelStream, seed: int, role: str, device: torch.device
     ):
         self._batches: Iterator[Batch | LabelBatch] = stream
         self._close, self._seed, self._role, self._device = stream.close, seed, role, device

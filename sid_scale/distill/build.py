@@ -15,7 +15,7 @@ from sid_scale.config.run import RunConfig
 from sid_scale.data.labels import LabelStream, label_histogram
 from sid_scale.data.remote import RetryPolicy
 from sid_scale.data.shards import ShardIndex, read_index
-from sid_scale.data.stream import LatentStream
+from sid_scale.data.stream import SampleStream
 from sid_scale.diffusion.noise import keyed_seed
 from sid_scale.distill.ahead import ReadAhead
 from sid_scale.distill.blocks import check_blocks, prepare_blocks
@@ -123,7 +123,7 @@ class Run:
                 stack.callback(streams[name].close)
             yield streams
 
-    def _open_stream(self, role: Role) -> LatentStream | LabelStream:
+    def _open_stream(self, role: Role) -> SampleStream | LabelStream:
         config = self.config
         place = {
             "global_batch": config.batch_size,
@@ -134,7 +134,7 @@ class Run:
         }
         if role.reads_real:
             assert config.data is not None  # `build_run` has refused that
-            return LatentStream(config.data, seed=config.seed, settings=config.stream, **place)
+            return SampleStream(config.data, seed=config.seed, settings=config.stream, **place)
         seed = keyed_seed(config.seed, f"{role.name} labels", 0)
         return LabelStream(self.histogram, seed=seed, **place)
 

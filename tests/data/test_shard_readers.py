@@ -19,11 +19,19 @@ from sid_scale.config.groups import StreamConfig
 from sid_scale.data import shard_readers
 from sid_scale.data.prepare.shard_writer import write_shards
 from sid_scale.data.remote import FetchError, RetryPolicy
-from sid_scale.data.shards import BadSampleError, ShardError, read_index
-from sid_scale.data.stream import Batch, LatentStream
+from sid_scale.data.shards import PIXELS, BadSampleError, ShardError, read_index
+from sid_scale.data.stream import Batch, SampleStream
 from sid_scale.errors import SidScaleError
 from tests.data.server import Server, served
-from tests.data.shards import SHAPE, as_gnu_tar, numbered, numbers_of, put_value, write
+from tests.data.shards import (
+    SHAPE,
+    as_gnu_tar,
+    numbered,
+    numbers_of,
+    put_class,
+    put_value,
+    write,
+)
 from tests.ranks import free_port
 
 SHARD = "shard-000002.tar"
@@ -45,7 +53,7 @@ def batches(source: str | Path, count: int = SAMPLES // 8, **reading: Any) -> li
     """Batches of 8 of one rank; all of one epoch, unless another number is asked for."""
     reading = {"backoff_seconds": 0.01, "retries": 2, "timeout_seconds": 20, **reading}
     place = {"global_batch": 8, "rank": 0, "world_size": 1, "micro_batch": 8}
-    with LatentStream(source, seed=0, settings=StreamConfig(**reading), **place) as stream:
+    with SampleStream(source, seed=0, settings=StreamConfig(**reading), **place) as stream:
         return list(islice(stream, count))
 
 
@@ -312,7 +320,7 @@ def test_after_an_error_other_lanes_are_closed_in_peace(
     )
     place = {"global_batch": 64, "rank": 0, "world_size": 1, "micro_batch": 64}  # of all lanes
     settings = StreamConfig(retries=0, workers=4)
-    with LatentStream(f"pipe:exec bash {serve} set", seed=0, settings=settings, **place) as stream:
+    with SampleStream(f"pipe:exec bash {serve} set", seed=0, settings=settings, **place) as stream:
         with pytest.raises(FetchError, match=f"{missing}.*status 3"):
             next(stream)
     assert not [thread for thread in threading.enumerate() if "latent" in thread.name]
@@ -329,7 +337,7 @@ def test_shards_of_any_tar_program_are_read(folder: Path, tmp_path: Path, dtype:
     assert numbers(tmp_path) == numbers(folder)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "uint8"])
 def test_memory_that_is_used_again_keeps_nothing_of_its_last_batch(
     folder: Path, tmp_path: Path, dtype: str
 ) -> None:
@@ -337,18 +345,21 @@ def test_memory_that_is_used_again_keeps_nothing_of_its_last_batch(
     write(tmp_path, SAMPLES, 60, dtype)
     as_gnu_tar(tmp_path / "shard-000000.tar")
     as_gnu_tar(tmp_path / "shard-000002.tar")
-    put_value(tmp_path, "shard-000001.tar", ["000075"], np.nan, dtype)
-    put_value(tmp_path, "shard-000002.tar", ["000175"], np.nan, dtype)
+    for shard, key in (("shard-000001.tar", "000075"), ("shard-000002.tar", "000175")):
+        if dtype == PIXELS:
+            put_class(tmp_path, shard, [key], 9)
+        else:
+            put_value(tmp_path, shard, [key], np.nan, dtype)
     instead = {75: 74, 175: 174}
     whole = numbers(folder, 5 * SAMPLES // 8)
     place = {"global_batch": 40, "rank": 0, "world_size": 1, "micro_batch": 40}
-    with LatentStream(
+    with SampleStream(
         tmp_path, seed=0, settings=StreamConfig(on_bad_sample="skip", prefetch=1), **place
     ) as stream:
         for first in range(0, 5 * SAMPLES, 40):
             batch, here = next(stream), whole[first : first + 40]
             wanted = [instead.get(number, number) for number in here]
-            assert batch.stored[:, 0, 0, 0].tolist() == wanted
+            assert numbers_of(batch.stored).tolist() == wanted
             assert batch.labels.tolist() == [number % 7 for number in wanted]
             assert batch.skipped == sum(number in instead for number in here)
             del batch

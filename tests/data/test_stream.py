@@ -1,4 +1,4 @@
-"""The latent stream: one global order, every epoch complete, the same for every number of ranks."""
+"""The stream: one global order, every epoch complete, the same for every number of ranks."""
 
 import threading
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from sid_scale.data.order import Order, Schedule, lane_count
 from sid_scale.data.prepare.shard_writer import write_shards
 from sid_scale.data.shard_readers import ShardSource
 from sid_scale.data.shards import Shard, ShardError, read_index, read_shard
-from sid_scale.data.stream import LatentStream
+from sid_scale.data.stream import SampleStream
 from tests.data.shards import SHAPE, numbers_of, write
 
 
@@ -39,7 +39,7 @@ def order(
     """The samples of `batches` global batches in the global order, gathered from all ranks."""
     found: dict[int, int] = {}
     for rank in range(world_size):
-        with LatentStream(
+        with SampleStream(
             folder,
             seed=seed,
             global_batch=global_batch,
@@ -81,7 +81,7 @@ def small_windows() -> Iterator[None]:
 
 
 def test_a_batch_is_plain_tensors(folder: Path) -> None:
-    with LatentStream(
+    with SampleStream(
         folder, seed=0, global_batch=8, rank=1, world_size=2, micro_batch=4
     ) as stream:
         batch = next(stream)
@@ -101,7 +101,7 @@ def test_half_precision_arrives_as_float32_and_pixels_as_they_are(
 ) -> None:
     folder = write(tmp_path, 300, 36, stored)
     assert sorted(order(folder, 75, global_batch=4)) == list(range(300))
-    with LatentStream(
+    with SampleStream(
         folder, seed=0, global_batch=4, rank=0, world_size=1, micro_batch=4
     ) as stream:
         assert next(stream).stored.dtype == arrives
@@ -217,7 +217,7 @@ def test_resuming_opens_no_more_than_a_window_needs(
     open_shard, read = ShardSource.open, list[str]()
     monkeypatch.setattr(ShardSource, "open", open_in_place)
     monkeypatch.setattr(shard_readers, "read_shard", read_through)
-    with LatentStream(
+    with SampleStream(
         f"{command}{folder}",
         seed=0,
         global_batch=4,
@@ -237,7 +237,7 @@ def test_a_data_set_without_classes_has_no_labels(tmp_path: Path) -> None:
     samples = ((f"{i}", np.full((2, 2, 2), i, np.float32), 0) for i in range(8))
     write_shards(tmp_path, samples, codec={}, num_classes=0, shard_samples=4)
     place = {"global_batch": 4, "rank": 0, "world_size": 1, "micro_batch": 4}
-    with LatentStream(tmp_path, seed=0, **place) as stream:
+    with SampleStream(tmp_path, seed=0, **place) as stream:
         batch = next(stream)
     assert batch.labels is None
     assert stream.index.class_histogram == ()
@@ -255,7 +255,7 @@ def test_a_data_set_without_classes_has_no_labels(tmp_path: Path) -> None:
 def test_numbers_that_do_not_divide_are_refused(folder: Path, change: dict[str, int]) -> None:
     numbers = {"global_batch": 8, "rank": 0, "world_size": 2, "micro_batch": 4} | change
     with pytest.raises(ValueError, match="is not"):
-        LatentStream(folder, seed=0, **numbers)
+        SampleStream(folder, seed=0, **numbers)
 
 
 @pytest.mark.faults
@@ -282,7 +282,7 @@ def test_a_shard_damaged_under_way_ends_the_stream_with_its_name(
         shard.write_bytes((tmp_path / "other" / "shard-000000.tar").read_bytes())
     else:
         shard.write_bytes(content[: 50 * 2048 + (100 if damage == "truncated" else 0)])
-    with LatentStream(
+    with SampleStream(
         tmp_path, seed=0, global_batch=4, rank=0, world_size=1, micro_batch=4
     ) as stream:
         with pytest.raises(ShardError, match=r"shard-000003\.tar"):
@@ -294,7 +294,7 @@ def test_a_shard_damaged_under_way_ends_the_stream_with_its_name(
 @pytest.mark.faults
 def test_a_forgotten_stream_ends_its_thread(folder: Path) -> None:
     before = threading.active_count()
-    stream = LatentStream(folder, seed=0, global_batch=4, rank=0, world_size=1, micro_batch=4)
+    stream = SampleStream(folder, seed=0, global_batch=4, rank=0, world_size=1, micro_batch=4)
     next(stream)
     assert threading.active_count() > before
     del stream
@@ -309,7 +309,7 @@ def test_closing_ends_the_thread_in_whatever_state_it_is(folder: Path, prefetch:
     place = {"global_batch": 4, "rank": 0, "world_size": 1, "micro_batch": 4}
     for taken in (0, 1, 5, *[2] * 10):
         settings = StreamConfig(prefetch=prefetch)
-        stream = LatentStream(folder, seed=0, settings=settings, **place)
+        stream = SampleStream(folder, seed=0, settings=settings, **place)
         list(islice(stream, taken))
         stream.close()
         stream.close()

@@ -5,11 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT
 
 
-def test_the_smallest_comparison_tells_rates_starts_memory_and_bars(tmp_path: Path) -> None:
-    options = ["--samples", "100", "--side", "8", "--sizes", "1", "--rounds", "1"]
+@pytest.mark.parametrize("kind", [[], ["--pixels"]], ids=["latents", "pixels"])
+def test_the_smallest_comparison_tells_rates_starts_memory_and_bars(
+    tmp_path: Path, kind: list[str]
+) -> None:
+    options = ["--samples", "100", "--side", "8", "--sizes", "1", "--rounds", "1", *kind]
     command = [sys.executable, "tools/bench_stream.py", "--folder", str(tmp_path), *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,5 @@
-"""Images to shards of a VAE's latents, over any number of processes that share a folder.
+"""Images to shards of what a codec makes of them - a VAE's latents, or the pixels themselves - over
+any number of processes that share a folder.
 
 The work is cut into shards, and the order of samples is that of the plan, so a shard's bytes do
 not depend on who makes it: on a CPU each image is encoded alone, on one thread (thread_map.py says
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sid_scale.codecs import VAE_WEIGHTS, VAECodec
+from sid_scale.codecs import VAE_WEIGHTS, Codec, VAECodec
 from sid_scale.data.prepare.build import ShardBuild
 from sid_scale.data.prepare.files import SourceError
 from sid_scale.data.prepare.images import centre_crop
@@ -44,7 +45,7 @@ class Encoding:
         resolution: they are cropped to it.
         flip: each image is there a second time, mirrored.
         vae_dtype: what the VAE computes in.
-        dtype: what is stored.
+        dtype: what is stored; None: the codec's usual one.
         batch_size: images that a GPU encodes at once.
         threads: that read, decode and crop image files.
     """
@@ -52,7 +53,7 @@ class Encoding:
     resolution: int
     flip: bool
     vae_dtype: str
-    dtype: str
+    dtype: str | None
     shard_bytes: int
     seed: int
     batch_size: int
@@ -64,15 +65,15 @@ class Encoding:
 
 
 class Encoder:
-    """A VAE at work on a device."""
+    """A codec at work on a device."""
 
-    def __init__(self, codec: VAECodec, encoding: Encoding, device: torch.device):
+    def __init__(self, codec: Codec, encoding: Encoding, device: torch.device):
         self.codec, self.device, self.batch_size = codec, device, encoding.batch_size
         self.vae_dtype = torch_dtype(encoding.vae_dtype)
         codec.load(device)
 
     def __call__(self, images: Tensor) -> np.ndarray:
-        """uint8 (N, 3, H, W) -> posterior mean and std, float32 (N, 2C, h, w).
+        """uint8 (N, 3, H, W) -> what shards store, see `Codec.encode`.
 
         Raises:
             EncodingError: the device's memory does not hold them.
@@ -90,34 +91,35 @@ class Encoder:
     def _encode(self, images: Tensor) -> Tensor:
         half = self.vae_dtype != torch.float32
         with torch.autocast(self.device.type, self.vae_dtype, enabled=half):
-            return self.codec.encode(images, at_once=len(images)).float()
+            return self.codec.encode(images, at_once=len(images))
 
 
-def plan_encoding(source: Source, codec: VAECodec, encoding: Encoding, encoder: Encoder) -> Plan:
-    """What encoding a source will make. A black image is encoded, for the latents' shape.
+def plan_encoding(source: Source, codec: Codec, encoding: Encoding, encoder: Encoder) -> Plan:
+    """What encoding a source will make. A black image is encoded, for the stored shape.
 
     Raises:
         SourceError: the source holds no images.
-        EncodingError: the VAE's latents do not have the channels that the codec describes.
+        EncodingError: the VAE's latents do not have the channels that the codec describes, or
+            nothing of this codec is stored in that dtype.
     """
     if source.kind != "images":
         raise SourceError("the source holds latents: `sid-scale shards` makes shards of them")
     size = encoding.resolution
     shape = encoder(torch.zeros(1, 3, size, size, dtype=torch.uint8)).shape[1:]
-    if 2 * len(codec.scale) != shape[0] or 2 * len(codec.bias) != shape[0]:
+    dtype = encoding.dtype or codec.stored_dtypes[0]
+    if dtype not in codec.stored_dtypes:
         raise EncodingError(
-            f"{codec.folder} makes latents of {shape[0] // 2} channels, and the codec describes "
-            f"{len(codec.scale)}; give --codec to describe this VAE's"
+            f"--dtype {dtype}: codec {codec.describe()['kind']} stores "
+            f"{' or '.join(codec.stored_dtypes)}; leave it out"
         )
-    sample_format = SampleFormat(shape, encoding.dtype, source.num_classes)
+    sample_format = SampleFormat(shape, dtype, source.num_classes)
     samples = encoding.copies * len(source)
     return Plan(
         source=describe_source(source),
         transform={
             "centre_crop": size,
             "flip": encoding.flip,
-            "vae_dtype": encoding.vae_dtype,
-            "vae_sha256": sha256_file(codec.folder / VAE_WEIGHTS),
+            **(_vae(codec, encoding, shape) if isinstance(codec, VAECodec) else {}),
         },
         seed=encoding.seed,
         samples=samples,
@@ -125,6 +127,21 @@ def plan_encoding(source: Source, codec: VAECodec, encoding: Encoding, encoder: 
         format=sample_format,
         codec=codec.describe(),
     )
+
+
+def _vae(codec: VAECodec, encoding: Encoding, shape: tuple[int, ...]) -> dict[str, Any]:
+    """What a plan says of a VAE that makes latents of this shape.
+
+    Raises:
+        EncodingError: it does not have the channels that the codec describes.
+    """
+    if 2 * len(codec.scale) != shape[0] or 2 * len(codec.bias) != shape[0]:
+        raise EncodingError(
+            f"{codec.folder} makes latents of {shape[0] // 2} channels, and the codec describes "
+            f"{len(codec.scale)}; give --codec to describe this VAE's"
+        )
+    digest = sha256_file(codec.folder / VAE_WEIGHTS)
+    return {"vae_dtype": encoding.vae_dtype, "vae_sha256": digest}
 
 
 def encode(
