@@ -2,7 +2,7 @@
 
 With a few dozen samples a class, distances of distributions say little. What is counted here
 holds up: whose image is the nearest real one, how near it is, and how far samples of a class are
-from each other, all of latents averaged down to 8x8.
+from each other, all of latents (of a pixel model: pixels) averaged down to 8x8.
 """
 
 from dataclasses import dataclass

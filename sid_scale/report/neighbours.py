@@ -1,9 +1,10 @@
 """Does a generator repeat its data? Its samples beside the real images that are nearest to them.
 
-The shards are read as a stream, once, up to a limit. What is compared are latents, averaged down
-to 8x8, so that nothing need be decoded to be looked at; of each sample the few nearest are then
-decoded and put into the order of their pixels' distance. Some real images go the same way, each
-without itself: their distance to their nearest neighbour is the measure of 'near'.
+The shards are read as a stream, once, up to a limit. What is compared are latents (of a pixel
+model: its pixels), averaged down to 8x8, so that nothing need be decoded to be looked at; of each
+sample the few nearest are then decoded and put into the order of their pixels' distance. Some real
+images go the same way, each without itself: their distance to their nearest neighbour is the
+measure of 'near'.
 """
 
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from sid_scale.codecs import VAECodec
 from sid_scale.data.shards import Record, ShardIndex, decode, read_index, read_shard
 from sid_scale.errors import SidScaleError
 from sid_scale.generators.folder import classes_in_turn
@@ -71,7 +73,8 @@ class Findings:
     real_compared: int  # how many that were
     searched: int
     total: int  # real images in the data set
-    num_classes: int
+    num_classes: int  # of the generator
+    has_vae: bool  # whether images are decoded latents; else they are the pixels themselves
     generated: Features | None  # of few classes; what `class_lists.py` counts
     real: Features | None
     shortlist: int = SHORTLIST
@@ -132,6 +135,7 @@ def find_neighbours(
         searched,
         index.samples,
         config.label_dim,
+        isinstance(generator.codec, VAECodec),
         Features(small_latents(latents), torch.tensor(classes)) if few else None,
         Features(torch.cat(features), torch.cat(labels)) if few else None,
     )
@@ -179,7 +183,7 @@ def real_latents(
     generator: OneStepGenerator, data: str | Path, index: ShardIndex, limit: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The first `limit` real images as the network sees them: latents (B, C, h, w), those that
-    the codec calls the likeliest, and labels (B,).
+    the codec calls the likeliest, and labels (B,), all 0 for a generator without classes.
 
     Raises:
         ShardError: a shard is missing or damaged.
@@ -188,10 +192,10 @@ def real_latents(
     while part := list(islice(records, READ_AT_ONCE)):
         decoded = [decode(record, index) for record in part]
         stored = torch.from_numpy(np.stack([array for array, _ in decoded]))
-        yield (
-            generator.codec.sample(stored, torch.zeros),  # the same for each: no noise
-            torch.tensor([label for _, label in decoded]),
-        )
+        labels = torch.tensor([label for _, label in decoded])
+        if not generator.network.architecture.label_dim:
+            labels = torch.zeros_like(labels)
+        yield generator.codec.sample(stored, torch.zeros), labels  # the same for each: no noise
 
 
 def small_latents(latents: Tensor) -> Tensor:
@@ -234,8 +238,9 @@ def _check_fit(generator: OneStepGenerator, index: ShardIndex, data: str) -> Non
     config = generator.network.architecture
     codec = generator.codec
     shape, kind = codec.stored_shape(config.sample_shape), codec.describe()["kind"]
+    classes = config.label_dim or index.num_classes  # one without classes is at home in any data
     here = (index.sample_shape, index.num_classes, index.codec.get("kind"))
-    if here != (shape, config.label_dim, kind) or index.dtype not in codec.stored_dtypes:
+    if here != (shape, classes, kind) or index.dtype not in codec.stored_dtypes:
         raise NeighbourError(
             f"{data}: holds {index}; the generator wants {' or '.join(codec.stored_dtypes)} "
             f"{shape} of {config.label_dim} classes, codec {kind}"

@@ -36,6 +36,8 @@ def test_a_run_becomes_one_page(run: Path, tmp_path: Path, capsys: pytest.Captur
     assert "class 0 &lt;b&gt;ape&lt;/b&gt; · seed 0" in page
     assert "nearest of 40 real images (all in" in page
     assert "Class by class" in page
+    assert "averages of pixels" in page
+    assert "VAE" not in page
     assert before == sorted(path for path in run.rglob("*"))
     assert [path for path in tmp_path.iterdir() if ".partial" in path.name] == []
 

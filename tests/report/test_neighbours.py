@@ -1,5 +1,6 @@
 """Samples and the real images nearest to them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,8 @@ from sid_scale.networks.folder import load_network
 from sid_scale.report import neighbours
 from sid_scale.report.classes import class_rows
 from sid_scale.report.neighbours import Features, Shortlist, find_neighbours
-from tests.generators.tiny import demo_generator, tiny_generator
-from tests.tiny import write_data
+from tests.generators.tiny import demo_generator, save_generator, tiny_generator
+from tests.tiny import ARCHITECTURE, tiny_folder, write_data
 
 DIGITS, A_CLASS = 400, 8
 
@@ -91,6 +92,7 @@ def test_digits_class_by_class(folder: Path):
     generator = OneStepGenerator.from_pretrained(folder / "generator")
     found = find_neighbours(generator, folder / "shards", shown=2, limit=2000)
     assert found.searched == DIGITS
+    assert found.has_vae
     assert found.generated is not None
     assert found.real is not None
     rows = class_rows(found.generated, found.real, 10)
@@ -123,6 +125,17 @@ def test_pixel_models_need_no_vae(tmp_path: Path):
     generator = OneStepGenerator.from_pretrained(tiny_generator(tmp_path / "generator"))
     found = find_neighbours(generator, write_data(tmp_path / "data"), shown=3, limit=7)
     assert (found.searched, found.total, len(found.samples)) == (7, 40, 3)
+    assert not found.has_vae
+
+
+def test_a_generator_without_classes_is_compared_with_data_that_have_some(tmp_path: Path):
+    architecture = replace(ARCHITECTURE, label_dim=0)
+    folder = save_generator(tmp_path / "generator", tiny_folder(architecture=architecture))
+    generator = OneStepGenerator.from_pretrained(folder)
+    found = find_neighbours(generator, write_data(tmp_path / "data"), shown=3, limit=40)
+    assert found.searched == 40
+    assert {near.label for sample in found.samples for near in sample.neighbours} == {0}
+    assert found.num_classes == 0
 
 
 def test_data_of_another_kind_is_refused(tmp_path: Path, folder: Path):
