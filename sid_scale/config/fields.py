@@ -61,7 +61,8 @@ Flag = Annotated[bool, Strict()]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_parts)]
 Location = Annotated[str, AfterValidator(expand)]  # a path, a URL or a name
 Locations = Annotated[Texts, AfterValidator(_paths)]
-Pair = Annotated[tuple[Number, Number], BeforeValidator(_parts)]
+Decay = Annotated[Number, Field(ge=0, lt=1)]
+Betas = Annotated[tuple[Decay, Decay], BeforeValidator(_parts)]
 
 # How a network's activations wait for its backward pass; a tuple: resolutions of the blocks that
 # are checkpointed.

@@ -7,6 +7,7 @@ from pydantic.dataclasses import dataclass
 
 from sid_scale.config.fields import (
     SETTINGS,
+    Betas,
     Flag,
     Integer,
     Location,
@@ -14,7 +15,6 @@ from sid_scale.config.fields import (
     Natural,
     NotNegative,
     Number,
-    Pair,
     Positive,
     PositiveNumber,
     Texts,
@@ -36,9 +36,9 @@ class LearningRates:
 class AdamSettings:
     """Adam of all networks."""
 
-    betas: Pair = (0.0, 0.999)
+    betas: Betas = (0.0, 0.999)
     """decay of the two moments"""
-    generator_betas: Pair | None = None
+    generator_betas: Betas | None = None
     """of the generator alone; null: as all"""
     eps: Number | None = None
     """added to the divisor; null is 1e-8, and 1e-6 in half precision"""

@@ -141,6 +141,8 @@ def test_presets_load(name: str):
         ({"method": "sid2a"}, "sid2a starts from a given generator: set generator_init"),
         ({"ema": {"relative_width": 0.5}}, r"relative_width: 0.5 is not below 0\.289"),
         ({"adam": {"betas": [0.0]}}, "adam.betas: expected a longer list"),
+        ({"adam": {"betas": [0.0, 1]}}, r"adam\.betas: 1 is not below 1"),
+        ({"adam": {"generator_betas": [-0.1, 0.9]}}, r"adam\.generator_betas: -0.1 is below 0"),
         ({"objective": {"alhpa": 1}}, r"objective\.alhpa; did you mean 'alpha'"),
         ({"objective": {"fake_score": {"p_sdt": 1}}}, r"fake_score\.p_sdt; did you mean 'p_std'"),
         ({"checkpoint": {"async_save": 1}}, "async_save: expected true or false, got 1"),
