@@ -1,4 +1,4 @@
-"""Distils EDM2 diffusion teachers into one-step generators.
+"""Distils EDM and EDM2 diffusion teachers into one-step generators.
 
 from sid_scale import OneStepGenerator
 """

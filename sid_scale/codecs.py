@@ -6,6 +6,8 @@ which shards store the images themselves; latent models the Stability VAE, whose
 stores as mean and standard deviation and whose samples it normalises channel by channel (`scale`,
 `bias`). What shards store, in which shape and dtype, only the codec says.
 
+In names, latents stand for what any network sees: those of a pixel model are pixels in [-1, 1].
+
 Training touches only `sample` and needs no VAE weights; `encode` and `decode` read them when
 first called.
 """

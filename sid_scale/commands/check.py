@@ -1,4 +1,4 @@
-"""Checks a data set: reads all of it, compares it with its index and its latents with their codec.
+"""Checks a data set: reads all of it, compares it with its index, and latents with their codec.
 
     sid-scale check /data/imagenet512 --workers 16
 

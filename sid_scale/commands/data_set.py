@@ -165,8 +165,10 @@ def check_fits_network(options: argparse.Namespace, shape: tuple[int, ...]) -> N
     if network is None:
         return
     codec, takes = open_codec(network.codec), network.architecture.sample_shape
-    if codec.stored_shape(takes) != shape:
+    stored = codec.stored_shape(takes)
+    if stored != shape:
+        wanted = f"{takes}" if takes == stored else f"{takes}, stored as {stored}"
         raise UsageError(
             f"samples would be of shape {shape}, but the network in {options.codec} takes "
-            f"{takes}, stored as {codec.stored_shape(takes)}; give another --resolution, or source"
+            f"{wanted}; give another --resolution, or source"
         )

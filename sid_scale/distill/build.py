@@ -254,10 +254,11 @@ def _check_data(config: RunConfig, teacher: NetworkFolder, codec: Codec) -> Shar
     classes = architecture.label_dim or index.num_classes  # an unconditional teacher takes any
     held = index.sample_shape, index.num_classes
     if held != (expected, classes) or index.dtype not in codec.stored_dtypes:
+        of_classes = f" of {architecture.label_dim} classes" if architecture.label_dim else ""
         raise CheckpointError(
             f"data {config.data} holds {index}; teacher {config.teacher} wants "
-            f"{' or '.join(codec.stored_dtypes)} {expected} of {architecture.label_dim} classes, "
-            f"codec {ours['kind']}"
+            f"{' or '.join(codec.stored_dtypes)} {expected}{of_classes}, codec {ours['kind']}: "
+            f"make shards for it (`sid-scale shards` or `encode` with --codec {config.teacher})"
         )
     if config.stream.xflip and not isinstance(codec, IdentityCodec):
         raise ConfigError(

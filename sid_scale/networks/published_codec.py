@@ -52,7 +52,9 @@ def read_codec(encoder: Any, img_channels: int, vae: str | None, where: str) -> 
     if is_latent:
         return _read_vae(settings, vae, where).describe()
     if vae is not None:
-        raise PickleError(f"{where}: the network works on pixels: there is no use for VAE {vae}")
+        raise PickleError(
+            f"{where}: the network works on pixels: there is no use for VAE {vae}; leave it out"
+        )
     return IdentityCodec().describe()
 
 

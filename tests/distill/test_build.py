@@ -46,7 +46,7 @@ def _refusals(rank: int, folder: Path) -> None:
         with pytest.raises(kind, match=message):
             build_run(config(folder, log__samples_every_images=0, **settings), here)
 
-    wanted = r"wants uint8 \(3, 8, 8\) of 4 classes, codec identity"
+    wanted = r"wants uint8 \(3, 8, 8\) of 4 classes, codec identity: make shards for it"
     for name, held in {
         "larger": r"uint8 \(3, 16, 16\) of 4 classes, codec identity",
         "unlabelled": r"uint8 \(3, 8, 8\) without classes, codec identity",

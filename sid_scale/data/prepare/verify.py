@@ -1,4 +1,4 @@
-"""Is a data set what its index says, and are its latents what its codec assumes?
+"""Is a data set what its index says, and are latents what their codec assumes?
 
 Everything is read, and every fault found is reported, not only the first.
 """
@@ -65,7 +65,7 @@ class Moments:
 
 
 class Channel(NamedTuple):
-    """A channel of the raw latents: measured, and what the codec assumes."""
+    """A channel of the raw latents, or of pixels: measured, and what the codec assumes."""
 
     mean: float
     std: float
@@ -244,7 +244,7 @@ def _codec_of(index: ShardIndex) -> tuple[Codec | None, list[str]]:
 
 
 def _channels(index: ShardIndex, codec: Codec | None) -> int:
-    """How many channels the raw latents have."""
+    """How many channels the raw latents, or pixels, have."""
     per_channel = codec.stored_shape((1, 1, 1))[0] if codec else 1
     return index.sample_shape[0] // per_channel
 
