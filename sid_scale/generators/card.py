@@ -17,7 +17,7 @@ from sid_scale.errors import SidScaleError
 from sid_scale.generators.folder import SAMPLES, VAE, trained_for
 from sid_scale.networks import parameter_count
 from sid_scale.networks.folder import NetworkFolder, read_description
-from sid_scale.networks.publications import Publication, publication
+from sid_scale.networks.teachers import Publication, publication
 
 CARD = "README.md"
 TAGS = ["image-generation", "distillation"]

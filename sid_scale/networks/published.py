@@ -22,8 +22,8 @@ from sid_scale.networks import Architecture
 from sid_scale.networks.edm import published_settings as edm
 from sid_scale.networks.edm2 import published_settings as edm2
 from sid_scale.networks.folder import NetworkFolder, check_state, save_network
-from sid_scale.networks.publications import publication
 from sid_scale.networks.published_codec import read_codec
+from sid_scale.networks.teachers import publication
 from sid_scale.pickles.reader import PickledObject, PickledTensor, PickleError, open_pickle
 from sid_scale.pickles.values import as_object, mapping, read_tensors
 
