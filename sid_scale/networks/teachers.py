@@ -5,7 +5,7 @@ A name proves nothing of a file's contents. A model card says when it knows some
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sid_scale.networks import Architecture
 from sid_scale.networks.edm.sizes import TEACHERS
@@ -86,11 +86,12 @@ def publication(file_name: str) -> Publication | None:
 
 def published_architecture(name: str) -> Architecture | None:
     """Of a file's name without `.pkl`, such as `edm-cifar10-32x32-cond-vp` or
-    `edm2-img512-xs-2147483-0.135`; None: it names none that is known here."""
+    `edm2-img512-xs-2147483-0.135`; None: it names none whose architecture is known here."""
     family, _, rest = name.partition("-")
     if family == "edm":
         return TEACHERS.get(rest)
-    if family == "edm2" and rest.startswith("img512-"):
-        size = rest.split("-")[1]
-        return imagenet512(size) if size in SIZES else None
+    match = re.match(r"edm2-img512-([a-z]+)(-uncond)?", name)
+    if match and match[1] in SIZES:
+        architecture = imagenet512(match[1])
+        return replace(architecture, label_dim=0) if match[2] else architecture
     return None
