@@ -20,13 +20,16 @@ from sid_scale.estimate.step import StepCount
 from sid_scale.methods import GENERATOR
 
 PRODUCTS = (CONVOLUTION, MATMUL, ATTENTION)
-# Numbers of float32 that an update reads and writes for a master: the chain rule through the rows'
-# magnitudes (9), norms and checks of the gradient (6), Adam (7), the rows' magnitudes (4), forced
-# normalisation (2), the forward weights made (4) and read (1).
-UPDATE = 33 * FLOAT32
+# Numbers of float32 that an update reads and writes for a master: norms and checks of the gradient
+# (6), Adam (7), a copy for the forward weights made (2) and read (1).
+UPDATE = 16 * FLOAT32
+# More for one that the forward pass reads normalised: the chain rule through the rows' magnitudes
+# (9), these magnitudes (4), forced normalisation (2), the forward weights scaled (2).
+UPDATE_NORMALISED = 17 * FLOAT32
 AVERAGE = 3 * FLOAT32  # the average is read and written, the master read
-# Kernels for each parameter: to sum its gradient in a micro-batch, and in an update.
-SUM_KERNELS, UPDATE_KERNELS = 3, 18
+# Kernels for each tensor: to sum its gradient in a micro-batch, in an update, and in an update for
+# one that is read normalised beside these.
+SUM_KERNELS, UPDATE_KERNELS, NORMALISED_KERNELS = 3, 7, 11
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,8 @@ def iteration_time(
 def kernels(sharding: Sharding, count: StepCount, accumulation: int) -> float:
     """That one GPU launches in an iteration."""
     sums = SUM_KERNELS * sharding.tensors if sharding.stage >= 2 else sharding.tensors
-    return accumulation * (count.total.kernels + sums) + UPDATE_KERNELS * sharding.tensors
+    update = UPDATE_KERNELS * sharding.tensors + NORMALISED_KERNELS * sharding.normalised_tensors
+    return accumulation * (count.total.kernels + sums) + update
 
 
 def sum_bytes(sharding: Sharding, accumulation: int) -> float:
@@ -135,9 +139,9 @@ def update_bytes(sharding: Sharding) -> float:
     """Bytes that one GPU reads and writes for the steps of all optimizers and the average."""
     if sharding.offloads("optimizer"):
         return 0.0  # the host does it
-    per_step = UPDATE + sharding.weight_bytes
-    masters = sharding.total * per_step + sharding.parameters[GENERATOR] * AVERAGE
-    return masters / sharding.shards
+    steps = sharding.total * (UPDATE + sharding.weight_bytes)
+    steps += sharding.normalised * UPDATE_NORMALISED
+    return (steps + sharding.parameters[GENERATOR] * AVERAGE) / sharding.shards
 
 
 def _on_gpu(sharding: Sharding, count: StepCount, rates: Rates) -> tuple[float, float]:

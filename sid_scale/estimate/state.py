@@ -14,6 +14,7 @@ from torch import nn
 
 from sid_scale.estimate.step import StepCount
 from sid_scale.methods import GENERATOR, TEACHER
+from sid_scale.networks.denoiser import Denoiser
 from sid_scale.zero.settings import DeepSpeedSettings
 
 FLOAT32 = 4  # bytes
@@ -35,6 +36,8 @@ class Sharding:
     parameters: Mapping[str, int]  # numbers in each trained network, by role
     tensors: int  # that these are
     persistent: int  # of these numbers, in tensors that stage 3 keeps gathered
+    normalised: int  # of these numbers, in tensors that the forward pass reads normalised
+    normalised_tensors: int  # that those are
     teacher: int  # bytes
     settings: DeepSpeedSettings
     ranks: int
@@ -54,8 +57,23 @@ class Sharding:
         zero = settings.config.get("zero_optimization", {})
         threshold = zero.get("stage3_param_persistence_threshold", PERSISTENT)
         persistent = sum(n for of_network in sizes.values() for n in of_network if n <= threshold)
+        normalised = [
+            network.get_parameter(name).numel()
+            for role, network in networks.items()
+            if role != TEACHER and isinstance(network, Denoiser)
+            for name in network.forward_scales()
+        ]
         frozen = (*networks[TEACHER].parameters(), *networks[TEACHER].buffers())
-        return cls(numbers, tensors, persistent, sum(t.nbytes for t in frozen), settings, ranks)
+        return cls(
+            parameters=numbers,
+            tensors=tensors,
+            persistent=persistent,
+            normalised=sum(normalised),
+            normalised_tensors=len(normalised),
+            teacher=sum(t.nbytes for t in frozen),
+            settings=settings,
+            ranks=ranks,
+        )
 
     @property
     def stage(self) -> int:

@@ -1,7 +1,10 @@
 """What is counted before a run is what the run has: real ranks, every tensor's bytes."""
 
 import gc
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import pytest
 import torch
@@ -15,14 +18,18 @@ from sid_scale.estimate.report import make_plan
 from sid_scale.estimate.roofline import kernels, sum_bytes, update_bytes
 from sid_scale.estimate.state import gathered_bytes, state_bytes
 from sid_scale.estimate.step import total
+from sid_scale.networks.folder import NetworkFolder, save_network
 from sid_scale.zero.fragments import local_fragments
 from tests.estimate.plans import BF16, FLOAT32_GRADIENTS
+from tests.networks.edm import published as edm
 from tests.ranks import joined, run_ranks
 from tests.tiny import config, prepare, write_deepspeed_json
 
 pytestmark = pytest.mark.distributed
 
 SMALL_BUCKETS = {"reduce_bucket_size": 100_000, "stage3_param_persistence_threshold": 0}
+# Of a run whose teacher is one of EDM's pixel networks.
+EDM = {"objective__logvar_weighting": "false", "forced_weight_norm": "false", "dropout": 0.1}
 
 
 def nbytes(tensors) -> int:
@@ -114,12 +121,32 @@ def test_peak_is_that_of_the_same_step_on_ranks(
     run_ranks(ranks, _compare_peak, tmp_path, stages, how)
 
 
-def _compare_peak(rank: int, folder: Path, stages: tuple[int, ...], how: str) -> None:
+@pytest.mark.parametrize(("name", "how"), [("ddpmpp", "checkpoint"), ("adm", "keep")])
+def test_peak_of_pixel_networks_is_that_of_the_same_step(tmp_path: Path, name: str, how: str):
+    prepare(tmp_path)
+    save_edm(tmp_path / "edm", name)
+    run_ranks(1, _compare_peak, tmp_path, (2,), how, {**EDM, "teacher": tmp_path / "edm"})
+
+
+def save_edm(folder: Path, name: str) -> None:
+    """One of EDM's pixel networks, as a teacher."""
+    architecture = edm.ALL[name]
+    save_network(folder, NetworkFolder(architecture, edm.random_state(architecture)))
+
+
+def _compare_peak(
+    rank: int,
+    folder: Path,
+    stages: tuple[int, ...],
+    how: str,
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
     here = joined()
     settings = {
         "micro_batch": 16,
         "batch_size": 16 * here.world_size,
         "activations": f"{{generator: {how}, fake_score: {how}, teacher: {how}}}",
+        **more,
     }
     for stage in stages:
         zero = {"zero_optimization": {"stage": stage, **SMALL_BUCKETS}}
@@ -138,12 +165,19 @@ def _compare_peak(rank: int, folder: Path, stages: tuple[int, ...], how: str) ->
 
 def test_bytes_and_kernels_are_those_of_an_iteration_on_ranks(tmp_path: Path):
     prepare(tmp_path)
-    run_ranks(2, _compare_work, tmp_path)
+    run_ranks(2, _compare_work, tmp_path, {})
 
 
-def _compare_work(rank: int, folder: Path) -> None:
+@pytest.mark.parametrize("name", ["ddpmpp", "adm"])
+def test_work_of_pixel_networks_is_that_of_an_iteration(tmp_path: Path, name: str):
+    prepare(tmp_path)
+    save_edm(tmp_path / "edm", name)
+    run_ranks(2, _compare_work, tmp_path, {**EDM, "teacher": tmp_path / "edm"})
+
+
+def _compare_work(rank: int, folder: Path, more: Mapping[str, Any]) -> None:
     ds = write_deepspeed_json(folder / f"ds{rank}", 2, **BF16, **FLOAT32_GRADIENTS)
-    given = config(folder, deepspeed=ds, batch_size=16)
+    given = config(folder, deepspeed=ds, batch_size=16, **more)
     plan = make_plan(given, 1, 2)
     run = build_run(given, joined())
     _iterate(run)
