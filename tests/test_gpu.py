@@ -18,7 +18,7 @@ from own_step import OwnStep
 from sid_scale.demo.prepare import TEACHER, write_digit_shards
 from sid_scale.distill.loop import train
 from sid_scale.methods import GENERATOR
-from sid_scale.networks.folder import load_network
+from sid_scale.networks.folder import NetworkFolder, load_network
 from sid_scale.ranks import Ranks
 from tests.conftest import ROOT
 from tests.gpus import (
@@ -257,9 +257,9 @@ def _swaps(ranks: Ranks, folder: Path) -> None:
             inside = images()
         assert torch.equal(images(), before)
         if averaged is not None:
-            dense = own.run.architectures[GENERATOR].build(torch.bfloat16)
-            dense.load_state_dict({**dense.state_dict(), **_buffers(network.module), **averaged})
-            expected = dense.to(ranks.device).eval()(*batch).denoised
+            state = {**_buffers(network.module), **averaged}
+            dense = NetworkFolder(own.run.architectures[GENERATOR], state)
+            expected = dense.build(torch.bfloat16, ranks.device)(*batch).denoised
             error = (inside - expected).abs().max() / expected.abs().max()
             assert error < 0.03
             assert (inside - before).abs().max() / expected.abs().max() > 2 * error

@@ -2,6 +2,7 @@
 
 import gc
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +16,10 @@ from sid_scale.estimate.report import make_plan
 from sid_scale.estimate.roofline import kernels, sum_bytes, update_bytes
 from sid_scale.estimate.state import gathered_bytes, state_bytes
 from sid_scale.estimate.step import total
+from sid_scale.networks.folder import NetworkFolder, save_network
 from sid_scale.zero.fragments import local_fragments
 from tests.estimate.plans import BF16, FLOAT32_GRADIENTS
+from tests.networks.edm.published import DDPMPP, random_state
 from tests.ranks import joined, run_ranks
 from tests.tiny import config, prepare, write_deepspeed_json
 
@@ -111,12 +114,23 @@ def test_peak_is_that_of_the_same_step_on_ranks(
     tmp_path: Path, ranks: int, stages: tuple[int, ...], how: str
 ):
     prepare(tmp_path)
-    run_ranks(ranks, _compare_peak, tmp_path, stages, how)
+    run_ranks(ranks, _compare_peak, tmp_path, stages, how, {})
 
 
-def _compare_peak(rank: int, folder: Path, stages: tuple[int, ...], how: str) -> None:
+@pytest.mark.parametrize("how", ["keep", "checkpoint"])
+def test_peak_of_a_pixel_network_is_that_of_the_same_step_on_a_rank(tmp_path: Path, how: str):
+    prepare(tmp_path)
+    save_network(tmp_path / "teacher", NetworkFolder(DDPMPP, random_state(DDPMPP)))
+    of_pixels = {"objective__logvar_weighting": "false", "objective__augmentation": 0.5}
+    run_ranks(1, _compare_peak, tmp_path, (2,), how, of_pixels)
+
+
+def _compare_peak(
+    rank: int, folder: Path, stages: tuple[int, ...], how: str, more: dict[str, Any]
+) -> None:
     here = joined()
     settings = {
+        **more,
         "micro_batch": 16,
         "batch_size": 16 * here.world_size,
         "activations": f"{{generator: {how}, fake_score: {how}, teacher: {how}}}",
