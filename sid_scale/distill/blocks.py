@@ -47,7 +47,7 @@ def check_blocks(
 def prepare_blocks(network: nn.Module, name: str, config: RunConfig) -> None:
     """Makes blocks of the network of that name recompute, and compiles them, as a run asks.
 
-    The network is in the mode that it has while the run trains, and frozen if it always is.
+    A network that is frozen for good is frozen already.
     """
     if config.compile_blocks:
         compile_blocks(network)

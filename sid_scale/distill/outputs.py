@@ -27,6 +27,7 @@ from sid_scale.generators.folder import (
 )
 from sid_scale.image_grid import image_grid, write_png
 from sid_scale.metrics_log import METRICS, parse_record
+from sid_scale.networks.compile_blocks import sampling
 from sid_scale.networks.folder import describe, stream_network
 from sid_scale.ranks import on_first_rank
 
@@ -82,8 +83,7 @@ def generate_samples(run: Run, count: int, micro_batch: int) -> Tensor:
     turn = classes_in_turn(count, run.teacher.architecture.label_dim)
     classes = None if turn is None else torch.tensor(turn, device=run.ranks.device)
     generated = []
-    with run.ema.applied():
-        run.generator.module.eval()
+    with run.ema.applied(), sampling(run.generator.module):
         for samples in torch.arange(count).split(micro_batch):
             noise = KeyedNoise(run.config.seed, "samples", samples, run.ranks.device)
             z, step_noise = generator_inputs(
@@ -99,7 +99,6 @@ def generate_samples(run: Run, count: int, micro_batch: int) -> Tensor:
                     run.config.init_sigma,
                 )
             )
-        run.generator.module.train()
     return torch.cat(generated)
 
 

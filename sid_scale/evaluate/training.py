@@ -38,6 +38,7 @@ from sid_scale.generators.folder import adopt_class_names, adopt_vae
 from sid_scale.generators.generator import condition_of
 from sid_scale.methods import GENERATOR
 from sid_scale.metrics_log import read_metrics
+from sid_scale.networks.compile_blocks import sampling
 from sid_scale.ranks import on_first_rank
 from sid_scale.zero import retention
 from sid_scale.zero.saved import MANIFEST
@@ -174,8 +175,7 @@ class TrainingEvaluation:
         size = min(BLOCK, micro_batches * self._sampler.batch)
         blocks = blocks_of(settings.first_seed, settings.num, size)
         on_first_rank(store.remove)
-        with run.ema.applied():
-            run.generator.module.eval()
+        with run.ema.applied(), sampling(run.generator.module):
             watch = make_blocks(
                 self._sampler,
                 self._histogram,
@@ -186,7 +186,6 @@ class TrainingEvaluation:
                 stopped=stopped,
                 quiet=True,
             )
-            run.generator.module.train()
         figures = None
         if watch is not None:
             figures = compute_metrics(self._metrics, self._references, store, blocks, run.ranks)

@@ -7,7 +7,8 @@ sizes of batch would be compilations of their own.
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from types import FunctionType
 from typing import Any
@@ -17,15 +18,31 @@ from torch import nn
 
 from sid_scale.networks.denoiser import blocks_of
 
+AS_WRITTEN = "_runs_as_written"  # attribute of a block: whether its forward is not compiled
+
 
 def compile_blocks(network: nn.Module, backend: str = "inductor") -> None:
     """Compiles each block's forward, when it is first called.
 
-    Modules and names of parameters stay as they are. The network has to be in the mode, `train` or
-    `eval`, that it has while the run trains; in the other mode it is not compiled.
+    Modules and names of parameters stay as they are. Inside `sampling` nothing is compiled.
     """
     for block, _ in blocks_of(network):
         block.forward = _compiled(block, backend)
+
+
+@contextmanager
+def sampling(network: nn.Module) -> Iterator[None]:
+    """Inside, a network in training makes samples: in evaluation mode, its blocks as written."""
+    blocks = [block for block, _ in blocks_of(network)]
+    network.eval()
+    for block in blocks:
+        setattr(block, AS_WRITTEN, True)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            setattr(block, AS_WRITTEN, False)
+        network.train()
 
 
 def lacks_compiler(device: torch.device) -> str | None:
@@ -40,11 +57,11 @@ def lacks_compiler(device: torch.device) -> str | None:
 
 
 def _compiled(block: nn.Module, backend: str) -> Callable[..., Any]:
-    forward, mode = block.forward, block.training
+    forward = block.forward
     compiled = torch.compile(_with_own_code(forward), backend=backend, dynamic=False)
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        return (compiled if block.training == mode else forward)(*args, **kwargs)
+        return (forward if getattr(block, AS_WRITTEN, False) else compiled)(*args, **kwargs)
 
     return run
 

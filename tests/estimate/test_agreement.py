@@ -1,9 +1,7 @@
 """What is counted before a run is what the run has: real ranks, every tensor's bytes."""
 
 import gc
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -21,15 +19,13 @@ from sid_scale.estimate.step import total
 from sid_scale.networks.folder import NetworkFolder, save_network
 from sid_scale.zero.fragments import local_fragments
 from tests.estimate.plans import BF16, FLOAT32_GRADIENTS
-from tests.networks.edm import published as edm
+from tests.networks.edm.published import ADM, DDPMPP, random_state
 from tests.ranks import joined, run_ranks
 from tests.tiny import config, prepare, write_deepspeed_json
 
 pytestmark = pytest.mark.distributed
 
 SMALL_BUCKETS = {"reduce_bucket_size": 100_000, "stage3_param_persistence_threshold": 0}
-# Of a run whose teacher is one of EDM's pixel networks.
-EDM = {"objective__logvar_weighting": "false", "forced_weight_norm": "false", "dropout": 0.1}
 
 
 def nbytes(tensors) -> int:
@@ -118,35 +114,26 @@ def test_peak_is_that_of_the_same_step_on_ranks(
     tmp_path: Path, ranks: int, stages: tuple[int, ...], how: str
 ):
     prepare(tmp_path)
-    run_ranks(ranks, _compare_peak, tmp_path, stages, how)
+    run_ranks(ranks, _compare_peak, tmp_path, stages, how, {})
 
 
-@pytest.mark.parametrize(("name", "how"), [("ddpmpp", "checkpoint"), ("adm", "keep")])
-def test_peak_of_pixel_networks_is_that_of_the_same_step(tmp_path: Path, name: str, how: str):
+@pytest.mark.parametrize("how", ["keep", "checkpoint"])
+def test_peak_of_a_pixel_network_is_that_of_the_same_step_on_a_rank(tmp_path: Path, how: str):
     prepare(tmp_path)
-    save_edm(tmp_path / "edm", name)
-    run_ranks(1, _compare_peak, tmp_path, (2,), how, {**EDM, "teacher": tmp_path / "edm"})
-
-
-def save_edm(folder: Path, name: str) -> None:
-    """One of EDM's pixel networks, as a teacher."""
-    architecture = edm.ALL[name]
-    save_network(folder, NetworkFolder(architecture, edm.random_state(architecture)))
+    save_network(tmp_path / "teacher", NetworkFolder(DDPMPP, random_state(DDPMPP)))
+    of_pixels = {"objective__logvar_weighting": "false", "objective__augmentation": 0.5}
+    run_ranks(1, _compare_peak, tmp_path, (2,), how, of_pixels)
 
 
 def _compare_peak(
-    rank: int,
-    folder: Path,
-    stages: tuple[int, ...],
-    how: str,
-    more: Mapping[str, Any] = MappingProxyType({}),
+    rank: int, folder: Path, stages: tuple[int, ...], how: str, more: dict[str, Any]
 ) -> None:
     here = joined()
     settings = {
+        **more,
         "micro_batch": 16,
         "batch_size": 16 * here.world_size,
         "activations": f"{{generator: {how}, fake_score: {how}, teacher: {how}}}",
-        **more,
     }
     for stage in stages:
         zero = {"zero_optimization": {"stage": stage, **SMALL_BUCKETS}}
@@ -168,14 +155,14 @@ def test_bytes_and_kernels_are_those_of_an_iteration_on_ranks(tmp_path: Path):
     run_ranks(2, _compare_work, tmp_path, {})
 
 
-@pytest.mark.parametrize("name", ["ddpmpp", "adm"])
-def test_work_of_pixel_networks_is_that_of_an_iteration(tmp_path: Path, name: str):
+@pytest.mark.parametrize("architecture", [DDPMPP, ADM], ids=["ddpmpp", "adm"])
+def test_bytes_and_kernels_of_a_network_without_normalised_weights(tmp_path: Path, architecture):
     prepare(tmp_path)
-    save_edm(tmp_path / "edm", name)
-    run_ranks(2, _compare_work, tmp_path, {**EDM, "teacher": tmp_path / "edm"})
+    save_network(tmp_path / "teacher", NetworkFolder(architecture, random_state(architecture)))
+    run_ranks(2, _compare_work, tmp_path, {"objective__logvar_weighting": "false"})
 
 
-def _compare_work(rank: int, folder: Path, more: Mapping[str, Any]) -> None:
+def _compare_work(rank: int, folder: Path, more: dict[str, Any]) -> None:
     ds = write_deepspeed_json(folder / f"ds{rank}", 2, **BF16, **FLOAT32_GRADIENTS)
     given = config(folder, deepspeed=ds, batch_size=16, **more)
     plan = make_plan(given, 1, 2)

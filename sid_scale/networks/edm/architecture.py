@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -66,6 +67,7 @@ class EDMArchitecture(Architecture):
             if type(number) not in (int, float) or not 0 <= number < below:
                 raise ValueError(f"{name} is {number!r:.64}, not from 0 to {below}")
         self._check_levels()
+        self._check_channels()
         if self.model_type == "DhariwalUNet":
             for name in _SONG_ALONE:
                 if getattr(self, name) != getattr(EDMArchitecture, name):
@@ -81,13 +83,36 @@ class EDMArchitecture(Architecture):
                 f"img_resolution {self.img_resolution} cannot be halved "
                 f"{len(self.channel_mult) - 1} times"
             )
-        for multiple in self.channel_mult:
-            self._check_channels(self.model_channels * multiple)
 
-    def _check_channels(self, channels: int) -> None:
-        groups = min(32, channels // 4)
-        if not groups or channels % groups:
-            raise ValueError(f"{channels} channels cannot be normalised in {groups} groups")
+    def _check_channels(self) -> None:
+        is_song = self.model_type == "SongUNet"
+        embedded = self.model_channels * (self.channel_mult_noise if is_song else 1)
+        if embedded % 2:
+            raise ValueError(f"{embedded} channels cannot hold cosines and sines of a noise level")
+        for channels in self._normalised_channels():
+            groups = min(32, channels // 4)
+            if not groups or channels % groups:
+                raise ValueError(f"{channels} channels cannot be normalised in {groups} groups")
+        for level, multiple in enumerate(() if is_song else self.channel_mult):
+            channels, resolution = self.model_channels * multiple, self.img_resolution >> level
+            attends = resolution in self.attn_resolutions or level == len(self.channel_mult) - 1
+            if attends and channels % max(1, channels // 64):
+                raise ValueError(f"{channels} channels cannot be shared by {channels // 64} heads")
+
+    def _normalised_channels(self) -> Iterator[int]:
+        """Channels of what residual blocks take and make."""
+        widths = [self.model_channels * multiple for multiple in self.channel_mult]
+        channels = self.model_channels if self.model_type == "SongUNet" else widths[0]
+        skips = []
+        for width in widths:
+            yield channels
+            yield width
+            skips += [channels, *[width] * self.num_blocks]
+            channels = width
+        for width in reversed(widths):
+            for _ in range(self.num_blocks + 1):
+                yield channels + skips.pop()
+                channels = width
 
 
 _CHOICES = {

@@ -133,6 +133,10 @@ def test_published_parameter_counts(name: str):
         ({"model_type": "UNet"}, "model_type"),
         ({"model_channels": 9}, "9 channels"),
         ({"model_channels": 3}, "3 channels"),
+        ({"model_channels": 10}, "30 channels"),  # of a decoder block, with what it is handed
+        ({"model_channels": 2, "channel_mult": (4,)}, "2 channels"),  # of the first convolution
+        ({"model_channels": 5}, "5 channels cannot hold cosines"),
+        ({"model_type": "DhariwalUNet", "model_channels": 224, "channel_mult": (1,)}, "3 heads"),
         ({"img_resolution": 9}, "img_resolution"),
         ({"channel_mult": ()}, "channel_mult"),
         ({"resample_filter": (1, 3, 1)}, "resample_filter"),
