@@ -78,11 +78,16 @@ class Codec(Protocol):
 
 
 class IdentityCodec:
-    """Pixels in [-1, 1]: the network's images are the images, stored as they are."""
+    """Pixels in [-1, 1]: the network's images are the images, stored as they are.
+
+    Images of one or two channels are grey, and are shown in three equal colours. A second or fourth
+    channel is transparency, and is not shown. Images of more channels raise CodecError.
+    """
 
     stored_dtypes = ("uint8",)
 
     def stored_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+        _colours(shape[0])
         return shape
 
     def describe(self) -> dict[str, Any]:
@@ -105,7 +110,8 @@ class IdentityCodec:
         return self.posterior(stored)[0]
 
     def decode(self, latents: Tensor) -> Tensor:
-        return (latents.float() * 127.5 + 128).clip(0, 255).to(torch.uint8)
+        shown = latents[:, : _colours(latents.shape[1])].float()
+        return (shown * 127.5 + 128).clip(0, 255).to(torch.uint8).expand(-1, 3, -1, -1)
 
 
 class VAECodec:
@@ -277,6 +283,16 @@ def read_codec(path: str | Path, vae: str | Path | None = None) -> Codec:
 
 def _are_numbers(values: Any) -> bool:
     return isinstance(values, list | tuple) and all(isinstance(v, int | float) for v in values)
+
+
+def _colours(channels: int) -> int:
+    """How many channels of an image are its colours; the others are transparency."""
+    if channels > 4:
+        raise CodecError(
+            f"a network of pixels of {channels} channels: images have 4 at most; a network of "
+            "latents has a codec with a VAE in its config.json"
+        )
+    return 1 if channels < 3 else 3
 
 
 def _batch(pixels: int) -> int:

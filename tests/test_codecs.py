@@ -68,6 +68,21 @@ def test_pixels_are_rounded_as_published():
         assert decoded[0, 0, 0].tolist() == list(edges.values())
 
 
+@pytest.mark.parametrize(("channels", "colours"), [(1, 1), (2, 1), (4, 3)])
+def test_grey_and_transparent_pixels_are_shown_in_three_colours(channels: int, colours: int):
+    images, codec = torch.rand(2, channels, 4, 4), IdentityCodec()
+    assert codec.stored_shape((channels, 4, 4)) == (channels, 4, 4)
+    expected = codec.decode(images[:, :colours].repeat(1, 3 // colours, 1, 1))
+    assert torch.equal(codec.decode(images), expected)
+
+
+def test_pixels_of_more_channels_are_refused():
+    with pytest.raises(CodecError, match="5 channels"):
+        IdentityCodec().stored_shape((5, 4, 4))
+    with pytest.raises(CodecError, match="5 channels"):
+        IdentityCodec().decode(torch.zeros(1, 5, 4, 4))
+
+
 def test_vae_brings_digits_there_and_back():
     codec, (images, _) = shipped_codec(), digit_images()
     stored = codec.encode(images[:200])

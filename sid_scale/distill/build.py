@@ -245,12 +245,12 @@ def _check_start(config: RunConfig, teacher: NetworkFolder, start: NetworkFolder
 def _check_data(config: RunConfig, teacher: NetworkFolder, codec: Codec) -> ShardIndex | None:
     """Compares the shards, if there are any, with the teacher."""
     architecture = teacher.architecture
+    expected = codec.stored_shape(architecture.sample_shape)
     if config.data is None:
         return None
     retry = RetryPolicy(config.stream.retries, config.stream.backoff_seconds)
     index = read_index(config.data, retry, config.stream.timeout_seconds)
     ours, theirs = codec.describe(), index.codec
-    expected = codec.stored_shape(architecture.sample_shape)
     classes = architecture.label_dim or index.num_classes  # an unconditional teacher takes any
     held = index.sample_shape, index.num_classes
     if held != (expected, classes) or index.dtype not in codec.stored_dtypes:

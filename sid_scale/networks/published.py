@@ -39,6 +39,7 @@ class Family(NamedTuple):
     teachers: tuple[str, ...]  # classes; SiD's generators may be of them as well
     generators: tuple[str, ...]  # classes of generators alone
     has_logvar: bool  # whether every teacher has an uncertainty head
+    has_latents: bool  # whether some work on latents
     # (network, names of its weights, the file's name for errors) -> its architecture
     read_architecture: Callable[[PickledObject, Collection[str], str], Architecture]
 
@@ -48,12 +49,14 @@ FAMILIES = (
         teachers=("Precond",),
         generators=("EDM_2_Precond_EncoderDecoder", "EDM_2_Precond_Generator"),
         has_logvar=True,
+        has_latents=True,
         read_architecture=edm2.read_architecture,
     ),
     Family(
         teachers=("EDMPrecond",),
         generators=("EDMPrecond_EncoderDecoder",),
         has_logvar=False,
+        has_latents=False,
         read_architecture=edm.read_architecture,
     ),
 )
@@ -104,7 +107,8 @@ def read_published(
         tensors = read_tensors(network, where)
         architecture = family.read_architecture(network, tensors.keys(), where)
         _check_tensors(architecture, tensors, os.path.getsize(path), where)
-        codec = read_codec(contents.get("encoder"), architecture.sample_shape[0], vae, where)
+        channels = architecture.sample_shape[0] if family.has_latents else None
+        codec = read_codec(contents.get("encoder"), channels, vae, where)
         state = architecture.from_file({name: tensor.load() for name, tensor in tensors.items()})
     is_generator = (
         network.class_name in family.generators

@@ -22,7 +22,9 @@ from sid_scale.pickles.values import as_object, number, numbers
 _ARGUMENTS = ("vae_name", "raw_mean", "raw_std", "final_mean", "final_std", "batch_size")
 
 
-def read_codec(encoder: Any, img_channels: int, vae: str | None, where: str) -> dict[str, Any]:
+def read_codec(
+    encoder: Any, img_channels: int | None, vae: str | None, where: str
+) -> dict[str, Any]:
     """Description of the codec that a file's encoder (an object, or None) stands for.
 
     Without an encoder, networks of four channels work on the Stability VAE's latents, as all
@@ -30,7 +32,7 @@ def read_codec(encoder: Any, img_channels: int, vae: str | None, where: str) -> 
 
     Args:
         encoder: what the file holds under `encoder`, None if nothing.
-        img_channels: of what the network sees.
+        img_channels: of what the network sees; None: its family works on pixels alone.
         vae: folder of the VAE; None: the name that the encoder gives.
         where: for errors.
 

@@ -157,6 +157,8 @@ def _files_of(path: Path, form: Form, split: str) -> dict[str, bytes]:
     wanted = [name + form.suffix for name in BATCHES[split]]
     try:
         found = _unpacked(path, form, wanted) if path.is_dir() else _packed(path, form, wanted)
+    except SourceError:
+        raise
     except _UNREADABLE as error:
         raise SourceError(f"{path}: cannot be read to its end ({error}); {_FETCH}") from error
     if missing := [name for name in wanted if name not in found]:

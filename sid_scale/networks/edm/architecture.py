@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -59,10 +58,12 @@ class EDMArchitecture(Architecture):
                 raise ValueError(f"{name} is {getattr(self, name)!r:.64}, none of {choices}")
         for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
-            values = value if isinstance(value, tuple) else (value,)
-            if len(values) > 16 or not all(type(v) is int and least <= v <= most for v in values):
+            values = value if name in _LISTS else (value,)
+            if not isinstance(values, tuple) or len(values) > 16:
+                raise ValueError(f"{name} is {value!r:.64}, not up to 16 numbers")
+            if not all(type(v) is int and least <= v <= most for v in values):
                 raise ValueError(f"{name} is {value!r:.64}, not from {least} to {most}")
-        for name, below in (("sigma_data", math.inf), ("dropout", 1)):
+        for name, below in (("sigma_data", 1 << 14), ("dropout", 1)):
             number = getattr(self, name)
             if type(number) not in (int, float) or not 0 <= number < below:
                 raise ValueError(f"{name} is {number!r:.64}, not from 0 to {below}")
@@ -125,6 +126,7 @@ _SONG_ALONE = (
     *("embedding_type", "channel_mult_noise", "encoder_type", "decoder_type"),
     "resample_filter",
 )
+_LISTS = ("channel_mult", "attn_resolutions", "resample_filter")
 _RANGES = {
     "img_resolution": (1, 1 << 14),
     "img_channels": (1, 1 << 10),

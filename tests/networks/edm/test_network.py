@@ -142,6 +142,9 @@ def test_published_parameter_counts(name: str):
         ({"resample_filter": (1, 3, 1)}, "resample_filter"),
         ({"dropout": 1.0}, "dropout"),
         ({"label_dim": -1}, "label_dim"),
+        ({"label_dim": (4,)}, "label_dim"),
+        ({"attn_resolutions": 4}, "attn_resolutions"),
+        ({"sigma_data": 10**30}, "sigma_data"),
         ({"model_type": "DhariwalUNet", "embedding_type": "fourier"}, "embedding_type"),
     ],
 )

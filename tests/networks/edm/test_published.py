@@ -1,5 +1,6 @@
 """EDM's, DDO's, SiD's and SiDA's files become network folders: same weights, same outputs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +170,12 @@ def test_weights_of_another_architecture_are_listed_with_their_shapes(tmp_path: 
     network = tiny()
     del network.model.enc["8x8_block0"].conv1
     assert "missing model.enc.8x8_block0.conv1.weight" in refusal(tmp_path, network)
+
+
+def test_four_channels_are_pixels_all_the_same(tmp_path: Path):
+    assert read(tmp_path, tiny(architecture=replace(DDPMPP, img_channels=4))).codec == {
+        "kind": "identity"
+    }
 
 
 @pytest.mark.faults
