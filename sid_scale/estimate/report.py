@@ -8,16 +8,9 @@ from typing import Any
 
 from sid_scale.config.run import RunConfig
 from sid_scale.estimate.roofline import IterationTime, Rates, iteration_time
-from sid_scale.estimate.state import (
-    ESTIMATES,
-    GPUMemory,
-    Sharding,
-    checkpoint_bytes,
-    communication,
-    gpu_memory,
-    host_bytes,
-)
+from sid_scale.estimate.state import ESTIMATES, GPUMemory, Sharding, gpu_memory
 from sid_scale.estimate.step import StepCount, build_networks, count_step
+from sid_scale.estimate.traffic import checkpoint_bytes, communication, host_bytes
 from sid_scale.methods import build_method
 from sid_scale.networks import Architecture
 from sid_scale.networks.folder import CheckpointError, read_description

@@ -15,8 +15,9 @@ import torch
 
 from sid_scale.config.run import RunConfig
 from sid_scale.estimate.count import ATTENTION, CONVOLUTION, MATMUL
-from sid_scale.estimate.state import FLOAT32, Communication, Sharding, communication
+from sid_scale.estimate.state import FLOAT32, Sharding
 from sid_scale.estimate.step import StepCount
+from sid_scale.estimate.traffic import Communication, communication
 from sid_scale.methods import GENERATOR
 
 PRODUCTS = (CONVOLUTION, MATMUL, ATTENTION)

@@ -4,7 +4,6 @@ What DeepSpeed allocates beyond the parameters was read from its sources (0.19.8
 gradients are collected in, weights gathered for a while, temporaries of an optimizer's step.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -247,68 +246,3 @@ def step_bytes(sharding: Sharding) -> float:
         return 0.0
     flat_gradient = 0.0 if s.stage == 0 or s.gradient_bytes == FLOAT32 else shard
     return flat_gradient + shard
-
-
-# --- nodes, disk, network ------------------------------------------------------------------
-
-
-def checkpoint_bytes(sharding: Sharding) -> float:
-    """Size of a checkpoint: masters and Adam of every network, the generator's average."""
-    s = sharding
-    return float(s.total * (FLOAT32 + ADAM) + s.parameters[GENERATOR] * FLOAT32)
-
-
-def host_bytes(sharding: Sharding, gpus_per_node: int, *, async_save: bool) -> dict[str, float]:
-    """Bytes of a node's memory that the state takes while the run goes on."""
-    s = sharding
-    share = min(gpus_per_node, s.ranks) / s.shards  # of the masters, on one node
-    offloaded = s.total * (FLOAT32 + ADAM) + s.parameters[GENERATOR] * FLOAT32
-    gradients = s.total * (FLOAT32 if s.stage < 3 else s.gradient_bytes)
-    nodes = math.ceil(s.ranks / gpus_per_node)
-    host = {"checkpoint copy": checkpoint_bytes(s) / nodes if async_save else 0.0}
-    if s.offloads("optimizer"):
-        host["optimizer, average"] = offloaded * share
-        host["gradients"] = gradients * share
-        if s.stage < 3:
-            host["weights to send"] = s.total * s.weight_bytes * share
-    if s.offloads("param"):
-        host["weights"] = s.total * s.weight_bytes * share
-    return host
-
-
-@dataclass(frozen=True)
-class Communication:
-    """Bytes that one GPU sends in an iteration."""
-
-    per_micro_batch: float
-    per_update: float
-    host: float  # between a GPU and its node's memory, per iteration
-
-    def per_iteration(self, accumulation: int) -> float:
-        return accumulation * self.per_micro_batch + self.per_update
-
-
-def communication(sharding: Sharding, count: StepCount, accumulation: int) -> Communication:
-    """What ranks exchange, with ring algorithms: an all-reduce sends everything twice.
-
-    Stage 3's gathers are counted module by module: at most so many, since DeepSpeed leaves out what
-    it has kept from a moment before.
-    """
-    s = sharding
-    others = (s.ranks - 1) / s.ranks
-    gradients, weights = s.total * s.sent_bytes, s.total * s.weight_bytes
-    per_micro_batch = {
-        0: 0.0,
-        1: 0.0,
-        2: 2.0 * gradients,
-        3: gradients + count.gathered,
-    }[s.stage]
-    per_update = {0: 2.0 * gradients, 1: 2.0 * gradients + weights, 2: 1.0 * weights, 3: 0.0}
-    host = 0.0
-    if s.offloads("optimizer"):
-        # Where the sum is on the host every micro-batch brings it to the GPU and back.
-        crossings = 1 if s.sums_on_gpu else 2 * accumulation
-        host = s.total / s.ranks * (crossings * s.gradient_bytes + s.weight_bytes)
-    if s.offloads("param"):
-        host += accumulation * count.gathered / s.ranks
-    return Communication(others * per_micro_batch, others * per_update[s.stage], host)

@@ -8,8 +8,8 @@ from sid_scale.config.run import RunConfig
 from sid_scale.estimate.count import KINDS, Work
 from sid_scale.estimate.report import Plan, at_stage, describe_time, make_plan
 from sid_scale.estimate.roofline import Rates
-from sid_scale.estimate.state import checkpoint_bytes, communication, host_bytes
 from sid_scale.estimate.step import PhaseWork, fixed_and_per_sample, total
+from sid_scale.estimate.traffic import checkpoint_bytes, communication, host_bytes
 
 STAGES = (0, 1, 2, 3)
 

@@ -31,7 +31,7 @@ class Publication:
     what: str  # in a few words
     data: DataSet
     project: str  # under whose name its publisher gave it away
-    papers: tuple[str, ...]  # names, as `generators/card.py` has them
+    papers: tuple[str, ...]  # names, as `generators/card_facts.py` has them
     publisher: str = "NVIDIA"
     license: str = NON_COMMERCIAL
     base_model: str | None = None  # its repository on the hub

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sid_scale.generators.card import METHODS
+from sid_scale.generators.card_facts import METHODS
 from sid_scale.report.curves import hours_of, metric_curve, metrics_of
 from sid_scale.report.measurements import TEACHER, Measurement, in_order, metric_kind
 from sid_scale.report.read import RunFolder

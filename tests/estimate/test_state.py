@@ -6,14 +6,8 @@ from pathlib import Path
 import pytest
 
 from sid_scale.estimate.report import Plan, at_stage
-from sid_scale.estimate.state import (
-    buffer_bytes,
-    checkpoint_bytes,
-    communication,
-    host_bytes,
-    state_bytes,
-    step_bytes,
-)
+from sid_scale.estimate.state import buffer_bytes, state_bytes, step_bytes
+from sid_scale.estimate.traffic import checkpoint_bytes, communication, host_bytes
 from sid_scale.zero.settings import read_deepspeed_json
 from tests.estimate.plans import BF16, FLOAT32_GRADIENTS, plan
 from tests.tiny import write_deepspeed_json

@@ -1,0 +1,147 @@
+"""A model card below its metadata, as people read it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sid_scale.codecs import STABILITY_VAE
+from sid_scale.generators.card_facts import (
+    LICENCES,
+    METHODS,
+    PAPERS,
+    group,
+    on_one_line,
+    papers,
+    published_teacher,
+    teacher_facts,
+    teacher_file,
+    teacher_licence,
+    teacher_name,
+    title,
+)
+from sid_scale.generators.folder import SAMPLES, VAE
+from sid_scale.networks import parameter_count
+from sid_scale.networks.folder import NetworkFolder
+
+
+def card_text(
+    folder_name: str,
+    network: NetworkFolder,
+    measured: Mapping[str, float | str],
+    *,
+    has_samples: bool,
+    has_vae: bool,
+) -> str:
+    """The card below its metadata, Markdown."""
+    provenance = network.provenance
+    steps = provenance.get("steps", 1)
+    teacher = teacher_name(provenance)
+    has_classes = network.architecture.label_dim > 0
+    of_a_class = " of a class" if has_classes else ""
+    sections = [
+        f"# {title(network)}",
+        f"A generator that makes an image{of_a_class} with "
+        + ("one network evaluation" if steps == 1 else f"{steps} network evaluations")
+        + ", distilled from "
+        + (f"the diffusion model `{on_one_line(teacher)}`." if teacher else "an unknown teacher."),
+        f"![Samples]({SAMPLES})" if has_samples else "",
+        "## How it was made",
+        _table(_facts(network)),
+        "## How to use it",
+        _usage(
+            folder_name, has_classes, needs_vae=network.codec.get("kind") == "vae" and not has_vae
+        ),
+        "## What was measured",
+        _table(measured) if measured else "Nothing, when this card was written.",
+        "## Licence",
+        _licence(provenance, has_vae),
+        "## Papers",
+        "\n".join(f"- {name}: {PAPERS[name]}" for name in papers(network)),
+    ]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _facts(network: NetworkFolder) -> dict[str, Any]:
+    provenance, architecture = network.provenance, network.architecture
+    settings = group(provenance, "settings")
+    rates = group(settings, "learning_rate")
+    objective = group(settings, "objective")
+    channels, height, width = architecture.sample_shape
+    method = METHODS.get(str(provenance.get("method")))
+    published = published_teacher(provenance)
+    what = published.what if published else None
+    known = {
+        "teacher": teacher_name(provenance) or None,
+        "what the teacher is": teacher_facts(provenance).get("what") or what,
+        "SHA-256 of the teacher's weights": provenance.get("teacher_sha256"),
+        "imported from": provenance.get("source"),
+        "SHA-256 of that file": provenance.get("source_sha256"),
+        "method": f"{method[0]}: {method[1]}" if method else provenance.get("method"),
+        "started from": _start(group(provenance, "generator_init")),
+        "images seen": _thousands(provenance.get("images_seen")),
+        "batch": settings.get("batch_size"),
+        "learning rate, generator": rates.get("generator"),
+        "alpha": objective.get("alpha"),
+        "half-life of the average, images": _thousands(group(settings, "ema").get("half_life")),
+        "steps": provenance.get("steps", 1),
+        "first noise level": provenance.get("init_sigma"),
+        "parameters": _thousands(parameter_count(architecture)),
+        "network's images": f"{channels} x {height} x {width}, "
+        f"{architecture.label_dim or 'no'} classes, codec {network.codec.get('kind')}",
+    }
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def _start(generator: Mapping[str, Any]) -> str | None:
+    """What an earlier generator says of itself in a few words."""
+    method = METHODS.get(str(generator.get("method")), ("an unknown method",))[0]
+    seen = _thousands(generator.get("images_seen")) or "an unknown number of"
+    return f"a generator made with {method}, after {seen} images" if generator else None
+
+
+def _usage(folder_name: str, has_classes: bool, needs_vae: bool) -> str:
+    classes = "[0, 0, 1]" if has_classes else "None"
+    option = "--classes 0,1 " if has_classes else ""
+    lines = [
+        "```python",
+        "from sid_scale import OneStepGenerator",
+        "",
+        f'generator = OneStepGenerator.from_pretrained("{on_one_line(folder_name)}").to("cuda")',
+        f"images = generator.generate(class_labels={classes}, seeds=[0, 1, 0])  # uint8, NCHW",
+        "```",
+        "",
+        f"or `sid-scale generate --generator {on_one_line(folder_name)} "
+        f"{option}--seeds 0-63 --out images --grid`.",
+    ]
+    if needs_vae:
+        lines += [
+            "",
+            "It makes latents; the VAE that decodes them is not in this folder. Put it there as "
+            f"`{VAE}/`, or name its folder with `vae=` or `--vae`. For EDM2's ImageNet-512 models "
+            f"it is `{STABILITY_VAE}`: `hf download {STABILITY_VAE} "
+            f"--local-dir {VAE}`.",
+        ]
+    return "\n".join(lines)
+
+
+def _licence(provenance: Mapping[str, Any], has_vae: bool) -> str:
+    licence = teacher_licence(provenance)
+    if licence == "unknown":
+        text = "The licence of the teacher is unknown: find it out before this is passed on."
+    else:
+        text = f"That of the teacher. {LICENCES.get(licence, on_one_line(licence))}"
+        published = published_teacher(provenance)
+        if published and "license" not in teacher_facts(provenance):
+            text += (
+                f" (Known by its name, `{on_one_line(teacher_file(provenance))}`: "
+                f"{published.publisher} publishes the {published.project} weights so.)"
+            )
+    return text + (f" The VAE in `{VAE}/` has a licence of its own." if has_vae else "")
+
+
+def _table(rows: Mapping[str, Any]) -> str:
+    body = [f"| {on_one_line(name)} | {on_one_line(value)} |" for name, value in rows.items()]
+    return "\n".join(["| | |", "|---|---|", *body])
+
+
+def _thousands(number: Any) -> str | None:
+    return f"{number:,.0f}" if isinstance(number, int | float) else None
