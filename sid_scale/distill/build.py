@@ -148,8 +148,10 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     # Files, compared with each other.
     accumulation = config.accumulation(ranks.world_size)
     settings = settings_of(config, accumulation)
-    source = load_network(config.teacher)
-    start = source if config.generator_init is None else load_network(config.generator_init)
+    source = _load("teacher", config.teacher)
+    start = source
+    if config.generator_init is not None:
+        start = _load("generator_init", config.generator_init)
     _check_start(config, source, start)
     method = build_method(config, source.architecture)
     roles = {role.name: role for role in method.roles()}
@@ -221,6 +223,14 @@ def _build(
         forced_norm=role.forced_norm,
         clip_value=role.clip_value,
     )
+
+
+def _load(setting: str, folder: str) -> NetworkFolder:
+    """The network folder that a setting names."""
+    try:
+        return load_network(folder)
+    except CheckpointError as error:
+        raise CheckpointError(f"{setting}: {error}") from error
 
 
 def _check_start(config: RunConfig, teacher: NetworkFolder, start: NetworkFolder) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero.utils import ZeRORuntimeException
 from torch import Tensor, nn
 
@@ -199,6 +200,11 @@ def _initialize(
     Raises:
         DeepSpeedConfigError: DeepSpeed finds its settings at fault.
     """
+    if settings.compute_dtype == torch.float16 and not get_accelerator().is_fp16_supported():
+        raise DeepSpeedConfigError(
+            f"deepspeed: {settings.source}: there is no float16 for training on this device; use "
+            "bf16, or float32 (deepspeed=cpu)"
+        )
     try:
         engine, *_ = deepspeed.initialize(
             model=network,

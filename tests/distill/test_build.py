@@ -1,4 +1,4 @@
-"""What is refused before a run is built: data that do not fit the teacher."""
+"""What is refused before a run is built: missing folders, data that do not fit the teacher."""
 
 import dataclasses
 from pathlib import Path
@@ -13,6 +13,7 @@ from sid_scale.data.prepare.shard_writer import write_shards
 from sid_scale.distill.build import build_run
 from sid_scale.errors import SidScaleError
 from sid_scale.networks.folder import CheckpointError, save_network
+from sid_scale.zero.settings import DeepSpeedConfigError
 from tests.ranks import joined, run_ranks
 from tests.tiny import config, prepare, random_images, tiny_folder
 
@@ -27,7 +28,7 @@ def write(folder: Path, images: np.ndarray, num_classes: int = 4, **how: Any) ->
     write_shards(folder, samples, num_classes=num_classes, shard_samples=8, **how)
 
 
-def test_data_that_do_not_fit_the_teacher_are_refused_with_both_described(tmp_path: Path):
+def test_what_is_missing_or_does_not_fit_is_refused_with_the_reason(tmp_path: Path):
     prepare(tmp_path)
     write(tmp_path / "larger", random_images(8, (3, 16, 16)), **PIXELS)
     write(tmp_path / "unlabelled", random_images(8), num_classes=0, **PIXELS)
@@ -46,6 +47,11 @@ def _refusals(rank: int, folder: Path) -> None:
         with pytest.raises(kind, match=message):
             build_run(config(folder, log__samples_every_images=0, **settings), here)
 
+    for setting in ("generator_init", "teacher"):
+        missing = rf"{setting}: .*/none: no config\.json"
+        refused(CheckpointError, missing, **{setting: folder / "none"})
+    half = "there is no float16 for training on this device; use bf16, or float32"
+    refused(DeepSpeedConfigError, half, deepspeed="zero2_fp16")
     wanted = r"wants uint8 \(3, 8, 8\) of 4 classes, codec identity: make shards for it"
     for name, held in {
         "larger": r"uint8 \(3, 16, 16\) of 4 classes, codec identity",
