@@ -15,7 +15,6 @@ import pytest
 import torch
 from own_step import OwnStep
 
-from sid_scale.codecs import open_codec
 from sid_scale.demo.prepare import TEACHER, write_digit_shards
 from sid_scale.distill.loop import train
 from sid_scale.methods import GENERATOR
@@ -51,8 +50,7 @@ METHODS: dict[str, dict[str, Any]] = {
 def launch(run: Path, deepspeed: str | Path, *overrides: str, gpus: int = 1) -> None:
     """Trains the digits, started as users start runs."""
     if not (run / "shards").exists():
-        codec = open_codec(load_network(TEACHER).codec, beside=TEACHER)
-        write_digit_shards(run / "shards", codec)
+        write_digit_shards(run / "shards", TEACHER)
     command = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", str(gpus)]
     command += ["--master_port", str(free_port())]
     command += ["--module", "sid_scale.train", "--config", "digits", f"micro_batch={64 // gpus}"]

@@ -1,26 +1,38 @@
 #!/usr/bin/env bash
-# The whole road on real handwritten digits: shards, distillation, VAE-decoded judgement.
+# The whole road on real handwritten digits: shards, distillation, judgement of decoded images.
 #
-#     bash tools/demo.sh             minutes on two cores; see README
-#     bash tools/demo.sh --full      the long run
-#     bash tools/demo.sh --short     a taste, for CI
+#     bash tools/demo.sh                           minutes on two cores; see README
+#     bash tools/demo.sh --preset digits-pixels    the same with a teacher of pixels
+#     bash tools/demo.sh --full                    the long run
+#     bash tools/demo.sh --short                   a taste, for CI
 #
-# Leaves runs/demo/: summary.json, samples.png, curve.png, tensorboard/, generator/.
-# With a GPU it trains there in bfloat16, one rank a GPU. RUN_DIR puts it elsewhere.
+# Leaves runs/demo/ (of digits-pixels runs/demo-pixels/): summary.json, samples.png, curve.png,
+# tensorboard/, generator/. With a GPU it trains there in bfloat16, one rank a GPU. RUN_DIR puts it
+# elsewhere.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/install.sh
 
-case "${1:-}" in
-    "") images=56000 snapshots=8000 ;;
-    --full) images=224000 snapshots=16000 ;;
-    --short) images=1920 snapshots=960 ;;
-    *)
-        echo "usage: bash tools/demo.sh [--full | --short]" >&2
-        exit 2
-        ;;
+usage() {
+    echo "usage: bash tools/demo.sh [--preset digits | digits-pixels] [--full | --short]" >&2
+    exit 2
+}
+preset=digits images=56000 snapshots=8000
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --preset) [ $# -ge 2 ] || usage; preset=$2; shift ;;
+        --full) images=224000 snapshots=16000 ;;
+        --short) images=1920 snapshots=960 ;;
+        *) usage ;;
+    esac
+    shift
+done
+case "$preset" in
+    digits) run=runs/demo ;;
+    digits-pixels) run=runs/demo-pixels ;;
+    *) usage ;;
 esac
-run=${RUN_DIR:-runs/demo}
+run=${RUN_DIR:-$run}
 install_everything dev
 
 began=$(date +%s)
@@ -38,8 +50,8 @@ else
 fi
 
 port=$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
-python -m sid_scale.demo prepare "$run"
-deepspeed --num_gpus "$ranks" --master_port "$port" --module sid_scale.train --config digits \
+python -m sid_scale.demo prepare "$run" --preset "$preset"
+deepspeed --num_gpus "$ranks" --master_port "$port" --module sid_scale.train --config "$preset" \
     run_dir="$run" data="$run/shards" deepspeed="$deepspeed" micro_batch=$((64 / ranks)) \
     total_images="$images" learning_rate.ramp_down_images=$((images * 3 / 4)) \
     snapshot.every_images="$snapshots"

@@ -5,10 +5,9 @@ import json
 import sys
 from pathlib import Path
 
-from sid_scale.codecs import open_codec
+from sid_scale.config.run import load_config
 from sid_scale.demo.judge import judge_run
-from sid_scale.demo.prepare import TEACHER, write_digit_shards
-from sid_scale.networks.folder import load_network
+from sid_scale.demo.prepare import write_digit_shards
 
 
 def main() -> int:
@@ -19,14 +18,15 @@ def main() -> int:
     judge = commands.add_parser("judge", help="write summary.json, samples.png and curve.png")
     for command in (prepare, judge):
         command.add_argument("run_dir", type=Path)
+    prepare.add_argument("--preset", default="digits", help="whose teacher (default digits)")
     judge.add_argument("--began", type=float, required=True, help="when: seconds since 1970")
     options = parser.parse_args()
 
     if options.command == "prepare":
-        codec = open_codec(load_network(TEACHER).codec, beside=TEACHER)
-        write_digit_shards(options.run_dir / "shards", codec)
+        teacher = Path(load_config(options.preset).teacher)
+        write_digit_shards(options.run_dir / "shards", teacher)
         return 0
-    summary = judge_run(options.run_dir, TEACHER, options.began)
+    summary = judge_run(options.run_dir, options.began)
     print(json.dumps(summary, indent=2))
     return 0
 

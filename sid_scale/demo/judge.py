@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from sid_scale.codecs import Codec, open_codec
+from sid_scale.config.run import load_config
 from sid_scale.demo.digits import (
     NUM_CLASSES,
     class_accuracy,
     class_accuracy_real,
-    digit_images,
     pixel_features,
 )
+from sid_scale.demo.prepare import digits_for
 from sid_scale.diffusion.few_step import generate
 from sid_scale.diffusion.heun import denoiser, heun_sample, steps_for
 from sid_scale.diffusion.noise import SeededNoise, keyed_seeds
@@ -32,6 +33,7 @@ import matplotlib.pyplot as plt
 TEACHER_EVALUATIONS = (17, 35, 63)
 SEED = 0  # of the noise that teacher and students start from
 BATCH = 128
+NOTHING_LOST = 1e-9  # a Fréchet distance that is rounding alone
 COLUMNS = 2 * NUM_CLASSES  # of samples.png
 
 
@@ -39,7 +41,7 @@ COLUMNS = 2 * NUM_CLASSES  # of samples.png
 class Judgement:
     """One set of images, one for each real digit and of its class."""
 
-    images: Tensor  # uint8 (1797, 3, 32, 32)
+    images: Tensor  # uint8 (1797, 3, R, R)
     distance: float
 
 
@@ -47,19 +49,19 @@ class Judge:
     """Holds the real digits, against which all else is compared."""
 
     def __init__(self, teacher: Path):
-        self.images, self.labels = digit_images()
-        self._real = FeatureStatistics.of(pixel_features(self.images))
         self._teacher = load_network(teacher)
         self.codec: Codec = open_codec(self._teacher.codec, beside=teacher)
         self.codec.load(torch.device("cpu"))  # not in the middle, on many threads
+        self.images, self.labels = digits_for(self._teacher.architecture, self.codec)
+        self._real = FeatureStatistics.of(pixel_features(self.images))
 
     def distance(self, images: Tensor) -> float:
         """Fréchet distance of images to the real digits, in 8x8 grey."""
         return frechet_distance(FeatureStatistics.of(pixel_features(images)), self._real)
 
     def codec_distance(self) -> float:
-        """Distance of the real digits through the VAE and back: samples cannot do better
-        but by chance."""
+        """Distance of the real digits through the codec and back: samples cannot do better
+        but by chance. Pixels lose nothing."""
         stored = self.codec.encode(self.images)
         noise = SeededNoise(keyed_seeds(SEED, "codec", torch.arange(len(stored))))
         latents = self.codec.sample(stored, noise.normal)
@@ -99,12 +101,12 @@ class Judge:
         return Judgement(judged, self.distance(judged))
 
 
-def judge_run(run: Path, teacher: Path, began: float) -> dict[str, Any]:
+def judge_run(run: Path, began: float) -> dict[str, Any]:
     """Judges a finished run and writes summary.json, samples.png and curve.png beside it.
 
     `began` is when the demo began, in seconds since 1970.
     """
-    judge = Judge(teacher)
+    judge = Judge(Path(load_config(run / "config.yaml").teacher))
     teachers = {n: judge.teacher(n) for n in TEACHER_EVALUATIONS}
     snapshots = sorted(p for p in (run / "snapshots").iterdir() if p.name.isdigit())
     students = {int(p.name): judge.student(p) for p in snapshots}
@@ -162,7 +164,8 @@ def draw_curve(
     axis.plot(seen, [curve[s] for s in seen], "o-", color="black", label="one step (average)")
     for (n, distance), colour in zip(teachers.items(), ("C3", "C1", "C0"), strict=True):
         axis.axhline(distance, color=colour, ls="--", label=f"teacher, {n} evaluations")
-    axis.axhline(summary["codec_fd"], color="grey", ls=":", label="real digits through the VAE")
+    if summary["codec_fd"] > NOTHING_LOST:
+        axis.axhline(summary["codec_fd"], color="grey", ls=":", label="real digits through the VAE")
     axis.set(yscale="log", xlabel="images seen", ylabel="Fréchet distance (8x8 grey)")
     axis.legend(fontsize=8)
     axis.grid(alpha=0.3)

@@ -1,4 +1,5 @@
-"""The demo's teacher, from nothing: a tiny VAE of the digits, then a tiny EDM2 in its latents.
+"""The demo's teachers, from nothing: a tiny VAE of the digits and a tiny EDM2 in its latents; and a
+tiny EDM in pixels.
 
 What this makes is shipped in `assets/`, so a demo run never trains it;
 `tools/train_digits_teacher.py` makes it again and says how long that took. Equations are those of
@@ -22,17 +23,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sid_scale.codecs import VAECodec, normalisation
+from sid_scale.codecs import Codec, IdentityCodec, VAECodec, normalisation
 from sid_scale.demo.digits import (
     NUM_CLASSES,
     RESOLUTION,
+    SCAN_RESOLUTION,
     class_accuracy,
     class_accuracy_real,
     digit_images,
 )
 from sid_scale.demo.judge import TEACHER_EVALUATIONS, Judge
+from sid_scale.demo.prepare import PIXEL_TEACHER, TEACHER
 from sid_scale.diffusion.sigma import lognormal_sigma
 from sid_scale.methods.losses import denoising_loss, denoising_weight
+from sid_scale.networks import Architecture
+from sid_scale.networks.edm.architecture import EDMArchitecture
 from sid_scale.networks.edm2.architecture import EDM2Architecture
 from sid_scale.networks.folder import NetworkFolder, save_network
 from sid_scale.ranks import joined_ranks
@@ -60,23 +65,57 @@ class VAERecipe:
 
 @dataclass(frozen=True)
 class TeacherRecipe:
-    """How the teacher is built and trained."""
+    """How a class-conditional teacher is built and trained."""
 
-    model_channels: int = 32
-    channel_mult: tuple[int, ...] = (1, 2)
-    num_blocks: int = 1
-    attn_resolutions: tuple[int, ...] = (4,)
-    channels_per_head: int = 32
-    logvar_channels: int = 64
-    iterations: int = 3000
+    architecture: Architecture
+    iterations: int
+    lr: float
+    betas: tuple[float, float]  # of Adam
+    p_mean: float
+    p_std: float
     batch: int = 128
-    lr: float = 1e-2
     warmup: int = 100  # iterations of linear increase
     decay_from: int = 1000  # iterations after which lr falls with the inverse square root
-    p_mean: float = -0.4
-    p_std: float = 1.0
     relative_width: float = 0.10  # of the average of the weights
     seed: int = 1
+
+
+EDM2_TEACHER = TeacherRecipe(
+    EDM2Architecture(
+        img_resolution=8,
+        img_channels=1,
+        label_dim=NUM_CLASSES,
+        model_channels=32,
+        channel_mult=(1, 2),
+        num_blocks=1,
+        attn_resolutions=(4,),
+        channels_per_head=32,
+        logvar_channels=64,
+    ),
+    iterations=3000,
+    lr=1e-2,
+    betas=(0.9, 0.99),
+    p_mean=-0.4,
+    p_std=1.0,
+)
+# Attention remains where DDPM++ always has it, between encoder and decoder.
+EDM_TEACHER = TeacherRecipe(
+    EDMArchitecture(
+        model_type="SongUNet",
+        img_resolution=SCAN_RESOLUTION,
+        img_channels=3,
+        label_dim=NUM_CLASSES,
+        model_channels=32,
+        channel_mult=(1, 2),
+        num_blocks=1,
+        attn_resolutions=(),
+    ),
+    iterations=3000,
+    lr=2e-3,
+    betas=(0.9, 0.999),
+    p_mean=-1.2,
+    p_std=1.2,
+)
 
 
 # --- the autoencoder ----------------------------------------------------------------------
@@ -136,13 +175,14 @@ def fit_codec(folder: Path, images: Tensor) -> tuple[VAECodec, Tensor]:
 
 
 def teacher_loss(
-    network: ShardedNetwork, latents: Tensor, labels: Tensor, recipe: TeacherRecipe
+    network: ShardedNetwork, images: Tensor, labels: Tensor, recipe: TeacherRecipe
 ) -> Tensor:
-    """EDM2's loss with learned uncertainty (Eqs. 14 to 16 and 21), a scalar."""
-    sigma = lognormal_sigma(torch.randn(len(latents), 1, 1, 1), recipe.p_mean, recipe.p_std)
-    prediction = network(latents + torch.randn_like(latents) * sigma, sigma, labels)
-    weight = denoising_weight(sigma, EDM2Architecture.sigma_data)
-    return denoising_loss(prediction.denoised, latents, weight, prediction.logvar).mean()
+    """EDM's loss, in EDM2 with learned uncertainty (Eqs. 14 to 16 and 21), a scalar."""
+    sigma = lognormal_sigma(torch.randn(len(images), 1, 1, 1), recipe.p_mean, recipe.p_std)
+    prediction = network(images + torch.randn_like(images) * sigma, sigma, labels)
+    weight = denoising_weight(sigma, recipe.architecture.sigma_data)
+    logvar = torch.zeros_like(sigma) if prediction.logvar is None else prediction.logvar
+    return denoising_loss(prediction.denoised, images, weight, logvar).mean()
 
 
 def learning_rate(iteration: int, recipe: TeacherRecipe) -> float:
@@ -152,30 +192,19 @@ def learning_rate(iteration: int, recipe: TeacherRecipe) -> float:
 
 
 def train_teacher(
-    codec: VAECodec, stored: Tensor, labels: Tensor, recipe: TeacherRecipe, log: Log = print
+    codec: Codec, stored: Tensor, labels: Tensor, recipe: TeacherRecipe, log: Log = print
 ) -> NetworkFolder:
-    """Trains a class-conditional EDM2 on stored latents (N, 2C, h, w) with labels (N,).
+    """Trains a teacher on what `codec` stores of the digits, with labels (N,).
 
     Returns the average of the weights. To be called on one rank.
     """
     torch.manual_seed(recipe.seed)
-    architecture = EDM2Architecture(
-        img_resolution=stored.shape[-1],
-        img_channels=stored.shape[1] // 2,
-        label_dim=NUM_CLASSES,
-        model_channels=recipe.model_channels,
-        channel_mult=recipe.channel_mult,
-        num_blocks=recipe.num_blocks,
-        attn_resolutions=recipe.attn_resolutions,
-        channels_per_head=recipe.channels_per_head,
-        logvar_channels=recipe.logvar_channels,
-    )
-    module = architecture.build()
+    module = recipe.architecture.build()
     buffers = {name: b.clone() for name, b in module.named_buffers()}
     network = ShardedNetwork(
         module,
         read_deepspeed_json("cpu", recipe.batch, accumulation=1),
-        AdamConfig(recipe.lr, betas=(0.9, 0.99)),
+        AdamConfig(recipe.lr, recipe.betas),
         {name: p.detach().clone() for name, p in module.named_parameters()},
         forward_scales=module.forward_scales(),
         forced_norm=True,
@@ -183,8 +212,8 @@ def train_teacher(
     average = ShardedEMA(network)
     for iteration in range(recipe.iterations):
         rows = torch.randint(len(stored), (recipe.batch,))
-        latents = codec.sample(stored[rows], partial(torch.randn, len(rows)))
-        loss = teacher_loss(network, latents, labels[rows], recipe)
+        images = codec.sample(stored[rows], partial(torch.randn, len(rows)))
+        loss = teacher_loss(network, images, labels[rows], recipe)
         network.backward(loss)
         network.learning_rate = learning_rate(iteration, recipe)
         network.step()
@@ -193,12 +222,12 @@ def train_teacher(
             log(f"teacher {iteration + 1}: loss {loss:.4f}")
     state = average.gather()
     assert state is not None  # the only rank is the first
-    return NetworkFolder(architecture, {**state, **buffers})
+    return NetworkFolder(recipe.architecture, {**state, **buffers})
 
 
-def measure_assets(folder: Path) -> dict[str, float]:
-    """Fréchet distances and class accuracies of the assets in `folder` (`vae/`, `teacher/`)."""
-    judge = Judge(folder / "teacher")
+def measure_teacher(folder: Path) -> dict[str, float]:
+    """Fréchet distances and class accuracies of the teacher in `folder`."""
+    judge = Judge(folder)
     figures = {"class_accuracy_real": class_accuracy_real()}
     figures["codec_fd"] = judge.codec_distance()
     for evaluations in TEACHER_EVALUATIONS:
@@ -211,33 +240,41 @@ def measure_assets(folder: Path) -> dict[str, float]:
 # --- the whole ----------------------------------------------------------------------------
 
 
-def make_assets(
-    folder: str | os.PathLike[str],
-    vae_recipe: VAERecipe,
-    teacher_recipe: TeacherRecipe,
-    log: Log = print,
+def make_latent_teacher(
+    folder: Path, vae_recipe: VAERecipe, recipe: TeacherRecipe, log: Log = print
 ) -> dict[str, float]:
-    """Trains VAE and teacher, writes `folder`/vae and `folder`/teacher; returns the figures.
+    """Trains VAE and EDM2, writes `folder`/vae and `folder`/teacher; returns the figures.
 
     A VAE that is there already is kept: delete it to train it anew.
     """
-    folder = Path(folder)
     images, labels = digit_images()
     if not (folder / "vae" / "config.json").is_file():
         train_vae(images, vae_recipe, log).save_pretrained(folder / "vae")
     codec, stored = fit_codec(folder / "vae", images)
     with joined_ranks():
-        network = train_teacher(codec, stored, labels, teacher_recipe, log)
+        network = train_teacher(codec, stored, labels, recipe, log)
     # The two folders are beside each other.
     description = codec.describe() | {"vae": os.path.join("..", "vae")}
+    return _save_teacher(folder / TEACHER.name, network, description, recipe)
+
+
+def make_pixel_teacher(folder: Path, recipe: TeacherRecipe, log: Log = print) -> dict[str, float]:
+    """Trains an EDM in pixels, writes `folder`/pixel_teacher; returns the figures."""
+    codec = IdentityCodec()
+    images, labels = digit_images(recipe.architecture.sample_shape[-1])
+    with joined_ranks():
+        network = train_teacher(codec, codec.encode(images), labels, recipe, log)
+    return _save_teacher(folder / PIXEL_TEACHER.name, network, codec.describe(), recipe)
+
+
+def _save_teacher(
+    folder: Path, network: NetworkFolder, codec: dict[str, Any], recipe: TeacherRecipe
+) -> dict[str, float]:
     provenance = {
         "what": "class-conditional teacher on scikit-learn's handwritten digits",
-        "iterations": teacher_recipe.iterations,
-        "images_seen": teacher_recipe.iterations * teacher_recipe.batch,
+        "iterations": recipe.iterations,
+        "images_seen": recipe.iterations * recipe.batch,
         "license": "apache-2.0",
     }
-    save_network(
-        folder / "teacher",
-        dataclasses.replace(network, codec=description, provenance=provenance),
-    )
-    return measure_assets(folder)
+    save_network(folder, dataclasses.replace(network, codec=codec, provenance=provenance))
+    return measure_teacher(folder)

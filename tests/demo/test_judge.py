@@ -1,4 +1,4 @@
-"""The demo's judgement of a generator folder."""
+"""The demo's shards, short runs, and the judgement of a generator folder."""
 
 from pathlib import Path
 
@@ -6,10 +6,13 @@ import pytest
 import torch
 from PIL import Image
 
+from sid_scale.config.run import load_config
 from sid_scale.data.prepare.verify import verify_shards
 from sid_scale.demo.judge import Judge, draw_curve, draw_samples
-from sid_scale.demo.prepare import TEACHER, write_digit_shards
+from sid_scale.demo.prepare import PIXEL_TEACHER, TEACHER, write_digit_shards
+from sid_scale.distill.loop import train
 from sid_scale.networks.folder import NetworkFolder, load_network, save_network
+from tests.ranks import joined, run_ranks
 
 
 @pytest.fixture(scope="module")
@@ -17,9 +20,19 @@ def judge() -> Judge:
     return Judge(TEACHER)
 
 
+@pytest.fixture(scope="module")
+def pixel_judge() -> Judge:
+    return Judge(PIXEL_TEACHER)
+
+
 def test_real_digits_are_at_distance_zero(judge: Judge):
     assert judge.distance(judge.images) == pytest.approx(0, abs=1e-6)
     assert 0 < judge.codec_distance() < 0.02
+
+
+def test_pixels_lose_nothing(pixel_judge: Judge):
+    assert pixel_judge.distance(pixel_judge.images) == pytest.approx(0, abs=1e-6)
+    assert pixel_judge.codec_distance() == pytest.approx(0, abs=1e-9)
 
 
 def test_a_raw_teacher_in_one_step_is_far_from_its_own_samples(judge: Judge, tmp_path: Path):
@@ -43,11 +56,36 @@ def test_pictures_are_drawn(judge: Judge, tmp_path: Path):
         assert min(Image.open(tmp_path / name).size) > 100
 
 
-def test_digit_shards_are_what_the_stream_expects(judge: Judge, tmp_path: Path):
-    write_digit_shards(tmp_path / "shards", judge.codec)
+@pytest.mark.parametrize(
+    ("teacher", "shape", "dtype"),
+    [(TEACHER, (2, 8, 8), "float32"), (PIXEL_TEACHER, (3, 8, 8), "uint8")],
+    ids=["latents", "pixels"],
+)
+def test_digit_shards_are_what_the_stream_expects(
+    teacher: Path, shape: tuple[int, ...], dtype: str, judge: Judge, tmp_path: Path
+):
+    write_digit_shards(tmp_path / "shards", teacher)
     index = verify_shards(tmp_path / "shards")
     assert index.samples == 1797
-    teacher = load_network(TEACHER).architecture
-    size = teacher.img_resolution
-    assert index.sample_shape == (2 * teacher.img_channels, size, size)
+    assert (index.sample_shape, index.dtype) == (shape, dtype)
     assert index.class_histogram == tuple(torch.bincount(judge.labels).tolist())
+
+
+@pytest.mark.distributed
+def test_a_short_run_in_pixels_comes_closer_to_the_digits(pixel_judge: Judge, tmp_path: Path):
+    write_digit_shards(tmp_path / "shards", PIXEL_TEACHER)
+    run_ranks(1, _distil_in_pixels, tmp_path)
+    start, end = (
+        pixel_judge.student(tmp_path / "run" / name).distance
+        for name in ("snapshots/000000000000", "generator")
+    )
+    assert end < 0.6 * start
+
+
+def _distil_in_pixels(rank: int, folder: Path) -> None:
+    overrides = [
+        *(f"run_dir={folder / 'run'}", f"data={folder / 'shards'}", "total_images=384"),
+        *("micro_batch=64", "learning_rate.ramp_down_images=0", "ema.half_life=100"),
+        "log.samples_every_images=0",
+    ]
+    train(load_config("digits-pixels", overrides), joined())

@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 
 from sid_scale import ranks as ranks_module
-from sid_scale.codecs import open_codec
 from sid_scale.config.run import ConfigError, RunConfig, load_config
 from sid_scale.demo.prepare import TEACHER, write_digit_shards
 from sid_scale.distill.loop import train
@@ -195,8 +194,7 @@ def _resumed(rank: int, folder: Path) -> None:
 
 
 def test_digits_on_2_1_2_ranks_at_zero_1_3_2_have_the_losses_of_one_run(tmp_path: Path):
-    codec = open_codec(load_network(TEACHER).codec, beside=TEACHER)
-    write_digit_shards(tmp_path / "shards", codec)
+    write_digit_shards(tmp_path / "shards", TEACHER)
     for stage in (1, 2, 3):
         write_deepspeed_json(tmp_path, stage)
     run_ranks(2, _digits, tmp_path, "whole", 1, 768)

@@ -34,13 +34,11 @@ ALL = ",".join(MEASURED)
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A generator of digits with its VAE, real digits, detectors, and a reference for all."""
-    from sid_scale.codecs import open_codec
     from sid_scale.demo.prepare import TEACHER, write_digit_shards
-    from sid_scale.networks.folder import load_network
 
     place = tmp_path_factory.mktemp("evaluation")
     demo_generator(place / "generator", images_seen=5)
-    write_digit_shards(place / "shards", open_codec(load_network(TEACHER).codec, beside=TEACHER))
+    write_digit_shards(place / "shards", TEACHER)
     write_inception(place / "inception.pt")
     evaluate(
         *("reference", "--data", place / "shards", "--metrics", ALL, "--num", 400),

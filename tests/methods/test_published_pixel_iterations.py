@@ -1,18 +1,20 @@
 """Two whole iterations of SiD and SiDA on EDM's networks, as published, draw by draw.
 
 With and without augmentation, on one rank and two, in one round or two, and from a generator that
-SiD made, at every ZeRO stage.
+SiD made, at every ZeRO stage. Two micro-batches are two ranks' or two rounds of one, whatever they
+were when they were recorded, and SiD's losses are cut between samples.
 """
 
 import json
-from collections.abc import Iterator
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from sid_scale.diffusion.few_step import generate
@@ -40,12 +42,26 @@ SHORT = {FAKE_SCORE: "fake", GENERATOR: "gen"}  # the files' names of the roles
 @pytest.mark.parametrize("name", FILES)
 def test_two_iterations_at_every_stage(name: str, reference_dir: Path, tmp_path: Path):
     file = reference_dir / f"{name}.npz"
-    run_ranks(Vectors(file).settings["ranks"], _every_stage, file, tmp_path)
+    run_ranks(Vectors(file).settings["ranks"], _stages, file, tmp_path, (0, 1, 2, 3))
 
 
-def _every_stage(rank: int, file: Path, folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "ranks"),
+    [
+        ("sid_edm_augment_two_steps_1rank", 2),
+        ("sida_edm_two_steps_2ranks", 1),
+        ("sida_edm_two_steps_2rounds", 2),
+    ],
+)
+def test_the_same_iterations_on_another_number_of_ranks(
+    name: str, ranks: int, reference_dir: Path, tmp_path: Path
+):
+    run_ranks(ranks, _stages, reference_dir / f"{name}.npz", tmp_path, (0, 3))
+
+
+def _stages(rank: int, file: Path, folder: Path, stages: tuple[int, ...]) -> None:
     vectors = Vectors(file)
-    for stage in (0, 1, 2, 3):
+    for stage in stages:
         ds_json = folder / f"stage{stage}-rank{rank}.json"
         ds_json.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
         _two_iterations(vectors, rank, ds_json)
@@ -53,7 +69,8 @@ def _every_stage(rank: int, file: Path, folder: Path) -> None:
 
 def _two_iterations(v: Vectors, rank: int, ds_json: Path) -> None:
     s, method = v.settings, _method(v)
-    trained = _networks(v, method, ds_json)
+    share = _share(v, rank, dist.get_world_size())
+    trained = _networks(v, method, ds_json, len(share), share[0].samples(v))
     ema = ShardedEMA(trained[GENERATOR])
     for iteration in range(s["iterations"]):
         batch = s["ranks"] * s["batch_per_rank"]
@@ -61,7 +78,8 @@ def _two_iterations(v: Vectors, rank: int, ds_json: Path) -> None:
         for update in method.updates(images_seen):
             network = trained[update.role]
             (other,) = trained.keys() - {update.role}
-            for recorded in _rounds(v, iteration, rank, update.role):
+            for place in share:
+                recorded = Recorded(v, place, iteration, SHORT[update.role])
                 with trained[other].frozen() as frozen:
                     networks = {"teacher": v.network("teacher."), other: frozen}
                     loss = update.loss({**networks, update.role: network}, _micro_batch(recorded))
@@ -109,10 +127,12 @@ def _method(v: Vectors) -> SiD:
     return (SiDA if adversarial else SiD)(config, v.config)
 
 
-def _networks(v: Vectors, method: SiD, ds_json: Path) -> dict[str, ShardedNetwork]:
+def _networks(
+    v: Vectors, method: SiD, ds_json: Path, accumulation: int, micro_batch: int
+) -> dict[str, ShardedNetwork]:
     s = v.settings
     assert s["ls"] == 1
-    settings = read_deepspeed_json(ds_json, s["batch_gpu"], s["batch_per_rank"] // s["batch_gpu"])
+    settings = read_deepspeed_json(ds_json, micro_batch, accumulation)
     of_sid = any(v.state("initial.gen."))
     networks = {}
     for role in method.roles():
@@ -126,30 +146,61 @@ def _networks(v: Vectors, method: SiD, ds_json: Path) -> dict[str, ShardedNetwor
     return networks
 
 
+class Place(NamedTuple):
+    """A micro-batch, or a part of one, among all that were recorded of an update."""
+
+    prefix: str  # of its names, between those of the iteration and the role
+    part: slice | None  # of its samples; None: all
+
+    def samples(self, v: Vectors) -> int:
+        whole = v.settings["batch_gpu"]
+        return whole if self.part is None else len(range(whole)[self.part])
+
+
+def _share(v: Vectors, rank: int, ranks: int) -> list[Place]:
+    """What a rank takes of each update, in rounds."""
+    s = v.settings
+    rounds = s["batch_per_rank"] // s["batch_gpu"]
+    of_round = [f"round{k}." for k in range(rounds)] if rounds > 1 else [""]
+    places = [Place(f"rank{r}.{k}", None) for r in range(s["ranks"]) for k in of_round]
+    if len(places) < ranks:
+        assert s["method"] == "sid"
+        middle = s["batch_gpu"] // 2
+        halves = slice(None, middle), slice(middle, None)
+        places = [place._replace(part=half) for place in places for half in halves]
+    assert len(places) % ranks == 0
+    each = len(places) // ranks
+    return places[rank * each : (rank + 1) * each]
+
+
 @dataclass
 class Recorded:
     """One micro-batch of one update; `recorded["z_unit"]` is what was drawn."""
 
     v: Vectors
-    prefix: str
-    first: str  # the prefix of the same rank's first iteration
+    place: Place
+    iteration: int
+    role: str
+
+    @property
+    def prefix(self) -> str:
+        return f"it{self.iteration}.{self.place.prefix}{self.role}."
 
     def __getitem__(self, key: str) -> Tensor:
-        return self.v[self.prefix + key]
+        return self.part(self.v[self.prefix + key])
 
     @property
     def classes(self) -> Tensor | None:
-        return self.v.classes(f"{self.prefix}labels") if self.v.config.label_dim else None
+        if not self.v.config.label_dim:
+            return None
+        return self.part(self.v.classes(f"{self.prefix}labels"))
 
     def of(self, name: str) -> "RecordedNoise":
         return RecordedNoise(self, name)
 
-
-def _rounds(v: Vectors, iteration: int, rank: int, role: str) -> Iterator[Recorded]:
-    rounds = v.settings["batch_per_rank"] // v.settings["batch_gpu"]
-    for k in range(rounds):
-        of_round = f"rank{rank}." + (f"round{k}." if rounds > 1 else "") + f"{SHORT[role]}."
-        yield Recorded(v, f"it{iteration}.{of_round}", "it0." + of_round.replace(f"d{k}", "d0"))
+    def part(self, whole: Tensor) -> Tensor:
+        """Of something of the whole micro-batch, the samples that are here."""
+        return whole if self.place.part is None else whole[self.place.part]
 
 
 @dataclass
@@ -164,7 +215,7 @@ class RecordedNoise:
             return torch.empty(len(self.recorded["z_unit"]), *shape)
         if self.name.startswith("augment"):
             scale, aniso, translate = self._augmentation("scale", "aniso", "translate")
-            return torch.stack([scale, aniso, *translate], dim=1)
+            return self.recorded.part(torch.stack([scale, aniso, *translate], dim=1))
         key = {"z": "z_unit", "noise": "noise_unit", "sigma": "sigma_normal"}[self.name]
         return self.recorded[key]
 
@@ -178,12 +229,13 @@ class RecordedNoise:
         draws = {name: draw.flatten() for name, draw in zip(names, self._augmentation(*names))}
         for flip in ("xflip", "yflip"):  # 1 is a flip; here one is drawn by a number below 1/2
             draws[flip] = 0.75 - 0.5 * draws[flip]
-        return torch.stack(list(draws.values()), dim=1)
+        return self.recorded.part(torch.stack(list(draws.values()), dim=1))
 
     def _augmentation(self, *names: str) -> list[Tensor]:
-        """Draws for generated or real images, as the second word of the streams' name says."""
-        prefix = f"augment_{self.name.split()[1]}."
-        return [self.recorded[prefix + name] for name in names]
+        """Draws for generated or real images, as the second word of the streams' name says, of
+        the whole micro-batch."""
+        prefix = f"{self.recorded.prefix}augment_{self.name.split()[1]}."
+        return [self.recorded.v[prefix + name] for name in names]
 
 
 def _micro_batch(recorded: Recorded) -> MicroBatch:
@@ -205,6 +257,8 @@ def _micro_batch(recorded: Recorded) -> MicroBatch:
 def _compare_losses(recorded: Recorded, role: str, terms) -> None:
     """A recorded loss is divided by the batch of all rounds, and a term of the log is not."""
     s = recorded.v.settings
+    if recorded.place.part is not None:
+        return  # only the whole's were recorded
     share = s["batch_gpu"] / s["batch_per_rank"]
     names = {"loss/fake_score": "loss", "loss/discriminator": "loss_d"}
     if role == GENERATOR:
@@ -214,8 +268,9 @@ def _compare_losses(recorded: Recorded, role: str, terms) -> None:
         if term not in terms:
             continue
         expected, magnitude = recorded[key], recorded[key].abs()
-        if key == "loss_sid":  # a sum of large terms of both signs
-            elements = recorded.v[recorded.first + "sid_per_element"]
+        if key == "loss_sid":  # a sum of large terms of both signs, recorded of the first round
+            first = re.sub(r"round\d+", "round0", recorded.place.prefix)
+            elements = recorded.v[f"it0.{first}gen.sid_per_element"]
             magnitude = s["lsg"] * elements.abs().sum() / s["batch_per_rank"]
         assert abs(share * terms[term] - expected) <= TOLERANCE * magnitude, term
 

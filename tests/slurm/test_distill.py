@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from sid_scale.codecs import open_codec
 from sid_scale.config.parse import apply_override
 from sid_scale.demo.prepare import TEACHER, write_digit_shards
 from sid_scale.jobs.attempts import read_outcome
@@ -24,7 +23,7 @@ def test_digits_at_zero_3_on_two_nodes_have_the_losses_of_two_ranks(
     cluster: Cluster, tmp_path: Path
 ):
     """At ZeRO 2: test_pipeline.py."""
-    write_digit_shards(tmp_path / "shards", open_codec(load_network(TEACHER).codec, beside=TEACHER))
+    write_digit_shards(tmp_path / "shards", TEACHER)
     folder, alone = tmp_path / "run", tmp_path / "alone"
     run = write_run(
         tmp_path / "run.yaml",
