@@ -84,6 +84,8 @@ def test_unreadable_description(folder: Path):
         ("dropout", 1.5),
         ("channel_mult", []),
         ("attn_resolutions", [4.0]),
+        ("attn_resolutions", 4),
+        ("label_dim", [4]),
     ],
 )
 def test_an_architecture_out_of_range_is_named(folder: Path, setting: str, value):

@@ -50,8 +50,10 @@ class EDM2Architecture(Architecture):
     def check(self) -> None:
         for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
-            values = value if isinstance(value, tuple) else (value,)
-            if len(values) > 16 or not all(type(v) is int and least <= v <= most for v in values):
+            values = value if name in _LISTS else (value,)
+            if not isinstance(values, tuple) or len(values) > 16:
+                raise ValueError(f"{name} is {value!r:.64}, not up to 16 numbers")
+            if not all(type(v) is int and least <= v <= most for v in values):
                 raise ValueError(f"{name} is {value!r:.64}, not from {least} to {most}")
         for name, below in (("sigma_data", math.inf), ("dropout", 1)):
             number = getattr(self, name)
@@ -69,6 +71,7 @@ class EDM2Architecture(Architecture):
         return from_edm2_shapes(state)
 
 
+_LISTS = ("channel_mult", "attn_resolutions")
 _RANGES = {
     "img_resolution": (1, 1 << 14),
     "img_channels": (1, 1 << 10),
