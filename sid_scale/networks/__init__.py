@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -58,6 +58,35 @@ class Architecture(ABC):
     def from_file(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The inverse of `to_file`."""
         return state
+
+
+def check_numbers(
+    architecture: Architecture,
+    integers: Mapping[str, tuple[int, int]],
+    lists: Collection[str],
+    limits: Mapping[str, float],
+) -> None:
+    """Compares an architecture's numbers with their limits.
+
+    Args:
+        integers: name -> the least and the most that it can be.
+        lists: those of them that are up to 16 numbers.
+        limits: name of a number from 0 on -> what it is below.
+
+    Raises:
+        ValueError: one is of another kind, or beyond its limits; says which.
+    """
+    for name, (least, most) in integers.items():
+        value = getattr(architecture, name)
+        values = value if name in lists else (value,)
+        if not isinstance(values, tuple) or len(values) > 16:
+            raise ValueError(f"{name} is {value!r:.64}, not up to 16 numbers")
+        if not all(type(v) is int and least <= v <= most for v in values):
+            raise ValueError(f"{name} is {value!r:.64}, not from {least} to {most}")
+    for name, below in limits.items():
+        number = getattr(architecture, name)
+        if type(number) not in (int, float) or not 0 <= number < below:
+            raise ValueError(f"{name} is {number!r:.64}, not from 0 to {below}")
 
 
 # --- families by name ----------------------------------------------------------------------

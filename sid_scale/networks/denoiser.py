@@ -1,6 +1,6 @@
 """What every network offers: D(x; sigma, condition), an estimate of the clean image."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -76,6 +76,25 @@ class Denoiser(nn.Module):
         self.load_state_dict(copies, assign=True)
 
 
+class Preconditioning(NamedTuple):
+    """D(x) = c_skip x + c_out F(c_in x, c_noise) (arXiv 2206.00364, Eq. 7 and Table 1)."""
+
+    c_skip: Tensor  # (N, 1, 1, 1), as c_out and c_in; all float32
+    c_out: Tensor
+    c_in: Tensor
+    c_noise: Tensor  # (N,)
+
+
+def preconditioning(sigma: Tensor, samples: int, sigma_data: float) -> Preconditioning:
+    """The coefficients of `samples` images at noise levels of any shape of as many elements, or of
+    one."""
+    sigma = sigma.float().reshape(-1).expand(samples)
+    s = sigma[:, None, None, None]
+    c_in = 1 / (s**2 + sigma_data**2).sqrt()
+    c_skip = sigma_data**2 / (s**2 + sigma_data**2)
+    return Preconditioning(c_skip, s * sigma_data * c_in, c_in, sigma.log() / 4)
+
+
 class Float32Buffers(nn.Module):
     """A module whose buffers stay float32 when the network around it is cast.
 
@@ -90,6 +109,14 @@ class Float32Buffers(nn.Module):
             if buffer is not None and before is not None and buffer.dtype != before.dtype:
                 self._buffers[name] = before.to(buffer.device)
         return self
+
+
+def named_blocks(parts: Iterable[nn.ModuleDict], kind: type) -> Iterator[tuple[nn.Module, int]]:
+    """Modules of that kind, each with the resolution that its name begins with (`16x16_block0`)."""
+    for part in parts:
+        for name, block in part.items():
+            if isinstance(block, kind):
+                yield block, int(name.partition("x")[0])
 
 
 def blocks_of(network: nn.Module) -> list[tuple[nn.Module, int]]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from sid_scale.networks import Architecture
+from sid_scale.networks import Architecture, check_numbers
 
 if TYPE_CHECKING:
     import torch
@@ -56,17 +56,7 @@ class EDMArchitecture(Architecture):
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r:.64}, none of {choices}")
-        for name, (least, most) in _RANGES.items():
-            value = getattr(self, name)
-            values = value if name in _LISTS else (value,)
-            if not isinstance(values, tuple) or len(values) > 16:
-                raise ValueError(f"{name} is {value!r:.64}, not up to 16 numbers")
-            if not all(type(v) is int and least <= v <= most for v in values):
-                raise ValueError(f"{name} is {value!r:.64}, not from {least} to {most}")
-        for name, below in (("sigma_data", 1 << 14), ("dropout", 1)):
-            number = getattr(self, name)
-            if type(number) not in (int, float) or not 0 <= number < below:
-                raise ValueError(f"{name} is {number!r:.64}, not from 0 to {below}")
+        check_numbers(self, _RANGES, _LISTS, {"sigma_data": 1 << 14, "dropout": 1})
         self._check_levels()
         self._check_channels()
         if self.model_type == "DhariwalUNet":

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sid_scale.networks.denoiser import Denoiser, Prediction
+from sid_scale.networks.denoiser import Denoiser, Prediction, named_blocks, preconditioning
 from sid_scale.networks.edm.architecture import EDMArchitecture
 from sid_scale.networks.edm.layers import FourierEmbedding, Linear
 from sid_scale.networks.edm.unet import UNETS, Block, UNet
@@ -38,27 +38,18 @@ class EDM(Denoiser):
     ) -> Prediction:
         """Denoises `x`; see `Denoiser`. `augment_labels`: (N, augment_dim), or None."""
         x = x.float()
-        sigma = sigma.float().reshape(-1).expand(len(x))  # (N,)
-        s = sigma[:, None, None, None]
-        sigma_data = self.architecture.sigma_data
-        c_in = 1 / (s**2 + sigma_data**2).sqrt()
-
-        emb = self.model.embed(sigma.log() / 4, self._one_hot(x, condition), augment_labels)
-        skips = self.model.encode((c_in * x).to(self.compute_dtype), emb)
+        c = preconditioning(sigma, len(x), self.architecture.sigma_data)
+        emb = self.model.embed(c.c_noise, self._one_hot(x, condition), augment_labels)
+        skips = self.model.encode((c.c_in * x).to(self.compute_dtype), emb)
         wanted = tuple(skips[i] for i in features)
         if decoded == 0:
             return Prediction(None, None, wanted)
         raw = self.model.decode([skip[:decoded] for skip in skips], emb[:decoded]).float()
-        c_skip = sigma_data**2 / (s**2 + sigma_data**2)
-        c_out = s * sigma_data * c_in
-        return Prediction((c_skip * x)[:decoded] + c_out[:decoded] * raw, None, wanted)
+        return Prediction((c.c_skip * x)[:decoded] + c.c_out[:decoded] * raw, None, wanted)
 
     def checkpointable(self) -> Iterator[tuple[nn.Module, int]]:
         """Every residual block and the resolution in its name."""
-        for part in (self.model.enc, self.model.dec):
-            for name, block in part.items():
-                if isinstance(block, Block):
-                    yield block, int(name.partition("x")[0])
+        return named_blocks((self.model.enc, self.model.dec), Block)
 
     def load_weights(self, state: Mapping[str, Tensor], device: torch.device | str) -> None:
         """Layers of the U-Net's body in the compute dtype, those of the embedding in float32."""

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from sid_scale.networks import Architecture
+from sid_scale.networks import Architecture, check_numbers
 
 if TYPE_CHECKING:
     import torch
@@ -48,17 +48,7 @@ class EDM2Architecture(Architecture):
         return replace(self, logvar_channels=0)
 
     def check(self) -> None:
-        for name, (least, most) in _RANGES.items():
-            value = getattr(self, name)
-            values = value if name in _LISTS else (value,)
-            if not isinstance(values, tuple) or len(values) > 16:
-                raise ValueError(f"{name} is {value!r:.64}, not up to 16 numbers")
-            if not all(type(v) is int and least <= v <= most for v in values):
-                raise ValueError(f"{name} is {value!r:.64}, not from {least} to {most}")
-        for name, below in (("sigma_data", math.inf), ("dropout", 1)):
-            number = getattr(self, name)
-            if type(number) not in (int, float) or not 0 <= number < below:
-                raise ValueError(f"{name} is {number!r:.64}, not from 0 to {below}")
+        check_numbers(self, _RANGES, _LISTS, {"sigma_data": math.inf, "dropout": 1})
         if not self.channel_mult:
             raise ValueError("channel_mult is empty")
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from sid_scale.networks.denoiser import Denoiser, Prediction
+from sid_scale.networks.denoiser import Denoiser, Prediction, named_blocks, preconditioning
 from sid_scale.networks.edm2.architecture import EDM2Architecture
 from sid_scale.networks.edm2.layers import (
     SILU_MAGNITUDE,
@@ -242,20 +242,14 @@ class EDM2(Denoiser):
     ) -> Prediction:
         """Denoises `x`; see `Denoiser`."""
         x = x.float()
-        sigma = sigma.float().reshape(-1).expand(len(x))  # (N,)
-        c_noise = sigma.log() / 4
-        s = sigma[:, None, None, None]
-        sigma_data = self.architecture.sigma_data
-        c_in = 1 / (s**2 + sigma_data**2).sqrt()
-
-        raw, encoded = self.unet((c_in * x).to(self.compute_dtype), c_noise, condition, decoded)
+        c = preconditioning(sigma, len(x), self.architecture.sigma_data)
+        body_input = (c.c_in * x).to(self.compute_dtype)
+        raw, encoded = self.unet(body_input, c.c_noise, condition, decoded)
         denoised = None
         if raw is not None:
-            c_skip = sigma_data**2 / (s**2 + sigma_data**2)
-            c_out = s * sigma_data * c_in
-            denoised = (c_skip * x)[:decoded] + c_out[:decoded] * raw
+            denoised = (c.c_skip * x)[:decoded] + c.c_out[:decoded] * raw
         wanted = tuple(encoded[i] for i in features)
-        return Prediction(denoised, self._logvar(c_noise), wanted)
+        return Prediction(denoised, self._logvar(c.c_noise), wanted)
 
     def forward_scales(self) -> dict[str, float]:
         """Of every `MPConv`."""
@@ -264,10 +258,7 @@ class EDM2(Denoiser):
 
     def checkpointable(self) -> Iterator[tuple[nn.Module, int]]:
         """Every residual block and the resolution in its name."""
-        for part in (self.unet.enc, self.unet.dec):
-            for name, block in part.items():
-                if isinstance(block, Block):
-                    yield block, int(name.partition("x")[0])
+        return named_blocks((self.unet.enc, self.unet.dec), Block)
 
     def load_weights(self, state: Mapping[str, Tensor], device: torch.device | str) -> None:
         """Weights in the compute dtype, gains and Fourier frequencies in float32.

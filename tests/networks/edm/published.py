@@ -6,6 +6,7 @@ attributes; what a part has no use for is there as None.
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from sid_scale.networks.edm.architecture import EDMArchitecture
 from sid_scale.networks.edm.network import EDM
+from sid_scale.networks.edm.sizes import ncsnpp
 from tests.networks.published import EasyDict, persistent
 
 # Ours -> EDM's.
@@ -108,16 +110,7 @@ DDPMPP = EDMArchitecture(
     attn_resolutions=(4,),
     dropout=0.13,
 )
-NCSNPP = EDMArchitecture(
-    **{
-        **vars(DDPMPP),
-        "label_dim": 0,
-        "embedding_type": "fourier",
-        "channel_mult_noise": 2,
-        "encoder_type": "residual",
-        "resample_filter": (1, 3, 3, 1),
-    }
-)
+NCSNPP = ncsnpp(replace(DDPMPP, label_dim=0))
 ADM = EDMArchitecture(
     model_type="DhariwalUNet",
     img_resolution=8,
