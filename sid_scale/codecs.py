@@ -13,7 +13,7 @@ first called.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -279,6 +279,15 @@ def read_codec(path: str | Path, vae: str | Path | None = None) -> Codec:
     if vae is not None and isinstance(codec, VAECodec):
         codec.folder = Path(vae)
     return codec
+
+
+def differing_key(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:
+    """What of two codecs' descriptions makes one's latents no latents of the other; None: nothing.
+
+    Where the VAE's folder is does not count.
+    """
+    keys = ("kind", "scale", "bias")
+    return next((key for key in keys if ours.get(key) != theirs.get(key)), None)
 
 
 def _are_numbers(values: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sid_scale.codecs import Codec, CodecError, IdentityCodec, open_codec
+from sid_scale.codecs import Codec, CodecError, IdentityCodec, differing_key, open_codec
 from sid_scale.config.parse import ConfigError
 from sid_scale.config.run import RunConfig
 from sid_scale.data.labels import LabelStream, label_histogram
@@ -275,10 +275,9 @@ def _check_data(config: RunConfig, teacher: NetworkFolder, codec: Codec) -> Shar
             "stream.xflip mirrors pixels, and the teacher's images are latents; encode them with "
             "`sid-scale encode --flip`"
         )
-    for key in ("kind", "scale", "bias"):
-        if ours.get(key) != theirs.get(key):
-            raise CodecError(
-                f"data {config.data} was encoded with codec {key} {theirs.get(key)}; teacher "
-                f"{config.teacher} expects {ours.get(key)}: encode the data again for it"
-            )
+    if key := differing_key(ours, theirs):
+        raise CodecError(
+            f"data {config.data} was encoded with codec {key} {theirs.get(key)}; teacher "
+            f"{config.teacher} expects {ours.get(key)}: encode the data again for it"
+        )
     return index

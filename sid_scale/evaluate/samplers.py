@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sid_scale.codecs import VAE_WEIGHTS, Codec, VAECodec
+from sid_scale.codecs import VAE_WEIGHTS, Codec, VAECodec, differing_key
 from sid_scale.data.labels import LabelsError, label_histogram
 from sid_scale.data.remote import local_path
 from sid_scale.data.shards import ShardError, load_index
@@ -158,12 +158,11 @@ def check_guide_codec(teacher: Codec, guide: Codec, folder: Path) -> None:
         GeneratorError: the one works in pixels and the other in latents, or in others.
     """
     ours, theirs = teacher.describe(), guide.describe()
-    for key in ("kind", "scale", "bias"):
-        if ours.get(key) != theirs.get(key):
-            raise GeneratorError(
-                f"guide {folder} has codec {key} {theirs.get(key)}, the teacher {ours.get(key)}: "
-                "a guide sees what its teacher sees"
-            )
+    if key := differing_key(ours, theirs):
+        raise GeneratorError(
+            f"guide {folder} has codec {key} {theirs.get(key)}, the teacher {ours.get(key)}: "
+            "a guide sees what its teacher sees"
+        )
 
 
 def class_histogram(labels: str, label_dim: int) -> list[int]:
