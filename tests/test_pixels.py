@@ -4,9 +4,7 @@ Pickled teacher and zip of PNGs -> folders -> SiDA on two ranks at ZeRO 2, with 
 -> consolidation -> images -> metrics -> report.
 """
 
-import io
 import json
-import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from deepspeed.accelerator import get_accelerator
-from PIL import Image
 
 from sid_scale.cli import main
 from sid_scale.config.run import RunConfig, load_config
@@ -33,7 +30,8 @@ from tests.networks.edm.published import (
 )
 from tests.networks.published import write
 from tests.ranks import joined, run_ranks
-from tests.tiny import NO_WARM_UP
+from tests.sources import edm_zip, write_zip
+from tests.tiny import NO_WARM_UP, random_images
 
 pytestmark = pytest.mark.distributed
 
@@ -58,28 +56,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     half = json.loads(find_deepspeed_json("zero2_fp16").read_text())
     half["fp16"]["initial_scale_power"] = 0  # a search for the loss scale would skip all updates
     (folder / "half.json").write_text(json.dumps(half))
-    for data, labelled in (("plain", False), ("labelled", True)):
-        write_zip(folder / f"{data}.zip", labelled=labelled)
-        shards = ["--source", str(folder / f"{data}.zip"), "--out", str(folder / data)]
+    images = random_images(40)
+    for data, labels in (("plain", None), ("labelled", np.arange(40) % 4)):
+        source = write_zip(folder / f"{data}.zip", edm_zip(images, labels))
+        shards = ["--source", str(source), "--out", str(folder / data)]
         assert main(["shards", *shards, "--workers", "1"]) == 0
     for name, (architecture, _) in FAMILIES.items():
         assert main(["import", str(write_teacher(folder, name, architecture)),
                      str(folder / name / "teacher")]) == 0  # fmt: skip
     run_ranks(2, _train, folder)
     return folder
-
-
-def write_zip(path: Path, *, labelled: bool) -> None:
-    """40 images of 8x8 as EDM's `dataset_tool` packs them."""
-    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
-    names = [f"00000/img{i:08d}.png" for i in range(len(images))]
-    labels = [[name, i % 4] for i, name in enumerate(names)] if labelled else None
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for name, image in zip(names, images):
-            png = io.BytesIO()
-            Image.fromarray(image).save(png, "png", compress_level=0, optimize=False)
-            archive.writestr(name, png.getvalue())
-        archive.writestr("dataset.json", json.dumps({"labels": labels}))
 
 
 def write_teacher(folder: Path, name: str, architecture: EDMArchitecture) -> Path:
