@@ -1,6 +1,6 @@
 """Makes a network folder of a published network of EDM, EDM2, DDO, SiD, SiDA or SiD2A.
 
-SOURCE.pkl is read without being run, and nobody else's code is needed. OUT_DIR gets
+SOURCE.pkl is read without being run, and its publisher's code is not needed. OUT_DIR gets
 model.safetensors, in the dtype of the source, and config.json; a run's `teacher` and
 `generator_init` take it. It must not exist yet.
 

@@ -47,13 +47,13 @@ def refuse_ignored_devices(command: list[str], visible: str) -> None:
     deepspeed.add_argument("--num_gpus", "--num_accelerators", default="")
     deepspeed.add_argument("-H", "--hostfile")
     given = deepspeed.parse_known_args(command)[0]
-    if given.hostfile or not given.num_gpus.isdecimal():  # deepspeed tells what is no number
+    if given.hostfile or not given.num_gpus.isdecimal():  # DeepSpeed refuses the others
         return
     taken = list(map(str, range(int(given.num_gpus))))
     shown = [device.strip() for device in visible.split(",") if device.strip()][: len(taken)]
     if taken and shown and shown != taken[: len(shown)]:
         numbered = all(device.isdecimal() for device in shown)
-        wanted = ",".join(shown) if numbered else "NUMBER,NUMBER (nvidia-smi -L tells them)"
+        wanted = ",".join(shown) if numbered else "NUMBER,NUMBER (nvidia-smi -L lists them)"
         raise UsageError(
             f"CUDA_VISIBLE_DEVICES={visible}: deepspeed ignores it beside --num_gpus, and takes "
             f"GPUs {','.join(taken)}; in place of --num_gpus give --include localhost:{wanted}"
