@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sid_scale.diffusion.few_step import generate
-from sid_scale.methods import MicroBatch
+from sid_scale.methods import GENERATOR, MicroBatch
 from sid_scale.methods import sid as sid_module
 from sid_scale.methods.sid import SiDA
 from sid_scale.zero.engines import AdamConfig, ShardedNetwork
@@ -133,7 +133,7 @@ def _two_iterations(recorded: Recorded, ds_json: Path) -> None:
     settings = read_deepspeed_json(ds_json, recorded.together * s["batch_per_rank"], 1)
     trained = {}
     for role in method.roles():
-        start = v.folder("teacher.", uncertainty=role.has_logvar)
+        start = v.folder("teacher.", uncertainty=role.name != GENERATOR)
         network = start.build_zero(torch.float32, torch.float32, "cpu")
         trained[role.name] = ShardedNetwork(
             network,
