@@ -153,9 +153,9 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     start = source
     if config.generator_init is not None:
         start = _load("generator_init", config.generator_init)
-    _check_start(config, source, start)
     method = build_method(config, source.architecture)
     roles = {role.name: role for role in method.roles()}
+    _check_start(config, roles[GENERATOR], source, start)
     if config.data is None and any(role.reads_real for role in roles.values()):
         raise ConfigError(f"method {config.method} learns from real data: set data")
     check_blocks(config, method, source.architecture, ranks.device)
@@ -163,7 +163,7 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     if config.log.samples_every_images:
         codec.check()
     index = _check_data(config, source, codec)
-    provenance = provenance_of(config, source, start)
+    provenance = provenance_of(config, source, start, method.files())
 
     # Networks: every role's, and those that are frozen for good.
     copies = {name: role for name, role in roles.items() if role.build is None}
@@ -212,7 +212,9 @@ def _build(
         network: nn.Module = folder.build_zero(settings.compute_dtype, stored, device)
         weights = folder.state
     else:
-        network = role.build(architecture)
+        with torch.random.fork_rng(devices=[]):  # the same on all ranks
+            torch.default_generator.manual_seed(keyed_seed(config.seed, role.name, 0))
+            network = role.build(architecture)
         weights = {name: p.detach().clone() for name, p in network.named_parameters()}
     scales = network.forward_scales() if isinstance(network, Denoiser) else {}
     if role.build is not None:
@@ -238,16 +240,18 @@ def _load(setting: str, folder: str) -> NetworkFolder:
         raise CheckpointError(f"{setting}: {error}") from error
 
 
-def _check_start(config: RunConfig, teacher: NetworkFolder, start: NetworkFolder) -> None:
+def _check_start(
+    config: RunConfig, generator: Role, teacher: NetworkFolder, start: NetworkFolder
+) -> None:
     """Compares the network that the generator starts from with the teacher."""
 
-    def body(architecture: Architecture) -> Architecture:
-        return replace(architecture.headless(), dropout=0.0)
+    def wanted(folder: NetworkFolder) -> Architecture:
+        return replace(generator.architecture(folder.architecture), dropout=0.0)
 
-    if body(teacher.architecture) != body(start.architecture):
+    if wanted(teacher) != wanted(start):
         raise CheckpointError(
             f"generator_init {config.generator_init} has another architecture than teacher "
-            f"{config.teacher}: {body(start.architecture)} and {body(teacher.architecture)}"
+            f"{config.teacher}: {wanted(start)} and {wanted(teacher)}"
         )
     for key, value in {"init_sigma": config.init_sigma, "steps": config.steps}.items():
         if start is not teacher and start.provenance.get(key, value) != value:

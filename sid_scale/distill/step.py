@@ -43,7 +43,7 @@ def apply(run: Run, update: Update, stream: Iterator[Prepared], meter: Meter) ->
         for tag, (sigma, values) in loss.by_sigma.items():
             meter.add_by_sigma(tag, sigma, values)
     run.progress.positions[update.role] += run.config.batch_size
-    meter.add(f"grad_norm/{update.role}", trained.grad_norm)
+    meter.add(f"grad_norm/{update.name or update.role}", trained.grad_norm)
     return finite
 
 
@@ -78,7 +78,9 @@ def _micro_batch(run: Run, prepared: Prepared) -> MicroBatch:
             mirror_half(sampled, noise.of("x-flip").uniform()) if config.stream.xflip else sampled
         )
 
-    return MicroBatch(condition, run.image_shape, config.steps, noise, real, images)
+    return MicroBatch(
+        condition, run.image_shape, config.steps, noise, real, images, run.codec.pixels
+    )
 
 
 def _last_step(run: Run) -> int:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -53,6 +54,7 @@ class MicroBatch(NamedTuple):
     real: Callable[[], Tensor]  # -> (N, C, H, W) real images; for roles with `reads_real`
     # (generator, z (N, C, H, W), step noise (K-1, N, C, H, W)) -> images (N, C, H, W)
     generate: Callable[[Callable[..., Any], Tensor, Tensor], Tensor]
+    decode: Callable[[Tensor], Tensor]  # -> (N, 3, H', W') pixels in [-1, 1], with gradient
 
 
 def as_teacher(teacher: Architecture) -> Architecture:
@@ -88,6 +90,8 @@ class Update:
 
     role: str
     loss: Callable[[Networks, MicroBatch], Loss]
+    name: str = ""  # of its gradient's norm in the logs; "": the role's
+    every: int = 1  # iterations from one to the next
 
 
 class Method(ABC):
@@ -102,6 +106,10 @@ class Method(ABC):
     @abstractmethod
     def updates(self, images_seen: int) -> Iterator[Update]:
         """The optimizer steps of the iteration that begins after so many images."""
+
+    def files(self) -> Mapping[str, Path]:
+        """Files that the losses depend on, by name; a run's generators have their hashes."""
+        return {}
 
     def fixed_networks(self, device: torch.device) -> Mapping[str, nn.Module]:
         """Frozen networks that the losses call besides the teacher, by name.
@@ -120,6 +128,7 @@ METHODS: dict[str, Factory | str] = {
     "sid": "sid_scale.methods.sid:SiD",
     "sida": "sid_scale.methods.sid:SiDA",
     "sid2a": "sid_scale.methods.sid:SiDA",
+    "gdd": "sid_scale.methods.gdd:GDD",
 }
 
 

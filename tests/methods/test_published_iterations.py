@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sid_scale.codecs import IdentityCodec
 from sid_scale.diffusion.few_step import generate
 from sid_scale.methods import GENERATOR, MicroBatch
 from sid_scale.methods import sid as sid_module
@@ -124,7 +125,9 @@ def _micro_batch(recorded: Recorded) -> MicroBatch:
         return recorded["real_unit"] * s["sigma_data"]
 
     shape = recorded.v.config.sample_shape
-    return MicroBatch(classes, shape, 1, RecordedNoise(recorded), real, images)
+    return MicroBatch(
+        classes, shape, 1, RecordedNoise(recorded), real, images, IdentityCodec().pixels
+    )
 
 
 def _two_iterations(recorded: Recorded, ds_json: Path) -> None:
