@@ -20,8 +20,10 @@ from sid_scale.diffusion.noise import KeyedNoise
 from sid_scale.errors import SidScaleError
 from sid_scale.estimate.count import Counter, Phase, Work
 from sid_scale.methods import TEACHER, Method, MicroBatch, Update
+from sid_scale.methods.freezing import frozen_weights
 from sid_scale.networks import Architecture
 from sid_scale.networks.checkpoint_activations import BlocksError, checkpoint_activations
+from sid_scale.zero.frozen import freeze, set_trained, trained_parameters
 
 META = "meta"
 AFTER_WARM_UP = 1 << 62  # images seen
@@ -140,6 +142,7 @@ def build_networks(
             networks[role.name] = build(trained).train()
             if stage:  # DeepSpeed stores what it shards in the compute dtype
                 networks[role.name].to(dtype)
+            freeze(networks[role.name], frozen_weights(role, networks[role.name]))
         teacher = architecture.build(dtype)
         teacher.load_weights(teacher.state_dict(), META)
         networks[TEACHER] = teacher.requires_grad_(False).eval()
@@ -215,14 +218,15 @@ def _watched(
         for name, network in networks.items():
             watch = _Watch(name, update.role, counter, gathered)
             if name != TEACHER:
-                network.requires_grad_(name == update.role).train(name == update.role)
+                set_trained(network, name == update.role)
+                network.train(name == update.role)
             for module in network.modules():
                 before = module.register_forward_pre_hook(watch.begin)
                 after = module.register_forward_hook(watch.end, always_call=True)
                 stack.callback(before.remove)
                 stack.callback(after.remove)
             called[name] = watch.around(network)
-        for p in networks[update.role].parameters():
+        for _, p in trained_parameters(networks[update.role]):
             stack.callback(p.register_post_accumulate_grad_hook(_hand_on).remove)
         yield called
 

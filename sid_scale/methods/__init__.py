@@ -64,6 +64,9 @@ class Role:
     betas: tuple[float, float] | None = None  # of its Adam; None: the run's
     clip_value: float | None = None  # the largest magnitude of an element of its gradient
     build: Callable[[Architecture], nn.Module] | None = None  # None: a copy of the teacher
+    # Named groups of weights, or patterns of their names, that stay as the network that it starts
+    # from has them; of a copy of the teacher.
+    freeze: tuple[str, ...] = ()
 
     def architecture(self, teacher: Architecture) -> Architecture:
         """Of the network, given the teacher's."""
