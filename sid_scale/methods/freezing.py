@@ -51,8 +51,8 @@ def _matching(group: str, network: Denoiser, role: Role) -> list[str]:
     if not matching:
         raise ConfigError(
             f"freeze: {group!r} matches no weight of the {role.name}, of family "
-            f"{network.architecture.family}: name groups of weights ({_listed(groups)}), or regular "
-            f"expressions that match whole names such as {names[0]}"
+            f"{network.architecture.family}: name groups of weights ({_listed(groups)}), or "
+            f"regular expressions that match whole names such as {names[0]}"
         )
     return matching
 
