@@ -22,6 +22,7 @@ from sid_scale.ranks import Ranks, limit_waiting, on_any_rank
 from sid_scale.zero import power_ema
 from sid_scale.zero.ema import ema_decay
 from sid_scale.zero.fragments import parameter_shapes
+from sid_scale.zero.settings import exact
 
 
 class DivergedError(SidScaleError):
@@ -134,7 +135,8 @@ def trained_shares(run: Run) -> Iterator[str]:
     for role, frozen in run.frozen.items():
         shapes = parameter_shapes(run.networks[role].engine).values()
         trained = sum(shape.numel() for shape in shapes)
-        yield frozen.trained_share(role, trained, run.settings, run.ranks.world_size)
+        settings = exact(run.settings) if run.roles[role].exact else run.settings
+        yield frozen.trained_share(role, trained, settings, run.ranks.world_size)
 
 
 def ema_decay_now(run: Run) -> float:

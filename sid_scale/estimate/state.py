@@ -8,10 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from torch import nn
-
-from sid_scale.estimate.step import StepCount
-from sid_scale.methods import GENERATOR, TEACHER
+from sid_scale.estimate.step import RunNetworks, StepCount
+from sid_scale.methods import GENERATOR
 from sid_scale.networks.denoiser import Denoiser
 from sid_scale.zero.frozen import trained_parameters
 from sid_scale.zero.settings import ADAM, FLOAT32, ITEMSIZE, DeepSpeedSettings
@@ -36,16 +34,14 @@ class Sharding:
     persistent: int  # of all these numbers, in tensors that stage 3 keeps gathered
     normalised: int  # of those that are trained, in tensors that the forward pass reads normalised
     normalised_tensors: int  # that those are
-    teacher: int  # bytes
+    fixed: int  # bytes of networks that are not trained
     settings: DeepSpeedSettings
     ranks: int
 
     @classmethod
-    def of(
-        cls, networks: Mapping[str, nn.Module], settings: DeepSpeedSettings, ranks: int
-    ) -> "Sharding":
-        """`networks` are the run's, by name; see `build_networks`."""
-        roles = {name: network for name, network in networks.items() if name != TEACHER}
+    def of(cls, networks: RunNetworks, settings: DeepSpeedSettings, ranks: int) -> "Sharding":
+        """`networks` are those of `build_networks`."""
+        roles = networks.trained
         sizes = {name: [p.numel() for p in n.parameters()] for name, n in roles.items()}
         trained = {
             name: {name_of: p.numel() for name_of, p in trained_parameters(network)}
@@ -62,7 +58,7 @@ class Sharding:
             for name in network.forward_scales()
             if name in trained[role]
         ]
-        teacher = (*networks[TEACHER].parameters(), *networks[TEACHER].buffers())
+        fixed = [t for n in networks.fixed.values() for t in (*n.parameters(), *n.buffers())]
         return cls(
             parameters=numbers,
             tensors=sum(map(len, trained.values())),
@@ -70,7 +66,7 @@ class Sharding:
             persistent=persistent,
             normalised=sum(normalised),
             normalised_tensors=len(normalised),
-            teacher=sum(t.nbytes for t in teacher),
+            fixed=sum(t.nbytes for t in fixed),
             settings=settings,
             ranks=ranks,
         )
@@ -137,7 +133,7 @@ class GPUMemory:
     gradients: float
     optimizer: float  # float32 masters and Adam
     average: float
-    teacher: float
+    fixed: float  # networks: the teacher's, and others that the method has
     evaluation: float  # VAE and detectors, on the GPU that has most of them
     buffers: float  # estimate: DeepSpeed's, while it reduces and gathers
     activations: float
@@ -177,7 +173,7 @@ def state_bytes(sharding: Sharding) -> dict[str, float]:
         "gradients": _gradients(s) if s.settings.sums_on_gpu else 0.0,
         "optimizer": 0.0 if on_host else s.total * (FLOAT32 + ADAM) / s.shards,
         "average": 0.0 if on_host else s.parameters[GENERATOR] * FLOAT32 / s.shards,
-        "teacher": float(s.teacher),
+        "fixed": float(s.fixed),
     }
 
 

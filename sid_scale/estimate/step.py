@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,13 @@ PhaseWork = Mapping[tuple[Phase, str], Work]  # by phase and kind
 
 class CountError(SidScaleError):
     """A method that cannot be counted; the message says which loss and why."""
+
+
+class RunNetworks(NamedTuple):
+    """What a run has in memory, by name."""
+
+    trained: dict[str, nn.Module]
+    fixed: dict[str, nn.Module]
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ class StepCount:
 
 def count_step(
     method: Method,
-    networks: Mapping[str, nn.Module],
+    networks: RunNetworks,
     architecture: Architecture,
     config: RunConfig,
 ) -> StepCount:
@@ -126,33 +133,36 @@ def build_networks(
     config: RunConfig,
     stage: int,
     dtype: torch.dtype,
-) -> dict[str, nn.Module]:
-    """The teacher and every role's network, as a run has them in memory, on "meta".
+) -> RunNetworks:
+    """Every role's network and the fixed ones, as a run has them in memory, on "meta".
 
     Args:
         architecture: the teacher's.
         stage: ZeRO stage.
         dtype: what the networks' bodies compute in.
     """
-    networks: dict[str, nn.Module] = {}
+    trained: dict[str, nn.Module] = {}
     with torch.device(META):
         for role in method.roles():
-            trained = replace(role.architecture(architecture), dropout=config.dropout)
-            build = role.build or (lambda trained: trained.build(dtype))
-            networks[role.name] = build(trained).train()
-            if stage:  # DeepSpeed stores what it shards in the compute dtype
-                networks[role.name].to(dtype)
-            freeze(networks[role.name], frozen_weights(role, networks[role.name]))
-        teacher = architecture.build(dtype)
-        teacher.load_weights(teacher.state_dict(), META)
-        networks[TEACHER] = teacher.requires_grad_(False).eval()
+            of_role = replace(role.architecture(architecture), dropout=config.dropout)
+            network = role.build(of_role) if role.build else of_role.build(dtype)
+            trained[role.name] = network.train()
+            if stage and not role.exact:  # DeepSpeed stores what it shards in the compute dtype
+                network.to(dtype)
+            freeze(network, frozen_weights(role, network))
+        fixed = dict(method.fixed_networks(torch.device(META)))
+        if method.uses_teacher:
+            teacher = architecture.build(dtype)
+            teacher.load_weights(teacher.state_dict(), META)
+            fixed[TEACHER] = teacher.requires_grad_(False).eval()
+    networks = {**trained, **fixed}
     for name, how in config.activations_of(networks).items():
         # Block inputs cannot be copied to host memory here: they are counted as if they stayed.
         try:
             checkpoint_activations(networks[name], "checkpoint" if how == "offload" else how)
         except BlocksError as error:
             raise BlocksError(f"activations.{name}: {error}") from error
-    return networks
+    return RunNetworks(trained, fixed)
 
 
 # --- one micro-batch -----------------------------------------------------------------------
@@ -160,12 +170,13 @@ def build_networks(
 
 def _count(
     method: Method,
-    networks: Mapping[str, nn.Module],
+    networks: RunNetworks,
     architecture: Architecture,
     config: RunConfig,
     last_step: int,
 ) -> StepCount:
-    given = [t for n in networks.values() for t in (*n.parameters(), *n.buffers())]
+    modules = (*networks.trained.values(), *networks.fixed.values())
+    given = [t for module in modules for t in (*module.parameters(), *module.buffers())]
     counter = Counter(META, given=given)
     gathered: Counts = defaultdict(float)
     for update in method.updates(AFTER_WARM_UP):
@@ -206,7 +217,7 @@ def _micro_batch(
 
 @contextmanager
 def _watched(
-    networks: Mapping[str, nn.Module], update: Update, counter: Counter, gathered: Counts
+    networks: RunNetworks, update: Update, counter: Counter, gathered: Counts
 ) -> Iterator[dict[str, Callable[..., Any]]]:
     """The networks as an update calls them; each call is a phase of its own.
 
@@ -215,18 +226,21 @@ def _watched(
     """
     with ExitStack() as stack:
         called = {}
-        for name, network in networks.items():
-            watch = _Watch(name, update.role, counter, gathered)
-            if name != TEACHER:
-                set_trained(network, name == update.role)
-                network.train(name == update.role)
+        for name, network in networks.trained.items():
+            set_trained(network, name == update.role)
+            network.train(name == update.role)
+        for name, network in {**networks.trained, **networks.fixed}.items():
+            is_sharded = name in networks.trained
+            watch = _Watch(
+                name, update.role, counter, gathered if is_sharded else defaultdict(float)
+            )
             for module in network.modules():
                 before = module.register_forward_pre_hook(watch.begin)
                 after = module.register_forward_hook(watch.end, always_call=True)
                 stack.callback(before.remove)
                 stack.callback(after.remove)
             called[name] = watch.around(network)
-        for _, p in trained_parameters(networks[update.role]):
+        for _, p in trained_parameters(networks.trained[update.role]):
             stack.callback(p.register_post_accumulate_grad_hook(_hand_on).remove)
         yield called
 
@@ -253,10 +267,9 @@ class _Watch:
             self._again.enter_context(self._counter.within(phase))
         if part in (BACKWARD, RECOMPUTATION):
             self._depth += 1
-        if self._name != TEACHER:
-            own = sum(p.nbytes for p in module.parameters(recurse=False))
-            comes_back = torch.is_grad_enabled() and part not in (BACKWARD, RECOMPUTATION)
-            self._gathered[self._name] += own * (1 + comes_back)
+        own = sum(p.nbytes for p in module.parameters(recurse=False))
+        comes_back = torch.is_grad_enabled() and part not in (BACKWARD, RECOMPUTATION)
+        self._gathered[self._name] += own * (1 + comes_back)
 
     def end(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._depth:
