@@ -43,7 +43,7 @@ def apply(run: Run, update: Update, stream: Iterator[Prepared], meter: Meter) ->
         for tag, (sigma, values) in loss.by_sigma.items():
             meter.add_by_sigma(tag, sigma, values)
     run.progress.positions[update.role] += run.config.batch_size
-    meter.add(f"grad_norm/{update.name or update.role}", trained.grad_norm)
+    meter.add(f"grad_norm/{update.label}", trained.grad_norm)
     return finite
 
 

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +27,7 @@ from sid_scale.networks.checkpoint_activations import BlocksError, checkpoint_ac
 from sid_scale.zero.frozen import freeze, set_trained, trained_parameters
 
 META = "meta"
-AFTER_WARM_UP = 1 << 62  # images seen
+AFTER_WARM_UP = 720_720 << 20  # iterations: a multiple of every usual interval
 LOSS, BACKWARD, RECOMPUTATION = "loss", "backward", "recomputation"
 
 Counts = dict[str, float]
@@ -74,6 +75,7 @@ def count_step(
     networks: RunNetworks,
     architecture: Architecture,
     config: RunConfig,
+    decode: Callable[[Tensor], Tensor],
 ) -> StepCount:
     """Counts one micro-batch of `config.micro_batch` samples, once all warm-ups are over.
 
@@ -83,11 +85,13 @@ def count_step(
     Args:
         networks: those of `build_networks`.
         architecture: the teacher's.
+        decode: see decoder.py.
     """
-    last = _count(method, networks, architecture, config, config.steps - 1)
+    count = partial(_count, method, networks, partial(_micro_batch, architecture, config, decode))
+    last = count(config, config.steps - 1)
     if config.steps == 1:
         return last
-    first = _count(method, networks, architecture, config, 0)
+    first = count(config, 0)
     return StepCount(
         config.micro_batch,
         combined((0.5, first.work), (0.5, last.work)),
@@ -171,7 +175,7 @@ def build_networks(
 def _count(
     method: Method,
     networks: RunNetworks,
-    architecture: Architecture,
+    micro_batch: Callable[[str, int], MicroBatch],
     config: RunConfig,
     last_step: int,
 ) -> StepCount:
@@ -179,27 +183,36 @@ def _count(
     given = [t for module in modules for t in (*module.parameters(), *module.buffers())]
     counter = Counter(META, given=given)
     gathered: Counts = defaultdict(float)
-    for update in method.updates(AFTER_WARM_UP):
-        batch = _micro_batch(architecture, config, update.role, last_step)
+    every: dict[str, int] = {}  # iterations from one update of a label to the next
+    for update in method.updates(AFTER_WARM_UP * config.batch_size):
+        every[update.label] = update.every
+        batch = micro_batch(update.role, last_step)
         with _watched(networks, update, counter, gathered) as called, counter.active():
             try:
-                with counter.within(Phase(update.role, LOSS)):
+                with counter.within(Phase(update.label, LOSS)):
                     loss = update.loss(called, batch).total
-                with counter.within(Phase(update.role, BACKWARD)):
+                with counter.within(Phase(update.label, BACKWARD)):
                     loss.backward()
             except (RuntimeError, NotImplementedError) as error:
                 said = str(error).partition("\n")[0]
                 raise CountError(
-                    f"method {config.method} cannot be counted: its {update.role} loss fails on "
+                    f"method {config.method} cannot be counted: its {update.label} loss fails on "
                     f"tensors without numbers, whose values no loss may look at: {said}"
                 ) from error
             del loss
     peak = {phase: nbytes for phase, nbytes in counter.peak.items() if phase.update}
-    return StepCount(config.micro_batch, dict(counter.work), peak, sum(gathered.values()))
+    work = combined(
+        *((1 / every.get(key[0].update, 1), {key: value}) for key, value in counter.work.items())
+    )
+    return StepCount(config.micro_batch, work, peak, sum(gathered.values()))
 
 
 def _micro_batch(
-    architecture: Architecture, config: RunConfig, role: str, last_step: int
+    architecture: Architecture,
+    config: RunConfig,
+    decode: Callable[[Tensor], Tensor],
+    role: str,
+    last_step: int,
 ) -> MicroBatch:
     samples = torch.arange(config.micro_batch)
     condition = torch.empty_like(samples, device=META) if architecture.label_dim else None
@@ -212,7 +225,7 @@ def _micro_batch(
         return torch.empty(config.micro_batch, *shape, device=META)
 
     noise = KeyedNoise(config.seed, role, samples, META)
-    return MicroBatch(condition, shape, config.steps, noise, real, images)
+    return MicroBatch(condition, shape, config.steps, noise, real, images, decode)
 
 
 @contextmanager
@@ -230,10 +243,8 @@ def _watched(
             set_trained(network, name == update.role)
             network.train(name == update.role)
         for name, network in {**networks.trained, **networks.fixed}.items():
-            is_sharded = name in networks.trained
-            watch = _Watch(
-                name, update.role, counter, gathered if is_sharded else defaultdict(float)
-            )
+            of_network = gathered if name in networks.trained else defaultdict(float)
+            watch = _Watch(name, update.label, 1 / update.every, counter, of_network)
             for module in network.modules():
                 before = module.register_forward_pre_hook(watch.begin)
                 after = module.register_forward_hook(watch.end, always_call=True)
@@ -248,14 +259,15 @@ def _watched(
 class _Watch:
     """Tells which phase the modules of a network run in, and what ZeRO 3 would gather for them."""
 
-    def __init__(self, name: str, role: str, counter: Counter, gathered: Counts):
-        self._name, self._role, self._counter, self._gathered = name, role, counter, gathered
+    def __init__(self, name: str, update: str, share: float, counter: Counter, gathered: Counts):
+        self._name, self._update, self._share = name, update, share
+        self._counter, self._gathered = counter, gathered
         self._again = ExitStack()  # holds the phase of a forward in the backward pass
         self._depth = 0  # of modules inside it
 
     def around(self, network: nn.Module) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            with self._counter.within(Phase(self._role, f"{self._name} forward")):
+            with self._counter.within(Phase(self._update, f"{self._name} forward")):
                 return network(*args, **kwargs)
 
         return call
@@ -263,13 +275,13 @@ class _Watch:
     def begin(self, module: nn.Module, args: Any) -> None:
         part = self._counter.phase.part
         if part == BACKWARD:
-            phase = Phase(self._role, RECOMPUTATION)
+            phase = Phase(self._update, RECOMPUTATION)
             self._again.enter_context(self._counter.within(phase))
         if part in (BACKWARD, RECOMPUTATION):
             self._depth += 1
         own = sum(p.nbytes for p in module.parameters(recurse=False))
         comes_back = torch.is_grad_enabled() and part not in (BACKWARD, RECOMPUTATION)
-        self._gathered[self._name] += own * (1 + comes_back)
+        self._gathered[self._name] += self._share * own * (1 + comes_back)
 
     def end(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._depth:

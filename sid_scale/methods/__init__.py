@@ -93,8 +93,13 @@ class Update:
 
     role: str
     loss: Callable[[Networks, MicroBatch], Loss]
-    name: str = ""  # of its gradient's norm in the logs; "": the role's
+    name: str = ""  # where a role has several
     every: int = 1  # iterations from one to the next
+
+    @property
+    def label(self) -> str:
+        """What logs and estimates call it."""
+        return self.name or self.role
 
 
 class Method(ABC):
