@@ -47,6 +47,10 @@ class Vectors:
     def __contains__(self, key: str) -> bool:
         return key in self._arrays.files
 
+    def strings(self, key: str) -> list[str]:
+        """A list of names in the file."""
+        return [str(name) for name in self._arrays[key]]
+
     def classes(self, key: str) -> Tensor:
         """One-hot labels (N, label_dim) of the file as class indices (N,)."""
         one_hot = self[key]

@@ -69,7 +69,7 @@ class RunConfig:
     micro_batch: Positive = 32
     """images at once on one device"""
     method: str = "sida"
-    """sid, sida, sid2a"""
+    """sid, sida, sid2a, gdd, gdd_i"""
     objective: Any = None
     """settings of the method, see below"""
     seed: Natural = 0
@@ -89,9 +89,9 @@ class RunConfig:
     dropout: Annotated[Number, Field(ge=0, lt=1)] = 0.0
     """of the networks in training"""
     activations: dict[str, Activations] = field(default_factory=dict)
-    """by network (generator, fake_score, teacher), what waits for the backward pass: keep keeps all
-    that is needed, checkpoint keeps block inputs and computes the rest again, offload keeps those
-    in host memory, and a list of resolutions such as [64, 32] checkpoints their blocks alone;
+    """by network (generator, fake_score, teacher ...), what waits for the backward pass: keep keeps
+    all that is needed, checkpoint keeps block inputs and computes the rest again, offload keeps
+    those in host memory, and a list of resolutions such as [64, 32] checkpoints their blocks alone;
     default keep"""
     compile_blocks: Flag = False
     """whether torch.compile makes fewer, larger kernels of each block of every network; at ZeRO

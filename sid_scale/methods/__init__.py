@@ -137,6 +137,7 @@ METHODS: dict[str, Factory | str] = {
     "sida": "sid_scale.methods.sid:SiDA",
     "sid2a": "sid_scale.methods.sid:SiDA",
     "gdd": "sid_scale.methods.gdd:GDD",
+    "gdd_i": "sid_scale.methods.gdd:GDDI",
 }
 
 

@@ -1,4 +1,4 @@
-"""GDD: distillation by an adversarial loss alone (arXiv 2405.20750).
+"""GDD and GDD-I: distillation by an adversarial loss alone (arXiv 2405.20750).
 
 The generator starts from the teacher and learns from a projected discriminator what real images
 look like, whatever the teacher would make of the same noise. There is no score identity and no
@@ -42,6 +42,8 @@ Logits = Sequence[Tensor]  # of each source of features, (N, positions)
 class GDD(Method):
     """See the module's docstring."""
 
+    freeze: tuple[str, ...] = ()  # of the generator's weights
+
     def __init__(self, config: RunConfig, teacher: Architecture):
         self.objective: GDDObjective = config.objective
         self.uses_teacher = self.objective.teacher_sigma is not None
@@ -65,6 +67,7 @@ class GDD(Method):
                 architecture=generator_architecture,
                 forced_norm=self._config.forced_weight_norm,
                 betas=self._config.adam.generator_betas,
+                freeze=self.freeze,
             ),
             Role(
                 DISCRIMINATOR,
@@ -193,6 +196,15 @@ class GDD(Method):
         sample = torch.arange(len(images), device=images.device)[:, None, None, None]
         channel = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
         return images[sample, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+class GDDI(GDD):
+    """GDD with most of the generator's convolutions left as they are: innate features of the
+    teacher, which the other layers learn to use for a single step (Sec. 3.4)."""
+
+    def __init__(self, config: RunConfig, teacher: Architecture):
+        super().__init__(config, teacher)
+        self.freeze = config.objective.freeze
 
 
 def generator_architecture(teacher: Architecture) -> Architecture:

@@ -20,6 +20,7 @@ from sid_scale.config.fields import (
     Positive,
     PositiveNumber,
     Share,
+    Texts,
 )
 from sid_scale.config.parse import ConfigError
 
@@ -157,12 +158,28 @@ class GDDObjective:
             )
 
 
+@dataclass(frozen=True, config=SETTINGS)
+class GDDIObjective(GDDObjective):
+    """The losses of GDD, and what of the generator stays the teacher's."""
+
+    freeze: Texts = ("convolutions",)
+    """groups of its weights that stay as they are: convolutions (in the blocks: convolutions and
+    projections), qkv, skip; or patterns of their names"""
+
+    def check(self, config: Any) -> None:
+        """Raises ConfigError for a run that contradicts its method."""
+        super().check(config)
+        if not self.freeze:
+            raise ConfigError("objective.freeze is empty: name groups of weights, or use gdd")
+
+
 # Method -> dataclass of its group of settings.
 OBJECTIVES: dict[str, type] = {
     "sid": SiDObjective,
     "sida": SiDObjective,
     "sid2a": SiDObjective,
     "gdd": GDDObjective,
+    "gdd_i": GDDIObjective,
 }
 
 
