@@ -80,7 +80,7 @@ def generate_samples(run: Run, count: int, micro_batch: int) -> Tensor:
     -> (count, C, H, W), before decoding. Every rank computes the same: a network in shards needs
     all of them anyway.
     """
-    turn = classes_in_turn(count, run.teacher.architecture.label_dim)
+    turn = classes_in_turn(count, run.architecture.label_dim)
     classes = None if turn is None else torch.tensor(turn, device=run.ranks.device)
     generated = []
     with run.ema.applied(), sampling(run.generator.module):

@@ -1,7 +1,7 @@
 """What a run descends from: recorded in its generators, compared when it resumes."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,16 @@ METHOD_SETTINGS = (
 
 
 def provenance_of(
-    config: RunConfig, teacher: NetworkFolder, start: NetworkFolder
+    config: RunConfig, teacher: NetworkFolder, start: NetworkFolder, files: Mapping[str, Path]
 ) -> dict[str, Any]:
-    """What the run's generators say of where they come from. Collective."""
+    """What the run's generators say of where they come from. Collective.
+
+    Args:
+        files: that the method's losses depend on, by name.
+    """
     # Gigabytes: one reader is enough.
     digest = on_first_rank(lambda: sha256_file(Path(config.teacher) / WEIGHTS))
+    digests = on_first_rank(lambda: {name: sha256_file(file) for name, file in files.items()})
     settings = dataclasses.asdict(config)
     beginning = {k: v for k, v in start.provenance.items() if k in START_FACTS}
     return {
@@ -45,6 +50,7 @@ def provenance_of(
         "teacher_sha256": digest,
         "teacher_provenance": {k: v for k, v in teacher.provenance.items() if k in TEACHER_FACTS},
         **({"generator_init": beginning} if start is not teacher else {}),
+        **({"files_sha256": digests} if files else {}),
         "settings": {key: settings[key] for key in METHOD_SETTINGS},
     }
 
@@ -71,6 +77,7 @@ def compatibility_of(
         "in_effect": _in_effect(config),
         "data_shape": shape,
         "teacher_sha256": provenance["teacher_sha256"],
+        "files_sha256": provenance.get("files_sha256", {}),
     }
 
 

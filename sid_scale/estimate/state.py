@@ -9,10 +9,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from torch import nn
 
-from sid_scale.estimate.step import StepCount
-from sid_scale.methods import GENERATOR, TEACHER
+from sid_scale.estimate.step import RunNetworks, StepCount
+from sid_scale.methods import GENERATOR
 from sid_scale.networks.denoiser import Denoiser
 from sid_scale.zero.settings import DeepSpeedSettings
 
@@ -37,19 +36,16 @@ class Sharding:
     persistent: int  # of these numbers, in tensors that stage 3 keeps gathered
     normalised: int  # of these numbers, in tensors that the forward pass reads normalised
     normalised_tensors: int  # that those are
-    teacher: int  # bytes
+    fixed: int  # bytes of networks that are not trained
     settings: DeepSpeedSettings
     ranks: int
 
     @classmethod
-    def of(
-        cls, networks: Mapping[str, nn.Module], settings: DeepSpeedSettings, ranks: int
-    ) -> "Sharding":
-        """`networks` are the run's, by name; see `build_networks`."""
+    def of(cls, networks: RunNetworks, settings: DeepSpeedSettings, ranks: int) -> "Sharding":
+        """`networks` are those of `build_networks`."""
         sizes = {
             name: [p.numel() for p in network.parameters()]
-            for name, network in networks.items()
-            if name != TEACHER
+            for name, network in networks.trained.items()
         }
         numbers = {name: sum(of_network) for name, of_network in sizes.items()}
         tensors = sum(map(len, sizes.values()))
@@ -58,18 +54,18 @@ class Sharding:
         persistent = sum(n for of_network in sizes.values() for n in of_network if n <= threshold)
         normalised = [
             network.get_parameter(name).numel()
-            for role, network in networks.items()
-            if role != TEACHER and isinstance(network, Denoiser)
+            for network in networks.trained.values()
+            if isinstance(network, Denoiser)
             for name in network.forward_scales()
         ]
-        frozen = (*networks[TEACHER].parameters(), *networks[TEACHER].buffers())
+        fixed = [t for n in networks.fixed.values() for t in (*n.parameters(), *n.buffers())]
         return cls(
             parameters=numbers,
             tensors=tensors,
             persistent=persistent,
             normalised=sum(normalised),
             normalised_tensors=len(normalised),
-            teacher=sum(t.nbytes for t in frozen),
+            fixed=sum(t.nbytes for t in fixed),
             settings=settings,
             ranks=ranks,
         )
@@ -147,7 +143,7 @@ class GPUMemory:
     gradients: float
     optimizer: float  # float32 masters and Adam
     average: float
-    teacher: float
+    fixed: float  # networks: the teacher's, and others that the method has
     evaluation: float  # VAE and detectors, on the GPU that has most of them
     buffers: float  # estimate: DeepSpeed's, while it reduces and gathers
     activations: float
@@ -187,7 +183,7 @@ def state_bytes(sharding: Sharding) -> dict[str, float]:
         "gradients": _gradients(s) if s.sums_on_gpu else 0.0,
         "optimizer": 0.0 if on_host else s.total * (FLOAT32 + ADAM) / s.shards,
         "average": 0.0 if on_host else s.parameters[GENERATOR] * FLOAT32 / s.shards,
-        "teacher": float(s.teacher),
+        "fixed": float(s.fixed),
     }
 
 

@@ -85,14 +85,20 @@ class Preconditioning(NamedTuple):
     c_noise: Tensor  # (N,)
 
 
-def preconditioning(sigma: Tensor, samples: int, sigma_data: float) -> Preconditioning:
+def preconditioning(
+    sigma: Tensor, samples: int, sigma_data: float, sigma_min: float = 0.0
+) -> Preconditioning:
     """The coefficients of `samples` images at noise levels of any shape of as many elements, or of
-    one."""
+    one.
+
+    With a `sigma_min` D(x; sigma_min) is x (arXiv 2303.01469, App. C).
+    """
     sigma = sigma.float().reshape(-1).expand(samples)
     s = sigma[:, None, None, None]
     c_in = 1 / (s**2 + sigma_data**2).sqrt()
-    c_skip = sigma_data**2 / (s**2 + sigma_data**2)
-    return Preconditioning(c_skip, s * sigma_data * c_in, c_in, sigma.log() / 4)
+    above = s - sigma_min
+    c_skip = sigma_data**2 / (above**2 + sigma_data**2)
+    return Preconditioning(c_skip, above * sigma_data * c_in, c_in, sigma.log() / 4)
 
 
 class Float32Buffers(nn.Module):

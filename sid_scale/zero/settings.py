@@ -4,8 +4,9 @@ The JSON alone decides stage, precision, clipping and offload; the run's config 
 and the optimizer.
 """
 
+import copy
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,22 @@ class DeepSpeedSettings:
     def offloads_optimizer(self) -> bool:
         offload = self.config.get("zero_optimization", {}).get("offload_optimizer") or {}
         return offload.get("device", "none") != "none"
+
+
+def exact(settings: DeepSpeedSettings) -> DeepSpeedSettings:
+    """The settings of a network that computes in float32 and is whole on every rank.
+
+    A second derivative reads weights that ZeRO 3 has released by then: stage 2 takes its place.
+    """
+    config = copy.deepcopy(settings.config)
+    for key in ("bf16", "fp16", "data_types"):
+        config.pop(key, None)
+    config["communication_data_type"] = "fp32"
+    if settings.stage == 3:
+        config["zero_optimization"]["stage"] = 2
+        config["zero_optimization"].pop("offload_param", None)
+    stage = min(settings.stage, 2)
+    return replace(settings, config=config, stage=stage, compute_dtype=torch.float32)
 
 
 def find_deepspeed_json(source: str | Path) -> Path:

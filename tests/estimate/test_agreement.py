@@ -84,7 +84,7 @@ def _held(run: Run, stage: int) -> dict[str, int]:
         "weights": max(weights),
         "optimizer": nbytes([*flats, *moments]),
         "average": nbytes(run.ema.values),
-        "teacher": nbytes([*run.teacher.parameters(), *run.teacher.buffers()]),
+        "fixed": nbytes([t for n in run.fixed.values() for t in (*n.parameters(), *n.buffers())]),
         "gradients": max(gradients),
     }
 

@@ -39,7 +39,7 @@ def test_each_stage_shares_out_more(xxl):
         "gradients": {0: 4 * n, 1: 2 * n, 2: 4 * n / 64, 3: 8 * n / 64},
         "optimizer": {0: 24 * n, 1: 24 * n / 64, 2: 24 * n / 64, 3: 24 * n / 64},
         "average": {0: 4 * n, 1: 4 * n / 64, 2: 4 * n / 64, 3: 4 * n / 64},
-        "teacher": dict.fromkeys(range(4), 2 * n),
+        "fixed": dict.fromkeys(range(4), 2 * n),
     }
     for name, by_stage in expected.items():
         for stage, gigabytes in by_stage.items():
@@ -84,7 +84,7 @@ def test_offloaded_state_is_in_the_nodes_memory(tmp_path: Path):
     on_gpu = plan(tmp_path, 3, nodes=2, gpus=4, ds=DS).sharding
     offloaded = plan(tmp_path, 3, nodes=2, gpus=4, ds={**DS, "zero_optimization": zero}).sharding
     left = {name: n for name, n in state_bytes(offloaded).items() if n}
-    assert left == {"teacher": state_bytes(on_gpu)["teacher"]}
+    assert left == {"fixed": state_bytes(on_gpu)["fixed"]}
     held = state_bytes(on_gpu)
     host = host_bytes(offloaded, 4, async_save=False)
     assert host["optimizer, average"] == pytest.approx(4 * (held["optimizer"] + held["average"]))

@@ -38,7 +38,8 @@ class EDM(Denoiser):
     ) -> Prediction:
         """Denoises `x`; see `Denoiser`. `augment_labels`: (N, augment_dim), or None."""
         x = x.float()
-        c = preconditioning(sigma, len(x), self.architecture.sigma_data)
+        architecture = self.architecture
+        c = preconditioning(sigma, len(x), architecture.sigma_data, architecture.sigma_min)
         emb = self.model.embed(c.c_noise, self._one_hot(x, condition), augment_labels)
         skips = self.model.encode((c.c_in * x).to(self.compute_dtype), emb)
         wanted = tuple(skips[i] for i in features)
