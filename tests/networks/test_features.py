@@ -24,7 +24,7 @@ from sid_scale.networks.features import (
 )
 from sid_scale.networks.features.timm_networks import OLDEST
 from tests.conftest import ROOT
-from tests.torchvision_operators import make_timm_importable
+from tests.timm_beside import make_timm_importable
 
 VGG, LITE, DEIT = "vgg16_bn", "tf_efficientnet_lite0", "deit_base_distilled_patch16_224"
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
