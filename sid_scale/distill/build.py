@@ -1,6 +1,6 @@
 """From a config to everything that a run needs, checked before the first iteration."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from sid_scale.data.stream import SampleStream
 from sid_scale.diffusion.noise import keyed_seed
 from sid_scale.distill.ahead import ReadAhead
 from sid_scale.distill.blocks import check_blocks, prepare_blocks
+from sid_scale.distill.frozen import Frozen, frozen_names, frozen_of
 from sid_scale.distill.provenance import compatibility_of, provenance_of
 from sid_scale.methods import GENERATOR, TEACHER, Method, Role, build_method
 from sid_scale.networks import Architecture
@@ -58,6 +59,7 @@ class Run:
     architecture: Architecture  # the teacher's
     fixed: dict[str, nn.Module]  # networks that are not trained, by name
     ema: ShardedEMA
+    frozen: dict[str, Frozen]  # weights that stay as they are, by role that has some
     codec: Codec
     provenance: dict[str, Any]  # what a generator folder says of where it comes from
     compatibility: dict[str, Any]  # what a resumed run must have in common with the one before
@@ -159,11 +161,13 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     if config.data is None and any(role.reads_real for role in roles.values()):
         raise ConfigError(f"method {config.method} learns from real data: set data")
     check_blocks(config, method, source.architecture, ranks.device)
+    names = frozen_names(roles.values(), source.architecture)
     codec = open_codec(source.codec, beside=config.teacher)
     if config.log.samples_every_images:
         codec.check()
     index = _check_data(config, source, codec)
     provenance = provenance_of(config, source, start, method.files())
+    frozen = frozen_of(config, names, source, start, provenance["teacher_sha256"])
 
     # Networks: every role's, and those that are frozen for good.
     copies = {name: role for name, role in roles.items() if role.build is None}
@@ -171,7 +175,7 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     networks = {}
     for name, role in roles.items():
         folder = start if name == GENERATOR else source
-        networks[name] = _build(role, folder, config, settings, ranks.device)
+        networks[name] = _build(role, folder, names.get(name, ()), config, settings, ranks.device)
     fixed = dict(method.fixed_networks(ranks.device))
     if method.uses_teacher:
         fixed[TEACHER] = source.build(settings.compute_dtype, ranks.device)
@@ -188,9 +192,10 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
         source.architecture,
         fixed,
         ShardedEMA(networks[GENERATOR]),
+        frozen,
         codec,
         provenance,
-        compatibility_of(config, source.architecture, roles.values(), index, provenance),
+        compatibility_of(config, source.architecture, roles.values(), frozen, index, provenance),
         label_histogram(config.labels, source.architecture.label_dim, index),
         Progress(positions=dict.fromkeys(roles, 0)),
     )
@@ -199,17 +204,21 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
 def _build(
     role: Role,
     folder: NetworkFolder,
+    frozen: Collection[str],
     config: RunConfig,
     settings: DeepSpeedSettings,
     device: torch.device,
 ) -> ShardedNetwork:
-    """A role's network, on its device; its masters are filled from the folder's file."""
+    """A role's network, on its device; masters and frozen weights are filled from the folder's
+    file."""
     architecture = replace(role.architecture(folder.architecture), dropout=config.dropout)
     settings = exact(settings) if role.exact else settings
     if role.build is None:
         folder = folder.with_architecture(architecture)
         stored = settings.compute_dtype if settings.stage else torch.float32
-        network: nn.Module = folder.build_zero(settings.compute_dtype, stored, device)
+        network: nn.Module = folder.build_zero(
+            settings.compute_dtype, stored, device, frozen=frozen
+        )
         weights = folder.state
     else:
         with torch.random.fork_rng(devices=[]):  # the same on all ranks
@@ -226,6 +235,7 @@ def _build(
         settings,
         AdamConfig(role.learning_rate, role.betas or config.adam.betas, config.adam.eps),
         weights,
+        frozen=frozen,
         forward_scales=scales,
         forced_norm=role.forced_norm,
         clip_value=role.clip_value,

@@ -7,6 +7,7 @@ from typing import Any
 
 from sid_scale.config.run import RunConfig
 from sid_scale.data.shards import ShardIndex
+from sid_scale.distill.frozen import Frozen
 from sid_scale.hashing import sha256_file
 from sid_scale.methods import Role
 from sid_scale.networks import Architecture
@@ -59,6 +60,7 @@ def compatibility_of(
     config: RunConfig,
     architecture: Architecture,
     roles: Iterable[Role],
+    frozen: Mapping[str, Frozen],
     index: ShardIndex | None,
     provenance: dict[str, Any],
 ) -> dict[str, Any]:
@@ -73,12 +75,21 @@ def compatibility_of(
         }
     return {
         "architecture": dataclasses.asdict(dataclasses.replace(architecture, dropout=0.0)),
-        "roles": {role.name: {"forced_norm": role.forced_norm} for role in roles},
+        "roles": {
+            role.name: {"forced_norm": role.forced_norm, **_frozen(role, frozen)} for role in roles
+        },
         "in_effect": _in_effect(config),
         "data_shape": shape,
         "teacher_sha256": provenance["teacher_sha256"],
         "files_sha256": provenance.get("files_sha256", {}),
     }
+
+
+def _frozen(role: Role, frozen: Mapping[str, Frozen]) -> dict[str, Any]:
+    """What of a role stays as it is, and of which file: nothing but that file has it."""
+    if role.name not in frozen:
+        return {}
+    return {"freeze": sorted(set(role.freeze)), "frozen_from": frozen[role.name].sha256}
 
 
 def _in_effect(config: RunConfig) -> dict[str, Any]:

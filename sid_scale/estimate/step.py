@@ -21,8 +21,10 @@ from sid_scale.diffusion.noise import KeyedNoise
 from sid_scale.errors import SidScaleError
 from sid_scale.estimate.count import Counter, Phase, Work
 from sid_scale.methods import TEACHER, Method, MicroBatch, Update
+from sid_scale.methods.freezing import frozen_weights
 from sid_scale.networks import Architecture
 from sid_scale.networks.checkpoint_activations import BlocksError, checkpoint_activations
+from sid_scale.zero.frozen import freeze, set_trained, trained_parameters
 
 META = "meta"
 AFTER_WARM_UP = 720_720 << 20  # iterations: a multiple of every usual interval
@@ -151,6 +153,7 @@ def build_networks(
             trained[role.name] = network.train()
             if stage and not role.exact:  # DeepSpeed stores what it shards in the compute dtype
                 network.to(dtype)
+            freeze(network, frozen_weights(role, network))
         fixed = dict(method.fixed_networks(torch.device(META)))
         if method.uses_teacher:
             teacher = architecture.build(dtype)
@@ -237,7 +240,8 @@ def _watched(
     with ExitStack() as stack:
         called = {}
         for name, network in networks.trained.items():
-            network.requires_grad_(name == update.role).train(name == update.role)
+            set_trained(network, name == update.role)
+            network.train(name == update.role)
         for name, network in {**networks.trained, **networks.fixed}.items():
             of_network = gathered if name in networks.trained else defaultdict(float)
             watch = _Watch(name, update.label, 1 / update.every, counter, of_network)
@@ -247,7 +251,7 @@ def _watched(
                 stack.callback(before.remove)
                 stack.callback(after.remove)
             called[name] = watch.around(network)
-        for p in networks.trained[update.role].parameters():
+        for _, p in trained_parameters(networks.trained[update.role]):
             stack.callback(p.register_post_accumulate_grad_hook(_hand_on).remove)
         yield called
 

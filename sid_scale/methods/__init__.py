@@ -79,6 +79,9 @@ class Role:
     betas: tuple[float, float] | None = None  # of its Adam; None: the run's
     clip_value: float | None = None  # the largest magnitude of an element of its gradient
     build: Callable[[Architecture], nn.Module] | None = None  # None: a copy of the teacher
+    # Named groups of weights, or patterns of their names, that stay as the network that it starts
+    # from has them; of a copy of the teacher.
+    freeze: tuple[str, ...] = ()
     # Whether it computes in float32 and its weights are whole on every rank, whatever the DeepSpeed
     # JSON says; its optimizer is sharded. For small networks whose gradient is differentiated.
     exact: bool = False

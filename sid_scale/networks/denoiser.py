@@ -1,7 +1,7 @@
 """What every network offers: D(x; sigma, condition), an estimate of the clean image."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ Denoise = Callable[..., Prediction]
 
 class Denoiser(nn.Module):
     """Base of the families' networks. Subclasses define `forward`."""
+
+    # Name of a group of weights -> the regular expression that the names of its parameters match.
+    weight_groups: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, architecture: Architecture, compute_dtype: torch.dtype = torch.float32):
         super().__init__()
@@ -61,6 +64,10 @@ class Denoiser(nn.Module):
         weight normalisation acts on these. None in most families.
         """
         return {}
+
+    def forward_form(self, name: str, weight: Tensor) -> Tensor:
+        """A parameter as the forward pass reads it, float32, of the one that files hold."""
+        return weight.float()
 
     def checkpointable(self) -> Iterator[tuple[nn.Module, int]]:
         """Blocks whose activations can be recomputed, each with the resolution that it works at."""

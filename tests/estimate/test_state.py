@@ -10,7 +10,7 @@ from sid_scale.estimate.state import buffer_bytes, state_bytes, step_bytes
 from sid_scale.estimate.traffic import checkpoint_bytes, communication, host_bytes
 from sid_scale.zero.settings import read_deepspeed_json
 from tests.estimate.plans import BF16, FLOAT32_GRADIENTS, plan
-from tests.tiny import write_deepspeed_json
+from tests.tiny import freezing_generator, write_deepspeed_json
 
 XXL = "teachers/edm2-img512-xxl-0939524-0.070"
 DS = {**BF16, **FLOAT32_GRADIENTS}
@@ -123,6 +123,35 @@ def test_a_checkpoint_and_its_copy_in_host_memory(xxl):
     host = host_bytes(sharding, 8, async_save=True)
     assert host == {"checkpoint copy": checkpoint_bytes(sharding) / 8}
     assert sum(host_bytes(sharding, 8, async_save=False).values()) == 0
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_frozen_weights_are_read_and_nothing_more(tmp_path: Path, stage: int):
+    """They take no state, no room in a checkpoint, and no gradients are sent."""
+    whole = plan(tmp_path, stage, gpus=8, batch_size=64, ds=BF16)
+    with freezing_generator("convolutions"):
+        part = plan(tmp_path, stage, gpus=8, batch_size=64, ds=BF16)
+    frozen = part.sharding.frozen["generator"]
+    assert part.sharding.frozen["fake_score"] == 0
+    assert frozen > 0.5 * whole.sharding.parameters["generator"]
+    before, after = (state_bytes(p.sharding) for p in (whole, part))
+    saved = {name: before[name] - after[name] for name in before}
+    expected = {"optimizer": 12 * frozen / 8, "average": 4 * frozen / 8}
+    expected |= {"weights": 0, "fixed": 0}
+    assert {name: saved[name] for name in expected} == pytest.approx(expected)
+    told = whole.settings.training_bytes(8, averaged=True)
+    gradient = 2 * frozen if stage == 1 else 2 * frozen / 8
+    assert told == pytest.approx({"GPU": (16 * frozen / 8 + gradient) / frozen, "host": 0})
+    sizes = [checkpoint_bytes(p.sharding) for p in (whole, part)]
+    assert sizes[0] - sizes[1] == 16 * frozen
+    sent = [
+        communication(p.sharding, p.count, p.accumulation).per_iteration(p.accumulation)
+        for p in (whole, part)
+    ]
+    # Gradients in float32, all-reduced once an update or in each of four micro-batches, and at
+    # stages 1 and 2 the new weights.
+    once = {1: 2 * 4 + 2, 2: 4 * 2 * 4 + 2, 3: 4 * 4}[stage]
+    assert sent[0] - sent[1] == pytest.approx(7 / 8 * once * frozen)
 
 
 def test_what_ranks_send_in_an_iteration(xxl):

@@ -6,6 +6,7 @@ embedding run in float32.
 """
 
 from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +17,18 @@ from sid_scale.networks.edm.architecture import EDMArchitecture
 from sid_scale.networks.edm.layers import FourierEmbedding, Linear
 from sid_scale.networks.edm.unet import UNETS, Block, UNet
 
+_BLOCKS = r"model\.(enc|dec)\.\d+x\d+_(block\d+|up|down|in\d+)"
+
 
 class EDM(Denoiser):
     """The preconditioned denoiser D(x; sigma, class, augmentation) (Eq. 7 and Table 1)."""
+
+    # Those that published runs of GDD-I (arXiv 2405.20750) could freeze.
+    weight_groups: ClassVar[Mapping[str, str]] = {
+        "convolutions": rf"{_BLOCKS}\.(conv0|conv1|proj)\.(weight|bias)",
+        "qkv": rf"{_BLOCKS}\.qkv\.(weight|bias)",
+        "skip": rf"{_BLOCKS}\.skip\.(weight|bias)",
+    }
 
     architecture: EDMArchitecture
 
