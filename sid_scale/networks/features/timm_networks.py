@@ -9,11 +9,14 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from sid_scale.networks.features import FeatureNetwork
 
+OLDEST = "1.0.31"  # timm that is known to give these maps, as pyproject.toml has it
+INSTALL = 'pip install "sid-scale[gdd]"'
 SIZE = 224  # pixels, of the images that the networks are pretrained on
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and std of its images in [0, 1]
 
@@ -29,19 +32,20 @@ def _create(model: str) -> Any:
     """A classifier of timm's, with random weights.
 
     Raises:
-        ImportError: timm, or torchvision which it needs, cannot be imported; says what to do.
+        ImportError: timm, or torchvision which it needs, cannot be used; says what to do.
     """
     try:
         import timm
     except ModuleNotFoundError as error:
+        raise ImportError(f"it needs {error.name}, which is not installed: {INSTALL}") from error
+    except (ImportError, RuntimeError, OSError) as error:
+        reason = str(error).partition("\n")[0]
         raise ImportError(
-            f'it needs {error.name}, which is not installed: pip install "sid-scale[gdd]"'
+            f"timm cannot be imported ({reason}). Most often torchvision is not of the release, or "
+            f"for the device, that torch {torch.__version__} is of: install both from one place"
         ) from error
-    except (ImportError, RuntimeError, OSError) as error:  # torchvision of another release
-        raise ImportError(
-            f"timm cannot be imported ({error}): torchvision and torch are to be of one release "
-            f"and for one device. torch is {torch.__version__}"
-        ) from error
+    if Version(timm.__version__) < Version(OLDEST):
+        raise ImportError(f"timm {timm.__version__} is older than {OLDEST}: {INSTALL}")
     return timm.create_model(model, pretrained=False)
 
 
