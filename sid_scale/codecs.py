@@ -76,6 +76,9 @@ class Codec(Protocol):
     def decode(self, latents: Tensor) -> Tensor:
         """Network latents (N, C, h, w) -> uint8 images (N, 3, H, W) on the same device."""
 
+    def pixels(self, latents: Tensor) -> Tensor:
+        """Network latents (N, C, h, w) -> pixels (N, 3, H, W) in about [-1, 1], with gradient."""
+
 
 class IdentityCodec:
     """Pixels in [-1, 1]: the network's images are the images, stored as they are.
@@ -110,8 +113,10 @@ class IdentityCodec:
         return self.posterior(stored)[0]
 
     def decode(self, latents: Tensor) -> Tensor:
-        shown = latents[:, : _colours(latents.shape[1])].float()
-        return (shown * 127.5 + 128).clip(0, 255).to(torch.uint8).expand(-1, 3, -1, -1)
+        return (self.pixels(latents) * 127.5 + 128).clip(0, 255).to(torch.uint8)
+
+    def pixels(self, latents: Tensor) -> Tensor:
+        return latents[:, : _colours(latents.shape[1])].float().expand(-1, 3, -1, -1)
 
 
 class VAECodec:
@@ -177,12 +182,21 @@ class VAECodec:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         vae = self._load(latents.device)
+        side = 2 ** (len(vae.config.block_out_channels) - 1) * latents.shape[-1]
+        parts = latents.split(self.decodes_at_once or _batch(side))
+        decoded = (self._decoded(part) for part in parts)
+        return torch.cat([part.clamp(0, 1).mul(255).to(torch.uint8) for part in decoded])
+
+    def pixels(self, latents: Tensor) -> Tensor:
+        return 2 * self._decoded(latents) - 1
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        """Images in about [0, 1], float32."""
+        vae = self._load(latents.device)
         scale, bias = self._per_channel(latents.device)
         raw = (latents.float() - bias) / scale
-        pixels = 2 ** (len(vae.config.block_out_channels) - 1) * latents.shape[-1]
-        parts = raw.to(self.dtype).split(self.decodes_at_once or _batch(pixels))
-        decoded = (vae.decode(part).sample.float() for part in parts)
-        return torch.cat([part.clamp(0, 1).mul(255).to(torch.uint8) for part in decoded])
+        decoded: Tensor = vae.decode(raw.to(self.dtype)).sample.float()
+        return decoded
 
     def _per_channel(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Scale and bias, (C, 1, 1) each, copied to a device once: a copy waits for it."""

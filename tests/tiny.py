@@ -1,8 +1,12 @@
 """The smallest networks and shards on which everything still happens."""
 
+import dataclasses
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -10,6 +14,8 @@ import torch
 from sid_scale.codecs import IdentityCodec
 from sid_scale.config.run import RunConfig, load_config
 from sid_scale.data.prepare.shard_writer import write_shards
+from sid_scale.methods import Role
+from sid_scale.methods.sid import SiD
 from sid_scale.networks.denoiser import Denoiser
 from sid_scale.networks.edm2.architecture import EDM2Architecture
 from sid_scale.networks.edm2.network import EDM2
@@ -112,6 +118,19 @@ def prepare(folder: Path) -> Path:
         write_deepspeed_json(folder, stage)
     (folder / "run.yaml").write_text("")
     return folder
+
+
+@contextmanager
+def freezing_generator(*freeze: str) -> Iterator[None]:
+    """Inside, the generators of SiD and SiDA leave these weights as they are."""
+    roles = SiD.roles
+
+    def freezing(method: SiD) -> tuple[Role, ...]:
+        generator, *others = roles(method)
+        return (dataclasses.replace(generator, freeze=freeze), *others)
+
+    with patch.object(SiD, "roles", freezing):
+        yield
 
 
 def config(folder: Path, *, warm_up: bool = True, **overrides: Any) -> RunConfig:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,13 @@ class Vectors:
         self._arrays = np.load(path)
         source = self._arrays if config_from is None else np.load(config_from)
         self.settings: dict[str, Any] = json.loads(str(source["config"]))
+
+    @cached_property
+    def config(self) -> EDMArchitecture | EDM2Architecture:
+        """The architecture of the file's networks."""
         family = EDMArchitecture if "model_type" in self.settings else EDM2Architecture
         names = {f.name for f in dataclasses.fields(family)}
-        self.config: EDMArchitecture | EDM2Architecture = family(
+        return family(
             **{
                 key: tuple(value) if isinstance(value, list) else value
                 for key, value in self.settings.items()
@@ -48,10 +53,14 @@ class Vectors:
         assert torch.equal(one_hot.sum(dim=1), torch.ones(len(one_hot)))
         return one_hot.argmax(dim=1)
 
+    def named(self, prefix: str) -> dict[str, Tensor]:
+        """All tensors under a prefix, by the rest of their names."""
+        names = [key for key in self._arrays.files if key.startswith(prefix)]
+        return {key[len(prefix) :]: self[key] for key in names}
+
     def state(self, prefix: str) -> dict[str, Tensor]:
         """The weights under a prefix, shaped as in memory."""
-        names = [key for key in self._arrays.files if key.startswith(prefix)]
-        return self.config.from_file({key[len(prefix) :]: self[key] for key in names})
+        return self.config.from_file(self.named(prefix))
 
     def folder(self, prefix: str, *, uncertainty: bool = True) -> NetworkFolder:
         """The network under a prefix; without `uncertainty` its logvar head is left out."""

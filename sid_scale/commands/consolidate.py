@@ -7,6 +7,10 @@ a login node: no GPU, no ranks, memory for little more than the largest tensor.
     generator       the generator's weights of the moment
     ROLE            another network that the method trains
     all             all of them, as OUT_DIR/generator_ema, OUT_DIR/generator, ...
+
+A checkpoint does not hold weights that stayed frozen. They are read from the folder that the run
+started from (its teacher, or generator_init), by the path that it had then, or from one that
+--start names.
 """
 
 import argparse
@@ -25,6 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out_dir", type=path, help="network folder to write")
     parser.add_argument("--role", required=True, metavar="ROLE", help="see above")
     parser.add_argument("--dtype", default="float32", choices=COMPUTE, help="default: float32")
+    parser.add_argument(
+        "--start", type=path, action="append", default=[], metavar="FOLDER",
+        help="network folder that the run started from, if it is elsewhere by now",
+    )  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
@@ -41,7 +49,8 @@ def run(options: argparse.Namespace) -> int:
     try:
         for name in found if options.role == ALL else [options.role]:
             out = options.out_dir / name if options.role == ALL else options.out_dir
-            consolidate(checkpoint, *found[name], out, torch_dtype(options.dtype))
+            dtype = torch_dtype(options.dtype)
+            consolidate(checkpoint, *found[name], out, dtype, options.start)
             print(f"{name}: {out}")
     except Exception:
         if new is not None and new.exists():

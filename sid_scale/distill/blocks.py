@@ -1,13 +1,11 @@
 """What a run does to its networks' blocks: recomputation and compilation."""
 
-from collections.abc import Mapping
-
 import torch
 from torch import nn
 
 from sid_scale.config.parse import ConfigError
 from sid_scale.config.run import RunConfig
-from sid_scale.methods import TEACHER, Role
+from sid_scale.methods import TEACHER, Method
 from sid_scale.networks import Architecture
 from sid_scale.networks.checkpoint_activations import (
     BlocksError,
@@ -19,7 +17,7 @@ from sid_scale.networks.denoiser import blocks_of
 
 
 def check_blocks(
-    config: RunConfig, roles: Mapping[str, Role], teacher: Architecture, device: torch.device
+    config: RunConfig, method: Method, teacher: Architecture, device: torch.device
 ) -> None:
     """Looks whether the networks have the blocks that settings are about.
 
@@ -29,10 +27,11 @@ def check_blocks(
     """
     with torch.device("meta"):
         networks: dict[str, nn.Module] = {}
-        for name, role in roles.items():
+        for role in method.roles():
             architecture = role.architecture(teacher)
-            networks[name] = role.build(architecture) if role.build else architecture.build()
-        networks[TEACHER] = teacher.build()
+            networks[role.name] = role.build(architecture) if role.build else architecture.build()
+        if method.uses_teacher:
+            networks[TEACHER] = teacher.build()
     for name, how in config.activations_of(networks).items():
         try:
             checkpointed_blocks(networks[name], how)

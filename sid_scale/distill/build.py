@@ -1,6 +1,6 @@
 """From a config to everything that a run needs, checked before the first iteration."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from sid_scale.data.stream import SampleStream
 from sid_scale.diffusion.noise import keyed_seed
 from sid_scale.distill.ahead import ReadAhead
 from sid_scale.distill.blocks import check_blocks, prepare_blocks
+from sid_scale.distill.frozen import Frozen, frozen_names, frozen_of
 from sid_scale.distill.provenance import compatibility_of, provenance_of
 from sid_scale.methods import GENERATOR, TEACHER, Method, Role, build_method
 from sid_scale.networks import Architecture
@@ -28,7 +29,7 @@ from sid_scale.ranks import Ranks
 from sid_scale.zero.checkpoint import TrainingState
 from sid_scale.zero.ema import ShardedEMA
 from sid_scale.zero.engines import AdamConfig, ShardedNetwork
-from sid_scale.zero.settings import DeepSpeedSettings, settings_of
+from sid_scale.zero.settings import DeepSpeedSettings, exact, settings_of
 
 
 @dataclass
@@ -55,8 +56,10 @@ class Run:
     roles: dict[str, Role]
     networks: dict[str, ShardedNetwork]  # by role
     architectures: dict[str, Architecture]  # by role, of copies of the teacher; without dropout
-    teacher: Denoiser
+    architecture: Architecture  # the teacher's
+    fixed: dict[str, nn.Module]  # networks that are not trained, by name
     ema: ShardedEMA
+    frozen: dict[str, Frozen]  # weights that stay as they are, by role that has some
     codec: Codec
     provenance: dict[str, Any]  # what a generator folder says of where it comes from
     compatibility: dict[str, Any]  # what a resumed run must have in common with the one before
@@ -75,7 +78,7 @@ class Run:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of what the networks see."""
-        return self.teacher.architecture.sample_shape
+        return self.architecture.sample_shape
 
     @property
     def reads_real(self) -> bool:
@@ -152,27 +155,31 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     start = source
     if config.generator_init is not None:
         start = _load("generator_init", config.generator_init)
-    _check_start(config, source, start)
     method = build_method(config, source.architecture)
     roles = {role.name: role for role in method.roles()}
+    _check_start(config, roles[GENERATOR], source, start)
     if config.data is None and any(role.reads_real for role in roles.values()):
         raise ConfigError(f"method {config.method} learns from real data: set data")
-    check_blocks(config, roles, source.architecture, ranks.device)
+    check_blocks(config, method, source.architecture, ranks.device)
+    names = frozen_names(roles.values(), source.architecture)
     codec = open_codec(source.codec, beside=config.teacher)
     if config.log.samples_every_images:
         codec.check()
     index = _check_data(config, source, codec)
-    provenance = provenance_of(config, source, start)
+    provenance = provenance_of(config, source, start, method.files())
+    frozen = frozen_of(config, names, source, start, provenance["teacher_sha256"])
 
-    # Networks: every role's, and the frozen teacher.
+    # Networks: every role's, and those that are frozen for good.
     copies = {name: role for name, role in roles.items() if role.build is None}
     architectures = {name: r.architecture(source.architecture) for name, r in copies.items()}
     networks = {}
     for name, role in roles.items():
         folder = start if name == GENERATOR else source
-        networks[name] = _build(role, folder, config, settings, ranks.device)
-    teacher = source.build(settings.compute_dtype, ranks.device)
-    prepare_blocks(teacher, TEACHER, config)
+        networks[name] = _build(role, folder, names.get(name, ()), config, settings, ranks.device)
+    fixed = dict(method.fixed_networks(ranks.device))
+    if method.uses_teacher:
+        fixed[TEACHER] = source.build(settings.compute_dtype, ranks.device)
+        prepare_blocks(fixed[TEACHER], TEACHER, config)
     return Run(
         config,
         ranks,
@@ -182,11 +189,13 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
         roles,
         networks,
         architectures,
-        teacher,
+        source.architecture,
+        fixed,
         ShardedEMA(networks[GENERATOR]),
+        frozen,
         codec,
         provenance,
-        compatibility_of(config, source.architecture, roles.values(), index, provenance),
+        compatibility_of(config, source.architecture, roles.values(), frozen, index, provenance),
         label_histogram(config.labels, source.architecture.label_dim, index),
         Progress(positions=dict.fromkeys(roles, 0)),
     )
@@ -195,19 +204,26 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
 def _build(
     role: Role,
     folder: NetworkFolder,
+    frozen: Collection[str],
     config: RunConfig,
     settings: DeepSpeedSettings,
     device: torch.device,
 ) -> ShardedNetwork:
-    """A role's network, on its device; its masters are filled from the folder's file."""
+    """A role's network, on its device; masters and frozen weights are filled from the folder's
+    file."""
     architecture = replace(role.architecture(folder.architecture), dropout=config.dropout)
+    settings = exact(settings) if role.exact else settings
     if role.build is None:
         folder = folder.with_architecture(architecture)
         stored = settings.compute_dtype if settings.stage else torch.float32
-        network: nn.Module = folder.build_zero(settings.compute_dtype, stored, device)
+        network: nn.Module = folder.build_zero(
+            settings.compute_dtype, stored, device, frozen=frozen
+        )
         weights = folder.state
     else:
-        network = role.build(architecture)
+        with torch.random.fork_rng(devices=[]):  # the same on all ranks
+            torch.default_generator.manual_seed(keyed_seed(config.seed, role.name, 0))
+            network = role.build(architecture)
         weights = {name: p.detach().clone() for name, p in network.named_parameters()}
     scales = network.forward_scales() if isinstance(network, Denoiser) else {}
     if role.build is not None:
@@ -219,6 +235,7 @@ def _build(
         settings,
         AdamConfig(role.learning_rate, role.betas or config.adam.betas, config.adam.eps),
         weights,
+        frozen=frozen,
         forward_scales=scales,
         forced_norm=role.forced_norm,
         clip_value=role.clip_value,
@@ -233,16 +250,18 @@ def _load(setting: str, folder: str) -> NetworkFolder:
         raise CheckpointError(f"{setting}: {error}") from error
 
 
-def _check_start(config: RunConfig, teacher: NetworkFolder, start: NetworkFolder) -> None:
+def _check_start(
+    config: RunConfig, generator: Role, teacher: NetworkFolder, start: NetworkFolder
+) -> None:
     """Compares the network that the generator starts from with the teacher."""
 
-    def body(architecture: Architecture) -> Architecture:
-        return replace(architecture.headless(), dropout=0.0)
+    def wanted(folder: NetworkFolder) -> Architecture:
+        return replace(generator.architecture(folder.architecture), dropout=0.0)
 
-    if body(teacher.architecture) != body(start.architecture):
+    if wanted(teacher) != wanted(start):
         raise CheckpointError(
             f"generator_init {config.generator_init} has another architecture than teacher "
-            f"{config.teacher}: {body(start.architecture)} and {body(teacher.architecture)}"
+            f"{config.teacher}: {wanted(start)} and {wanted(teacher)}"
         )
     for key, value in {"init_sigma": config.init_sigma, "steps": config.steps}.items():
         if start is not teacher and start.provenance.get(key, value) != value:

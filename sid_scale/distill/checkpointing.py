@@ -100,6 +100,7 @@ class Checkpoints:
             "compatibility": run.compatibility,
             "config": dataclasses.asdict(run.config),
             "networks": descriptions(run),
+            "frozen": {role: frozen.describe() for role, frozen in run.frozen.items()},
             "versions": versions(),
             "meters": meter.gather(),
         }

@@ -2,17 +2,24 @@
 
 Needs no GPU, no ranks, no DeepSpeed, and little memory: one parameter at a time is put together
 from the slices that the ranks wrote and goes into `model.safetensors`. Files are memory-mapped,
-and unmapped every MAPPED_BYTES, since pages of a map count as memory while it lasts.
+and unmapped every MAPPED_BYTES, since pages of a map count as memory while it lasts. A checkpoint
+has no frozen weights: they come from the folder that the network started from.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sid_scale.distill.frozen import find_start
 from sid_scale.methods import GENERATOR
+from sid_scale.networks import Architecture
 from sid_scale.networks.folder import (
     CheckpointError,
+    load_network,
+    map_weights,
     parse_description,
     refuse_other_folder,
     stream_network,
@@ -53,6 +60,7 @@ def consolidate(
     kind: str,
     out: Path,
     dtype: torch.dtype = torch.float32,
+    starts: Sequence[Path] = (),
 ) -> None:
     """Writes one network of a checkpoint as the network folder `out`.
 
@@ -60,9 +68,11 @@ def consolidate(
         role: a network that was trained, such as "generator".
         kind: "master" for its weights, "ema" for their average.
         dtype: of the weights in the file; float32 is exact. Buffers stay float32.
+        starts: folders that frozen weights may be in, beside the one that the checkpoint names.
 
     Raises:
-        TrainingStateError: the checkpoint is incomplete, damaged or lacks this network.
+        TrainingStateError: the checkpoint is incomplete, damaged or lacks this network, or the
+            folder that it started from is gone.
         CheckpointError: `out` holds something else.
     """
     refuse_other_folder(out)
@@ -75,19 +85,50 @@ def consolidate(
     if faults:
         raise TrainingStateError(f"checkpoint {checkpoint} is damaged: {'; '.join(faults[:5])}")
     try:
-        description = read_state(checkpoint)["networks"][role]
+        state = read_state(checkpoint)
+        description = state["networks"][role]
         architecture, _, _ = parse_description(description, str(checkpoint))
     except (KeyError, CheckpointError) as error:
         raise TrainingStateError(
             f"checkpoint {checkpoint} does not say how its {role} is built ({error})"
         ) from error
+    frozen = _frozen(checkpoint, role, state.get("frozen", {}).get(role), starts)
     with torch.device("meta"):
         shapes = {name: meta.shape for name, meta in architecture.build().state_dict().items()}
     with opened(checkpoint, parts) as slices, opened(checkpoint, buffers) as constants:
         # A Fourier frequency rounded to half precision is another feature.
         exact = dict.fromkeys(constants.parameters(), torch.float32)
         dtypes = dict.fromkeys(shapes, dtype) | exact
-        stream_network(out, description, _Gather(slices, constants, shapes, dtypes), dtypes)
+        gather = _Gather(slices, constants, frozen, shapes, dtypes)
+        stream_network(out, description, gather, dtypes)
+
+
+def _frozen(
+    checkpoint: Path, role: str, described: Mapping[str, Any] | None, starts: Sequence[Path]
+) -> "_Start | None":
+    """The weights that the network has of the folder it started from; None: it has no such."""
+    if described is None:
+        return None
+    start = find_start(described, starts, f"checkpoint {checkpoint}: its {role}")
+    return _Start(start, load_network(start).architecture, described["weights"])
+
+
+class _Start:
+    """Some weights of the folder that a network started from, mapped while they are read."""
+
+    def __init__(self, folder: Path, architecture: Architecture, names: Sequence[str]):
+        self._folder, self._architecture = folder, architecture
+        self.names = names
+        self._state: dict[str, Tensor] = {}
+
+    def fill(self, values: Tensor, name: str, start: int) -> None:
+        """Copies elements [start, start + numel) of a weight into `values` (numel,)."""
+        self._state = self._state or map_weights(self._folder, self._architecture)
+        values.copy_(self._state[name].flatten()[start : start + len(values)])
+
+    def close(self) -> None:
+        """Gives the memory map back; the next `fill` maps anew."""
+        self._state = {}
 
 
 class _Gather:
@@ -97,10 +138,14 @@ class _Gather:
         self,
         slices: Slices,
         buffers: Slices,
+        frozen: _Start | None,
         shapes: dict[str, torch.Size],
         dtypes: dict[str, torch.dtype],
     ):
-        self._sources = dict.fromkeys(buffers.parameters(), buffers)
+        self._sources: dict[str, Slices | _Start] = dict.fromkeys(buffers.parameters(), buffers)
+        if frozen is not None:
+            self._sources |= dict.fromkeys(frozen.names, frozen)
+        self._frozen = frozen
         self._slices, self._shapes, self._dtypes = slices, shapes, dtypes
         self._mapped = 0
 
@@ -112,5 +157,7 @@ class _Gather:
         self._mapped += 4 * len(values)
         if self._mapped >= MAPPED_BYTES:
             self._slices.close()
+            if self._frozen is not None:
+                self._frozen.close()
             self._mapped = 0
         return values.view(shape)

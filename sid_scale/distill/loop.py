@@ -1,6 +1,6 @@
 """The whole run, from top to bottom."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from sid_scale.config.run import RunConfig
@@ -21,6 +21,8 @@ from sid_scale.methods import GENERATOR
 from sid_scale.ranks import Ranks, limit_waiting, on_any_rank
 from sid_scale.zero import power_ema
 from sid_scale.zero.ema import ema_decay
+from sid_scale.zero.fragments import parameter_shapes
+from sid_scale.zero.settings import exact
 
 
 class DivergedError(SidScaleError):
@@ -75,7 +77,7 @@ def train(
     prepare_folder(run)
     progress, meter = run.progress, Meter(ranks.device, resumed.meters)
     with run.open_streams() as streams, Telemetry(config, ranks, progress.images_seen) as telemetry:
-        for line in (*messages, *resumed.messages):
+        for line in (*messages, *trained_shares(run), *resumed.messages):
             telemetry.say(line)
         if progress.images_seen == 0:
             show_samples(run, telemetry)
@@ -126,6 +128,15 @@ def train(
         write_final_generator(run, telemetry)
         telemetry.say(f"done after {progress.images_seen:,} images: {run.folder / 'generator'}")
     return progress
+
+
+def trained_shares(run: Run) -> Iterator[str]:
+    """A line for each network that is trained in part."""
+    for role, frozen in run.frozen.items():
+        shapes = parameter_shapes(run.networks[role].engine).values()
+        trained = sum(shape.numel() for shape in shapes)
+        settings = exact(run.settings) if run.roles[role].exact else run.settings
+        yield frozen.trained_share(role, trained, settings, run.ranks.world_size)
 
 
 def ema_decay_now(run: Run) -> float:

@@ -26,6 +26,7 @@ from sid_scale.generators.folder import (
     write_samples,
 )
 from sid_scale.image_grid import image_grid, write_png
+from sid_scale.methods import GENERATOR
 from sid_scale.metrics_log import METRICS, parse_record
 from sid_scale.networks.compile_blocks import sampling
 from sid_scale.networks.folder import describe, stream_network
@@ -80,7 +81,7 @@ def generate_samples(run: Run, count: int, micro_batch: int) -> Tensor:
     -> (count, C, H, W), before decoding. Every rank computes the same: a network in shards needs
     all of them anyway.
     """
-    turn = classes_in_turn(count, run.teacher.architecture.label_dim)
+    turn = classes_in_turn(count, run.architecture.label_dim)
     classes = None if turn is None else torch.tensor(turn, device=run.ranks.device)
     generated = []
     with run.ema.applied(), sampling(run.generator.module):
@@ -124,6 +125,8 @@ def write_generator(run: Run, folder: Path | None) -> None:
     state = run.ema.gather()
     if state is None:
         return
+    if GENERATOR in run.frozen:
+        state |= run.frozen[GENERATOR].weights
     # Fourier frequencies are no parameters: they are neither trained nor averaged.
     state |= {name: buffer.cpu() for name, buffer in run.generator.module.named_buffers()}
     dtypes = dict.fromkeys(state, torch.float32)

@@ -1,12 +1,13 @@
 """What a run descends from: recorded in its generators, compared when it resumes."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from sid_scale.config.run import RunConfig
 from sid_scale.data.shards import ShardIndex
+from sid_scale.distill.frozen import Frozen
 from sid_scale.hashing import sha256_file
 from sid_scale.methods import Role
 from sid_scale.networks import Architecture
@@ -29,11 +30,16 @@ METHOD_SETTINGS = (
 
 
 def provenance_of(
-    config: RunConfig, teacher: NetworkFolder, start: NetworkFolder
+    config: RunConfig, teacher: NetworkFolder, start: NetworkFolder, files: Mapping[str, Path]
 ) -> dict[str, Any]:
-    """What the run's generators say of where they come from. Collective."""
+    """What the run's generators say of where they come from. Collective.
+
+    Args:
+        files: that the method's losses depend on, by name.
+    """
     # Gigabytes: one reader is enough.
     digest = on_first_rank(lambda: sha256_file(Path(config.teacher) / WEIGHTS))
+    digests = on_first_rank(lambda: {name: sha256_file(file) for name, file in files.items()})
     settings = dataclasses.asdict(config)
     beginning = {k: v for k, v in start.provenance.items() if k in START_FACTS}
     return {
@@ -45,6 +51,7 @@ def provenance_of(
         "teacher_sha256": digest,
         "teacher_provenance": {k: v for k, v in teacher.provenance.items() if k in TEACHER_FACTS},
         **({"generator_init": beginning} if start is not teacher else {}),
+        **({"files_sha256": digests} if files else {}),
         "settings": {key: settings[key] for key in METHOD_SETTINGS},
     }
 
@@ -53,6 +60,7 @@ def compatibility_of(
     config: RunConfig,
     architecture: Architecture,
     roles: Iterable[Role],
+    frozen: Mapping[str, Frozen],
     index: ShardIndex | None,
     provenance: dict[str, Any],
 ) -> dict[str, Any]:
@@ -67,11 +75,21 @@ def compatibility_of(
         }
     return {
         "architecture": dataclasses.asdict(dataclasses.replace(architecture, dropout=0.0)),
-        "roles": {role.name: {"forced_norm": role.forced_norm} for role in roles},
+        "roles": {
+            role.name: {"forced_norm": role.forced_norm, **_frozen(role, frozen)} for role in roles
+        },
         "in_effect": _in_effect(config),
         "data_shape": shape,
         "teacher_sha256": provenance["teacher_sha256"],
+        "files_sha256": provenance.get("files_sha256", {}),
     }
+
+
+def _frozen(role: Role, frozen: Mapping[str, Frozen]) -> dict[str, Any]:
+    """What of a role stays as it is, and of which file: nothing but that file has it."""
+    if role.name not in frozen:
+        return {}
+    return {"freeze": sorted(set(role.freeze)), "frozen_from": frozen[role.name].sha256}
 
 
 def _in_effect(config: RunConfig) -> dict[str, Any]:

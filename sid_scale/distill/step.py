@@ -4,8 +4,9 @@ The method says what the loss is; this file knows ranks' shares, accumulation, f
 where dropout's randomness comes from, and what is logged.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from sid_scale.diffusion.noise import keyed_seed
 from sid_scale.distill.ahead import Prepared
 from sid_scale.distill.build import Run
 from sid_scale.distill.meter import Meter
-from sid_scale.methods import TEACHER, MicroBatch, Networks, Update
+from sid_scale.methods import MicroBatch, Networks, Update
 from sid_scale.networks.denoiser import Denoise
 
 
@@ -42,14 +43,14 @@ def apply(run: Run, update: Update, stream: Iterator[Prepared], meter: Meter) ->
         for tag, (sigma, values) in loss.by_sigma.items():
             meter.add_by_sigma(tag, sigma, values)
     run.progress.positions[update.role] += run.config.batch_size
-    meter.add(f"grad_norm/{update.role}", trained.grad_norm)
+    meter.add(f"grad_norm/{update.label}", trained.grad_norm)
     return finite
 
 
 @contextmanager
 def _others_frozen(run: Run, role: str) -> Iterator[Networks]:
     """The networks by role; gradients flow through all, but into the weights of one alone."""
-    networks: dict[str, Denoise] = {TEACHER: run.teacher, role: run.networks[role]}
+    networks: dict[str, Callable[..., Any]] = {**run.fixed, role: run.networks[role]}
     with ExitStack() as stack:
         for name, network in run.networks.items():
             if name != role:
@@ -61,7 +62,7 @@ def _micro_batch(run: Run, prepared: Prepared) -> MicroBatch:
     batch, noise = prepared
     device, config = run.ranks.device, run.config
     condition = None
-    if run.teacher.architecture.label_dim:  # to an unconditional teacher the data's say nothing
+    if run.architecture.label_dim:  # to an unconditional teacher the data's say nothing
         assert batch.labels is not None  # `build_run` has compared teacher and data
         condition = batch.labels.to(device, non_blocking=True)
     last_step = _last_step(run)
@@ -77,7 +78,9 @@ def _micro_batch(run: Run, prepared: Prepared) -> MicroBatch:
             mirror_half(sampled, noise.of("x-flip").uniform()) if config.stream.xflip else sampled
         )
 
-    return MicroBatch(condition, run.image_shape, config.steps, noise, real, images)
+    return MicroBatch(
+        condition, run.image_shape, config.steps, noise, real, images, run.codec.pixels
+    )
 
 
 def _last_step(run: Run) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sid_scale.config.run import RunConfig
+from sid_scale.estimate.decoder import decoder
 from sid_scale.estimate.roofline import IterationTime, Rates, iteration_time
 from sid_scale.estimate.state import ESTIMATES, GPUMemory, Sharding, gpu_memory
 from sid_scale.estimate.step import StepCount, build_networks, count_step
@@ -85,7 +86,8 @@ def _plan(
     method = build_method(config, architecture)
     networks = build_networks(method, architecture, config, settings.stage, settings.compute_dtype)
     sharding = Sharding.of(networks, settings, nodes * gpus_per_node)
-    count = count or count_step(method, networks, architecture, config)
+    decode = decoder(codec, architecture.sample_shape[0])
+    count = count or count_step(method, networks, architecture, config, decode)
     memory = gpu_memory(sharding, count, evaluation_bytes(config, codec))
     time = iteration_time(config, sharding, count, nodes, rates)
     return Plan(config, settings, nodes, gpus_per_node, sharding, count, memory, time)

@@ -8,16 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-import torch
-from torch import nn
-
-from sid_scale.estimate.step import StepCount
-from sid_scale.methods import GENERATOR, TEACHER
+from sid_scale.estimate.step import RunNetworks, StepCount
+from sid_scale.methods import GENERATOR
 from sid_scale.networks.denoiser import Denoiser
-from sid_scale.zero.settings import DeepSpeedSettings
+from sid_scale.zero.frozen import trained_parameters
+from sid_scale.zero.settings import ADAM, FLOAT32, ITEMSIZE, DeepSpeedSettings
 
-FLOAT32 = 4  # bytes
-ADAM = 2 * FLOAT32  # two moments
 MARGIN = 0.1  # of everything: workspaces, fragmentation
 CUDA_CONTEXT = 1e9  # bytes; with NCCL's
 # DeepSpeed's defaults, in elements.
@@ -32,44 +28,45 @@ ESTIMATES = ("buffers", "margin")
 class Sharding:
     """How a run's networks are stored and shared out."""
 
-    parameters: Mapping[str, int]  # numbers in each trained network, by role
+    parameters: Mapping[str, int]  # numbers that are trained in each network, by role
     tensors: int  # that these are
-    persistent: int  # of these numbers, in tensors that stage 3 keeps gathered
-    normalised: int  # of these numbers, in tensors that the forward pass reads normalised
+    frozen: Mapping[str, int]  # numbers that are not trained in each network that is, by role
+    persistent: int  # of all these numbers, in tensors that stage 3 keeps gathered
+    normalised: int  # of those that are trained, in tensors that the forward pass reads normalised
     normalised_tensors: int  # that those are
-    teacher: int  # bytes
+    fixed: int  # bytes of networks that are not trained
     settings: DeepSpeedSettings
     ranks: int
 
     @classmethod
-    def of(
-        cls, networks: Mapping[str, nn.Module], settings: DeepSpeedSettings, ranks: int
-    ) -> "Sharding":
-        """`networks` are the run's, by name; see `build_networks`."""
-        sizes = {
-            name: [p.numel() for p in network.parameters()]
-            for name, network in networks.items()
-            if name != TEACHER
+    def of(cls, networks: RunNetworks, settings: DeepSpeedSettings, ranks: int) -> "Sharding":
+        """`networks` are those of `build_networks`."""
+        roles = networks.trained
+        sizes = {name: [p.numel() for p in n.parameters()] for name, n in roles.items()}
+        trained = {
+            name: {name_of: p.numel() for name_of, p in trained_parameters(network)}
+            for name, network in roles.items()
         }
-        numbers = {name: sum(of_network) for name, of_network in sizes.items()}
-        tensors = sum(map(len, sizes.values()))
+        numbers = {name: sum(of_network.values()) for name, of_network in trained.items()}
         zero = settings.config.get("zero_optimization", {})
         threshold = zero.get("stage3_param_persistence_threshold", PERSISTENT)
         persistent = sum(n for of_network in sizes.values() for n in of_network if n <= threshold)
         normalised = [
-            network.get_parameter(name).numel()
-            for role, network in networks.items()
-            if role != TEACHER and isinstance(network, Denoiser)
+            trained[role][name]
+            for role, network in roles.items()
+            if isinstance(network, Denoiser)
             for name in network.forward_scales()
+            if name in trained[role]
         ]
-        frozen = (*networks[TEACHER].parameters(), *networks[TEACHER].buffers())
+        fixed = [t for n in networks.fixed.values() for t in (*n.parameters(), *n.buffers())]
         return cls(
             parameters=numbers,
-            tensors=tensors,
+            tensors=sum(map(len, trained.values())),
+            frozen={name: sum(sizes[name]) - n for name, n in numbers.items()},
             persistent=persistent,
             normalised=sum(normalised),
             normalised_tensors=len(normalised),
-            teacher=sum(t.nbytes for t in frozen),
+            fixed=sum(t.nbytes for t in fixed),
             settings=settings,
             ranks=ranks,
         )
@@ -80,12 +77,17 @@ class Sharding:
 
     @property
     def total(self) -> int:
-        """Parameters of all trained networks."""
+        """Parameters that are trained, of all networks."""
         return sum(self.parameters.values())
 
     @property
+    def stored(self) -> int:
+        """Parameters of all networks that are trained, with those that are frozen in them."""
+        return self.total + sum(self.frozen.values())
+
+    @property
     def largest(self) -> int:
-        """Parameters of the largest trained network."""
+        """Parameters that are trained, of the network with most of them."""
         return max(self.parameters.values())
 
     @property
@@ -96,27 +98,18 @@ class Sharding:
     @property
     def weight_bytes(self) -> int:
         """Of a parameter as the forward pass reads it."""
-        return self.settings.compute_dtype.itemsize if self.stage else FLOAT32
+        return self.settings.weight_bytes
 
     @property
     def gradient_bytes(self) -> int:
         """Of a parameter's gradient while it is summed over micro-batches."""
-        dtype: str = self.settings.config.get("data_types", {}).get("grad_accum_dtype", "")
-        return _ITEMSIZE.get(dtype, self.weight_bytes) if self.stage else FLOAT32
+        return self.settings.gradient_bytes
 
     @property
     def sent_bytes(self) -> int:
         """Of a parameter's gradient as ranks exchange it."""
         dtype: str = self.settings.config.get("communication_data_type", "")
-        return _ITEMSIZE.get(dtype, self.weight_bytes)
-
-    @property
-    def sums_on_gpu(self) -> bool:
-        """Whether gradients are summed over micro-batches on the GPU. With an offloaded optimizer
-        stage 2 does so if their sum is float32 and the networks are not."""
-        if self.stage < 2 or not self.offloads("optimizer"):
-            return True
-        return self.stage == 2 and self.gradient_bytes > self.weight_bytes
+        return ITEMSIZE.get(dtype, self.weight_bytes)
 
     def zero(self, key: str, default: Any) -> Any:
         """A setting of the JSON's `zero_optimization`."""
@@ -132,13 +125,6 @@ class Sharding:
         return bool(self.zero(f"offload_{what}", {}).get("device", "none") != "none")
 
 
-_ITEMSIZE = {
-    "fp32": torch.float32.itemsize,
-    "fp16": torch.float16.itemsize,
-    "bf16": torch.bfloat16.itemsize,
-}
-
-
 @dataclass(frozen=True)
 class GPUMemory:
     """Bytes on one GPU when most are in use."""
@@ -147,7 +133,7 @@ class GPUMemory:
     gradients: float
     optimizer: float  # float32 masters and Adam
     average: float
-    teacher: float
+    fixed: float  # networks: the teacher's, and others that the method has
     evaluation: float  # VAE and detectors, on the GPU that has most of them
     buffers: float  # estimate: DeepSpeed's, while it reduces and gathers
     activations: float
@@ -184,10 +170,10 @@ def state_bytes(sharding: Sharding) -> dict[str, float]:
     on_host = s.offloads("optimizer")
     return {
         "weights": _weights(s) * s.weight_bytes,
-        "gradients": _gradients(s) if s.sums_on_gpu else 0.0,
+        "gradients": _gradients(s) if s.settings.sums_on_gpu else 0.0,
         "optimizer": 0.0 if on_host else s.total * (FLOAT32 + ADAM) / s.shards,
         "average": 0.0 if on_host else s.parameters[GENERATOR] * FLOAT32 / s.shards,
-        "teacher": float(s.teacher),
+        "fixed": float(s.fixed),
     }
 
 
@@ -195,8 +181,8 @@ def _weights(sharding: Sharding) -> float:
     """Elements of forward weights."""
     s = sharding
     if s.stage < 3:
-        return s.total
-    return s.persistent + (0.0 if s.offloads("param") else s.total / s.ranks)
+        return s.stored
+    return s.persistent + (0.0 if s.offloads("param") else s.stored / s.ranks)
 
 
 def _gradients(sharding: Sharding) -> float:
@@ -230,7 +216,8 @@ def buffer_bytes(sharding: Sharding) -> float:
 def gathered_bytes(sharding: Sharding) -> float:
     """Bytes of weights that stage 3 has gathered at most: what may be live of each network."""
     live = sharding.zero("stage3_max_live_parameters", LIVE)
-    elements = sum(min(live, n) for n in sharding.parameters.values())
+    stored = (n + sharding.frozen[name] for name, n in sharding.parameters.items())
+    elements = sum(min(live, n) for n in stored)
     return float(elements * sharding.weight_bytes) if sharding.stage == 3 else 0.0
 
 

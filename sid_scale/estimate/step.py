@@ -9,7 +9,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +21,13 @@ from sid_scale.diffusion.noise import KeyedNoise
 from sid_scale.errors import SidScaleError
 from sid_scale.estimate.count import Counter, Phase, Work
 from sid_scale.methods import TEACHER, Method, MicroBatch, Update
+from sid_scale.methods.freezing import frozen_weights
 from sid_scale.networks import Architecture
 from sid_scale.networks.checkpoint_activations import BlocksError, checkpoint_activations
+from sid_scale.zero.frozen import freeze, set_trained, trained_parameters
 
 META = "meta"
-AFTER_WARM_UP = 1 << 62  # images seen
+AFTER_WARM_UP = 720_720 << 20  # iterations: a multiple of every usual interval
 LOSS, BACKWARD, RECOMPUTATION = "loss", "backward", "recomputation"
 
 Counts = dict[str, float]
@@ -33,6 +36,13 @@ PhaseWork = Mapping[tuple[Phase, str], Work]  # by phase and kind
 
 class CountError(SidScaleError):
     """A method that cannot be counted; the message says which loss and why."""
+
+
+class RunNetworks(NamedTuple):
+    """What a run has in memory, by name."""
+
+    trained: dict[str, nn.Module]
+    fixed: dict[str, nn.Module]
 
 
 @dataclass(frozen=True)
@@ -62,9 +72,10 @@ class StepCount:
 
 def count_step(
     method: Method,
-    networks: Mapping[str, nn.Module],
+    networks: RunNetworks,
     architecture: Architecture,
     config: RunConfig,
+    decode: Callable[[Tensor], Tensor],
 ) -> StepCount:
     """Counts one micro-batch of `config.micro_batch` samples, once all warm-ups are over.
 
@@ -74,11 +85,13 @@ def count_step(
     Args:
         networks: those of `build_networks`.
         architecture: the teacher's.
+        decode: see decoder.py.
     """
-    last = _count(method, networks, architecture, config, config.steps - 1)
+    count = partial(_count, method, networks, partial(_micro_batch, architecture, config, decode))
+    last = count(config, config.steps - 1)
     if config.steps == 1:
         return last
-    first = _count(method, networks, architecture, config, 0)
+    first = count(config, 0)
     return StepCount(
         config.micro_batch,
         combined((0.5, first.work), (0.5, last.work)),
@@ -124,32 +137,36 @@ def build_networks(
     config: RunConfig,
     stage: int,
     dtype: torch.dtype,
-) -> dict[str, nn.Module]:
-    """The teacher and every role's network, as a run has them in memory, on "meta".
+) -> RunNetworks:
+    """Every role's network and the fixed ones, as a run has them in memory, on "meta".
 
     Args:
         architecture: the teacher's.
         stage: ZeRO stage.
         dtype: what the networks' bodies compute in.
     """
-    networks: dict[str, nn.Module] = {}
+    trained: dict[str, nn.Module] = {}
     with torch.device(META):
         for role in method.roles():
-            trained = replace(role.architecture(architecture), dropout=config.dropout)
-            build = role.build or (lambda trained: trained.build(dtype))
-            networks[role.name] = build(trained).train()
-            if stage:  # DeepSpeed stores what it shards in the compute dtype
-                networks[role.name].to(dtype)
-        teacher = architecture.build(dtype)
-        teacher.load_weights(teacher.state_dict(), META)
-        networks[TEACHER] = teacher.requires_grad_(False).eval()
+            of_role = replace(role.architecture(architecture), dropout=config.dropout)
+            network = role.build(of_role) if role.build else of_role.build(dtype)
+            trained[role.name] = network.train()
+            if stage and not role.exact:  # DeepSpeed stores what it shards in the compute dtype
+                network.to(dtype)
+            freeze(network, frozen_weights(role, network))
+        fixed = dict(method.fixed_networks(torch.device(META)))
+        if method.uses_teacher:
+            teacher = architecture.build(dtype)
+            teacher.load_weights(teacher.state_dict(), META)
+            fixed[TEACHER] = teacher.requires_grad_(False).eval()
+    networks = {**trained, **fixed}
     for name, how in config.activations_of(networks).items():
         # Block inputs cannot be copied to host memory here: they are counted as if they stayed.
         try:
             checkpoint_activations(networks[name], "checkpoint" if how == "offload" else how)
         except BlocksError as error:
             raise BlocksError(f"activations.{name}: {error}") from error
-    return networks
+    return RunNetworks(trained, fixed)
 
 
 # --- one micro-batch -----------------------------------------------------------------------
@@ -157,35 +174,45 @@ def build_networks(
 
 def _count(
     method: Method,
-    networks: Mapping[str, nn.Module],
-    architecture: Architecture,
+    networks: RunNetworks,
+    micro_batch: Callable[[str, int], MicroBatch],
     config: RunConfig,
     last_step: int,
 ) -> StepCount:
-    given = [t for n in networks.values() for t in (*n.parameters(), *n.buffers())]
+    modules = (*networks.trained.values(), *networks.fixed.values())
+    given = [t for module in modules for t in (*module.parameters(), *module.buffers())]
     counter = Counter(META, given=given)
     gathered: Counts = defaultdict(float)
-    for update in method.updates(AFTER_WARM_UP):
-        batch = _micro_batch(architecture, config, update.role, last_step)
+    every: dict[str, int] = {}  # iterations from one update of a label to the next
+    for update in method.updates(AFTER_WARM_UP * config.batch_size):
+        every[update.label] = update.every
+        batch = micro_batch(update.role, last_step)
         with _watched(networks, update, counter, gathered) as called, counter.active():
             try:
-                with counter.within(Phase(update.role, LOSS)):
+                with counter.within(Phase(update.label, LOSS)):
                     loss = update.loss(called, batch).total
-                with counter.within(Phase(update.role, BACKWARD)):
+                with counter.within(Phase(update.label, BACKWARD)):
                     loss.backward()
             except (RuntimeError, NotImplementedError) as error:
                 said = str(error).partition("\n")[0]
                 raise CountError(
-                    f"method {config.method} cannot be counted: its {update.role} loss fails on "
+                    f"method {config.method} cannot be counted: its {update.label} loss fails on "
                     f"tensors without numbers, whose values no loss may look at: {said}"
                 ) from error
             del loss
     peak = {phase: nbytes for phase, nbytes in counter.peak.items() if phase.update}
-    return StepCount(config.micro_batch, dict(counter.work), peak, sum(gathered.values()))
+    work = combined(
+        *((1 / every.get(key[0].update, 1), {key: value}) for key, value in counter.work.items())
+    )
+    return StepCount(config.micro_batch, work, peak, sum(gathered.values()))
 
 
 def _micro_batch(
-    architecture: Architecture, config: RunConfig, role: str, last_step: int
+    architecture: Architecture,
+    config: RunConfig,
+    decode: Callable[[Tensor], Tensor],
+    role: str,
+    last_step: int,
 ) -> MicroBatch:
     samples = torch.arange(config.micro_batch)
     condition = torch.empty_like(samples, device=META) if architecture.label_dim else None
@@ -198,12 +225,12 @@ def _micro_batch(
         return torch.empty(config.micro_batch, *shape, device=META)
 
     noise = KeyedNoise(config.seed, role, samples, META)
-    return MicroBatch(condition, shape, config.steps, noise, real, images)
+    return MicroBatch(condition, shape, config.steps, noise, real, images, decode)
 
 
 @contextmanager
 def _watched(
-    networks: Mapping[str, nn.Module], update: Update, counter: Counter, gathered: Counts
+    networks: RunNetworks, update: Update, counter: Counter, gathered: Counts
 ) -> Iterator[dict[str, Callable[..., Any]]]:
     """The networks as an update calls them; each call is a phase of its own.
 
@@ -212,17 +239,19 @@ def _watched(
     """
     with ExitStack() as stack:
         called = {}
-        for name, network in networks.items():
-            watch = _Watch(name, update.role, counter, gathered)
-            if name != TEACHER:
-                network.requires_grad_(name == update.role).train(name == update.role)
+        for name, network in networks.trained.items():
+            set_trained(network, name == update.role)
+            network.train(name == update.role)
+        for name, network in {**networks.trained, **networks.fixed}.items():
+            of_network = gathered if name in networks.trained else defaultdict(float)
+            watch = _Watch(name, update.label, 1 / update.every, counter, of_network)
             for module in network.modules():
                 before = module.register_forward_pre_hook(watch.begin)
                 after = module.register_forward_hook(watch.end, always_call=True)
                 stack.callback(before.remove)
                 stack.callback(after.remove)
             called[name] = watch.around(network)
-        for p in networks[update.role].parameters():
+        for _, p in trained_parameters(networks.trained[update.role]):
             stack.callback(p.register_post_accumulate_grad_hook(_hand_on).remove)
         yield called
 
@@ -230,14 +259,15 @@ def _watched(
 class _Watch:
     """Tells which phase the modules of a network run in, and what ZeRO 3 would gather for them."""
 
-    def __init__(self, name: str, role: str, counter: Counter, gathered: Counts):
-        self._name, self._role, self._counter, self._gathered = name, role, counter, gathered
+    def __init__(self, name: str, update: str, share: float, counter: Counter, gathered: Counts):
+        self._name, self._update, self._share = name, update, share
+        self._counter, self._gathered = counter, gathered
         self._again = ExitStack()  # holds the phase of a forward in the backward pass
         self._depth = 0  # of modules inside it
 
     def around(self, network: nn.Module) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            with self._counter.within(Phase(self._role, f"{self._name} forward")):
+            with self._counter.within(Phase(self._update, f"{self._name} forward")):
                 return network(*args, **kwargs)
 
         return call
@@ -245,14 +275,13 @@ class _Watch:
     def begin(self, module: nn.Module, args: Any) -> None:
         part = self._counter.phase.part
         if part == BACKWARD:
-            phase = Phase(self._role, RECOMPUTATION)
+            phase = Phase(self._update, RECOMPUTATION)
             self._again.enter_context(self._counter.within(phase))
         if part in (BACKWARD, RECOMPUTATION):
             self._depth += 1
-        if self._name != TEACHER:
-            own = sum(p.nbytes for p in module.parameters(recurse=False))
-            comes_back = torch.is_grad_enabled() and part not in (BACKWARD, RECOMPUTATION)
-            self._gathered[self._name] += own * (1 + comes_back)
+        own = sum(p.nbytes for p in module.parameters(recurse=False))
+        comes_back = torch.is_grad_enabled() and part not in (BACKWARD, RECOMPUTATION)
+        self._gathered[self._name] += self._share * own * (1 + comes_back)
 
     def end(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._depth:

@@ -130,12 +130,12 @@ def _kinds(tables: Tables) -> Iterator[Sequence[str]]:
 
 def _stages(tables: Tables) -> Iterator[Sequence[str]]:
     yield (
-        *("ZeRO", "weights", "teacher", "gradients", "optimizer", "buffers", "activations"),
+        *("ZeRO", "weights", "fixed", "gradients", "optimizer", "buffers", "activations"),
         *("all", "s", "images/s", "MFU", "most"),
     )
     for stage, plan in tables.stages.items():
         m, time = plan.memory, plan.time
-        parts = (m.weights, m.teacher, m.gradients, m.optimizer + m.average, m.buffers)
+        parts = (m.weights, m.fixed, m.gradients, m.optimizer + m.average, m.buffers)
         numbers = (f"{n / 1e9:.2f}" for n in (*parts, m.activations, m.total))
         rate = f"{time.images_per_second:,.0f}"
         yield str(stage), *numbers, f"{time.seconds:.2f}", rate, f"{time.mfu:.0%}", time.dominant

@@ -28,7 +28,7 @@ def host_bytes(sharding: Sharding, gpus_per_node: int, *, async_save: bool) -> d
         if s.stage < 3:
             host["weights to send"] = s.total * s.weight_bytes * share
     if s.offloads("param"):
-        host["weights"] = s.total * s.weight_bytes * share
+        host["weights"] = s.stored * s.weight_bytes * share
     return host
 
 
@@ -63,7 +63,7 @@ def communication(sharding: Sharding, count: StepCount, accumulation: int) -> Co
     host = 0.0
     if s.offloads("optimizer"):
         # Where the sum is on the host every micro-batch brings it to the GPU and back.
-        crossings = 1 if s.sums_on_gpu else 2 * accumulation
+        crossings = 1 if s.settings.sums_on_gpu else 2 * accumulation
         host = s.total / s.ranks * (crossings * s.gradient_bytes + s.weight_bytes)
     if s.offloads("param"):
         host += accumulation * count.gathered / s.ranks

@@ -11,14 +11,17 @@ Imports: config, networks, diffusion.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sid_scale.methods.settings import register_objective
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from sid_scale.config.run import RunConfig
@@ -28,7 +31,8 @@ if TYPE_CHECKING:
 GENERATOR = "generator"  # the role that every method has: what the run averages and publishes
 TEACHER = "teacher"  # the frozen network that every loss can call
 
-# Name -> network: the teacher, and every role's. Only the one in training gets gradients.
+# Name -> network: every role's, the teacher and what else is fixed. Only the one in training gets
+# gradients.
 Networks = Mapping[str, Callable[..., Any]]
 
 
@@ -50,6 +54,17 @@ class MicroBatch(NamedTuple):
     real: Callable[[], Tensor]  # -> (N, C, H, W) real images; for roles with `reads_real`
     # (generator, z (N, C, H, W), step noise (K-1, N, C, H, W)) -> images (N, C, H, W)
     generate: Callable[[Callable[..., Any], Tensor, Tensor], Tensor]
+    decode: Callable[[Tensor], Tensor]  # -> (N, 3, H', W') pixels in [-1, 1], with gradient
+
+
+def as_teacher(teacher: Architecture) -> Architecture:
+    """The architecture of a role that is the teacher's."""
+    return teacher
+
+
+def headless(teacher: Architecture) -> Architecture:
+    """The architecture of a role that is the teacher's without its uncertainty head."""
+    return teacher.headless()
 
 
 @dataclass(frozen=True)
@@ -58,16 +73,18 @@ class Role:
 
     name: str
     learning_rate: float
+    architecture: Callable[[Architecture], Architecture] = as_teacher  # of the teacher's
     forced_norm: bool = False  # whether its normalised parameters stay normalised
-    has_logvar: bool = True  # whether it keeps the teacher's uncertainty head
     reads_real: bool = False  # whether its updates read real images; else conditions alone
     betas: tuple[float, float] | None = None  # of its Adam; None: the run's
     clip_value: float | None = None  # the largest magnitude of an element of its gradient
     build: Callable[[Architecture], nn.Module] | None = None  # None: a copy of the teacher
-
-    def architecture(self, teacher: Architecture) -> Architecture:
-        """Of the network, given the teacher's."""
-        return teacher if self.has_logvar else teacher.headless()
+    # Named groups of weights, or patterns of their names, that stay as the network that it starts
+    # from has them; of a copy of the teacher.
+    freeze: tuple[str, ...] = ()
+    # Whether it computes in float32 and its weights are whole on every rank, whatever the DeepSpeed
+    # JSON says; its optimizer is sharded. For small networks whose gradient is differentiated.
+    exact: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,18 +93,38 @@ class Update:
 
     role: str
     loss: Callable[[Networks, MicroBatch], Loss]
+    name: str = ""  # where a role has several
+    every: int = 1  # iterations from one to the next
+
+    @property
+    def label(self) -> str:
+        """What logs and estimates call it."""
+        return self.name or self.role
 
 
-class Method(Protocol):
+class Method(ABC):
     """See the module's docstring."""
 
+    uses_teacher: bool = True  # whether the losses call the teacher; else it is not kept in memory
+
+    @abstractmethod
     def roles(self) -> Sequence[Role]:
         """The networks that are trained, the generator first."""
-        ...
 
+    @abstractmethod
     def updates(self, images_seen: int) -> Iterator[Update]:
         """The optimizer steps of the iteration that begins after so many images."""
-        ...
+
+    def files(self) -> Mapping[str, Path]:
+        """Files that the losses depend on, by name; a run's generators have their hashes."""
+        return {}
+
+    def fixed_networks(self, device: torch.device) -> Mapping[str, nn.Module]:
+        """Frozen networks that the losses call besides the teacher, by name.
+
+        On the meta device no file is read.
+        """
+        return {}
 
 
 # --- methods by name -----------------------------------------------------------------------
@@ -99,6 +136,7 @@ METHODS: dict[str, Factory | str] = {
     "sid": "sid_scale.methods.sid:SiD",
     "sida": "sid_scale.methods.sid:SiDA",
     "sid2a": "sid_scale.methods.sid:SiDA",
+    "gdd": "sid_scale.methods.gdd:GDD",
 }
 
 

@@ -5,7 +5,7 @@ imported.
 """
 
 import dataclasses
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -13,7 +13,9 @@ from pydantic.dataclasses import dataclass
 from sid_scale.config.fields import (
     SETTINGS,
     Flag,
+    Location,
     Natural,
+    NotNegative,
     Number,
     Positive,
     PositiveNumber,
@@ -104,8 +106,64 @@ class SiDObjective:
         return {"adversarial_group": self.adversarial_group or config.micro_batch}
 
 
+@dataclass(frozen=True, config=SETTINGS)
+class DiscriminatorSettings:
+    """GDD's discriminator: heads on projected maps of features."""
+
+    learning_rate: PositiveNumber = 1e-4
+    """of both its updates together: lazy regularisation lowers that of each a little"""
+    width: Positive = 64
+    """channels of its heads, which double up to eight times as many"""
+    projection_width: Positive = 64
+    """channels of the first projected map"""
+    embedding: Positive = 320
+    """numbers that a class is embedded in"""
+
+
+@dataclass(frozen=True, config=SETTINGS)
+class GDDObjective:
+    """The losses of GDD; defaults are those of the published runs."""
+
+    feature_networks: dict[str, Location] = dataclasses.field(default_factory=dict)
+    """pretrained networks that look at images, by name (vgg16_bn, tf_efficientnet_lite0,
+    deit_base_distilled_patch16_224): the safetensors file of each; latents are decoded for them"""
+    teacher_sigma: PositiveNumber | None = None
+    """noise level at which the frozen teacher's encoder is one more of them; null: it is none"""
+    decoded_crop: Positive | None = None
+    """side of the random crops of latents that are decoded; null: whole latents"""
+    loss: Literal["non_saturating", "hinge"] = "non_saturating"
+    """the adversarial loss"""
+    summed_images: PositiveNumber = 64
+    """images over which adversarial losses are summed, beside R1's mean; the published runs have
+    those of one GPU, 64, and 128 on ImageNet"""
+    r1_gamma: NotNegative = 1e-4
+    """weight of R1, the squared gradient of the discriminator at real images; 0: no R1"""
+    r1_interval: Positive = 16
+    """iterations from one update with R1 to the next"""
+    discriminator: DiscriminatorSettings = dataclasses.field(default_factory=DiscriminatorSettings)
+
+    def check(self, config: Any) -> None:
+        """Raises ConfigError for a run that contradicts its method."""
+        networks = ("generator", "discriminator")
+        config.activations_of(networks if self.teacher_sigma is None else (*networks, "teacher"))
+        if config.data is None:
+            raise ConfigError(
+                f"method {config.method} learns from real data: set data to a folder of shards"
+            )
+        if not self.feature_networks and self.teacher_sigma is None:
+            raise ConfigError(
+                f"method {config.method} has nothing to look at images with: name a safetensors "
+                "file under objective.feature_networks, or set objective.teacher_sigma"
+            )
+
+
 # Method -> dataclass of its group of settings.
-OBJECTIVES: dict[str, type] = {"sid": SiDObjective, "sida": SiDObjective, "sid2a": SiDObjective}
+OBJECTIVES: dict[str, type] = {
+    "sid": SiDObjective,
+    "sida": SiDObjective,
+    "sid2a": SiDObjective,
+    "gdd": GDDObjective,
+}
 
 
 def register_objective(method: str, objective: type) -> None:

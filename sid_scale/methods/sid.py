@@ -26,10 +26,12 @@ from sid_scale.methods import (
     GENERATOR,
     TEACHER,
     Loss,
+    Method,
     MicroBatch,
     Networks,
     Role,
     Update,
+    headless,
 )
 from sid_scale.methods.losses import (
     channel_mean,
@@ -52,7 +54,7 @@ class MethodError(SidScaleError):
     """A method that cannot work with a teacher; the message says why and what to set."""
 
 
-class SiD:
+class SiD(Method):
     """Score identity distillation: the teacher and labels alone, no real data."""
 
     adversarial = False
@@ -77,8 +79,8 @@ class SiD:
             Role(
                 GENERATOR,
                 self._config.learning_rate.generator,
+                architecture=headless,
                 forced_norm=self._config.forced_weight_norm,
-                has_logvar=False,
                 betas=self._config.adam.generator_betas,
             ),
             Role(

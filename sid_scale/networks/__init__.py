@@ -15,13 +15,20 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     from sid_scale.networks.denoiser import Denoiser
+
+
+class EncoderLevel(NamedTuple):
+    """One resolution of a U-Net's encoder."""
+
+    block: int  # the number of its last block, as `Denoiser.forward` takes it
+    channels: int  # of that block's output
 
 
 class Architecture(ABC):
@@ -48,6 +55,16 @@ class Architecture(ABC):
         """The same without an uncertainty head, which a generator has no use for."""
         return self
 
+    def shifted(self, sigma_min: float) -> Architecture:
+        """The same with EDM's preconditioning shifted by `sigma_min`, as consistency models have it
+        (arXiv 2303.01469, App. C); families without that stay as they are."""
+        return self
+
+    def encoder_levels(self) -> tuple[EncoderLevel, ...]:
+        """Where features of the encoder are taken, each half as large as the one before; () for a
+        network without such an encoder."""
+        return ()
+
     def check(self) -> None:  # noqa: B027 - most families have nothing to check
         """Raises ValueError for what cannot be built, or not in finite time and memory."""
 
@@ -58,6 +75,19 @@ class Architecture(ABC):
     def from_file(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """The inverse of `to_file`."""
         return state
+
+
+def unet_levels(
+    model_channels: int, channel_mult: tuple[int, ...], num_blocks: int
+) -> tuple[EncoderLevel, ...]:
+    """The levels of an encoder that begins each with a block of its own: `num_blocks` follow."""
+    return tuple(
+        EncoderLevel(
+            (level + 1) * (num_blocks + 1) - 1,
+            model_channels * (multiple if num_blocks else channel_mult[0]),
+        )
+        for level, multiple in enumerate(channel_mult)
+    )
 
 
 def check_numbers(

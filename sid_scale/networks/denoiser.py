@@ -1,7 +1,7 @@
 """What every network offers: D(x; sigma, condition), an estimate of the clean image."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ Denoise = Callable[..., Prediction]
 
 class Denoiser(nn.Module):
     """Base of the families' networks. Subclasses define `forward`."""
+
+    # Name of a group of weights -> the regular expression that the names of its parameters match.
+    weight_groups: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, architecture: Architecture, compute_dtype: torch.dtype = torch.float32):
         super().__init__()
@@ -62,6 +65,10 @@ class Denoiser(nn.Module):
         """
         return {}
 
+    def forward_form(self, name: str, weight: Tensor) -> Tensor:
+        """A parameter as the forward pass reads it, float32, of the one that files hold."""
+        return weight.float()
+
     def checkpointable(self) -> Iterator[tuple[nn.Module, int]]:
         """Blocks whose activations can be recomputed, each with the resolution that it works at."""
         yield from ()
@@ -85,14 +92,20 @@ class Preconditioning(NamedTuple):
     c_noise: Tensor  # (N,)
 
 
-def preconditioning(sigma: Tensor, samples: int, sigma_data: float) -> Preconditioning:
+def preconditioning(
+    sigma: Tensor, samples: int, sigma_data: float, sigma_min: float = 0.0
+) -> Preconditioning:
     """The coefficients of `samples` images at noise levels of any shape of as many elements, or of
-    one."""
+    one.
+
+    With a `sigma_min` D(x; sigma_min) is x (arXiv 2303.01469, App. C).
+    """
     sigma = sigma.float().reshape(-1).expand(samples)
     s = sigma[:, None, None, None]
     c_in = 1 / (s**2 + sigma_data**2).sqrt()
-    c_skip = sigma_data**2 / (s**2 + sigma_data**2)
-    return Preconditioning(c_skip, s * sigma_data * c_in, c_in, sigma.log() / 4)
+    above = s - sigma_min
+    c_skip = sigma_data**2 / (above**2 + sigma_data**2)
+    return Preconditioning(c_skip, above * sigma_data * c_in, c_in, sigma.log() / 4)
 
 
 class Float32Buffers(nn.Module):

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,11 +65,17 @@ class NetworkFolder:
         return network.requires_grad_(False).eval()
 
     def build_zero(
-        self, compute_dtype: torch.dtype, stored: torch.dtype, device: torch.device | str
+        self,
+        compute_dtype: torch.dtype,
+        stored: torch.dtype,
+        device: torch.device | str,
+        *,
+        frozen: Collection[str] = (),
     ) -> Denoiser:
         """A network to be trained: the buffers are these, the parameters zeros in `stored`.
 
-        Whoever trains it makes what its forward pass reads, from `state`.
+        Whoever trains it makes what its forward pass reads, from `state`; the `frozen` ones, which
+        nobody trains, are in that form.
         """
         with torch.device("meta"):
             network = self.architecture.build(compute_dtype).to(stored)
@@ -77,6 +83,9 @@ class NetworkFolder:
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.zero_()
+            for name in frozen:
+                weight = network.forward_form(name, self.state[name])
+                network.get_parameter(name).copy_(weight)
             for name, buffer in network.named_buffers():
                 buffer.copy_(self.state[name])
         return network
@@ -201,15 +210,23 @@ def load_network(folder: str | os.PathLike[str]) -> NetworkFolder:
     """
     folder = Path(folder)
     described = read_description(folder)
+    state = map_weights(folder, described.architecture)
+    check_state(described.architecture, state, str(folder / WEIGHTS))
+    return dataclasses.replace(described, state=state)
+
+
+def map_weights(folder: Path, architecture: Architecture) -> dict[str, Tensor]:
+    """The weights of a network folder, mapped, by their names in memory.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
     try:
-        tensors = load_file(folder / WEIGHTS)
+        return architecture.from_file(load_file(folder / WEIGHTS))
     except SafetensorError as error:
         raise CheckpointError(
             f"{folder / WEIGHTS}: damaged ({error}); fetch or write it again."
         ) from error
-    state = described.architecture.from_file(tensors)
-    check_state(described.architecture, state, str(folder / WEIGHTS))
-    return dataclasses.replace(described, state=state)
 
 
 def read_description(folder: str | os.PathLike[str]) -> NetworkFolder:

@@ -1,6 +1,7 @@
 """Networks in shards: DeepSpeed engines, normalisation, averages and checkpoints.
 
     engines.py          one DeepSpeed engine a network: call, freeze, step
+    frozen.py           parameters that stay as they are while others are trained
     settings.py         the DeepSpeed JSON, read and checked;  keys.py  the keys it may have
     fragments.py        which slice of which parameter a rank owns, at every ZeRO stage
     forward_weights.py  forward weights made of the masters once an update; forced normalisation

@@ -1,11 +1,12 @@
 """One DeepSpeed engine for each trained network.
 
 A `ShardedNetwork` is what the rest of the project sees: call it, freeze it, step it. It takes any
-module, what its masters begin with, and which parameters the forward pass reads normalised.
+module, what its masters begin with, and which parameters are frozen, or read normalised by the
+forward pass.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from sid_scale.zero.forward_weights import ForwardWeights
 from sid_scale.zero.fragments import forget_gradients, is_replicated, set_masters
+from sid_scale.zero.frozen import freeze, set_trained, trained_parameters
 from sid_scale.zero.settings import DeepSpeedConfigError, DeepSpeedSettings
 
 # What `deepspeed.initialize` raises for settings; errors of a device are others.
@@ -53,6 +55,7 @@ class ShardedNetwork:
         adam: AdamConfig,
         weights: Mapping[str, Tensor],
         *,
+        frozen: Collection[str] = (),
         forward_scales: Mapping[str, float] | None = None,
         forced_norm: bool = False,
         clip_value: float | None = None,
@@ -60,8 +63,10 @@ class ShardedNetwork:
         """Builds the engine; collective. `network` is consumed.
 
         Args:
-            network: the module; the values of its parameters are of no account.
+            network: the module; the values of its parameters are of no account, but for frozen
+                ones.
             weights: what the masters begin with, by the names of the parameters, of any dtype.
+            frozen: names of the parameters that are not trained; they stay as the module has them.
             forward_scales: parameters that the forward pass reads with rows of unit magnitude
                 times a constant (forward_weights.py).
             forced_norm: whether the rows of these are kept at unit magnitude where they are
@@ -69,6 +74,7 @@ class ShardedNetwork:
             clip_value: the largest magnitude of an element of a gradient; None: any.
         """
         network.train()
+        freeze(network, frozen)
         self.engine = _initialize(network, settings, adam)
         scaler = self._dynamic_scaler
         if scaler is not None:
@@ -123,11 +129,13 @@ class ShardedNetwork:
     def frozen(self) -> Iterator[nn.Module]:
         """Inside, gradients flow through the network but not into its weights, and it is in
         evaluation mode."""
-        self.module.requires_grad_(False).eval()
+        set_trained(self.module, False)
+        self.module.eval()
         try:
             yield self.module
         finally:
-            self.module.requires_grad_(True).train()
+            set_trained(self.module, True)
+            self.module.train()
 
     def backward(self, loss: Tensor) -> None:
         """Accumulates gradients of `loss`, a mean over this rank's micro-batch.
@@ -208,7 +216,7 @@ def _initialize(
     try:
         engine, *_ = deepspeed.initialize(
             model=network,
-            model_parameters=list(network.parameters()),
+            model_parameters=[p for _, p in trained_parameters(network)],
             optimizer=lambda parameters: _adam(parameters, adam, settings),
             config=settings.config,
             dist_init_required=False,

@@ -20,6 +20,8 @@ from deepspeed import get_accelerator
 from deepspeed.runtime.engine import DeepSpeedEngine
 from torch import Tensor, nn
 
+from sid_scale.zero.frozen import trained_parameters
+
 
 @dataclass(frozen=True)
 class Fragment:
@@ -65,9 +67,10 @@ def is_replicated(engine: DeepSpeedEngine) -> bool:
 def local_fragments(engine: DeepSpeedEngine) -> list[Fragment]:
     """This rank's fragments, in the order of the module's parameters.
 
-    At stage 1 and above the ranks' fragments are disjoint and together cover every parameter.
+    At stage 1 and above the ranks' fragments are disjoint and together cover every parameter that
+    is trained.
     """
-    named = engine.module.named_parameters()
+    named = trained_parameters(engine.module)
     if is_replicated(engine):
         masters = (flat for _, flat in _replicated_masters(engine))
         return [
@@ -80,10 +83,10 @@ def local_fragments(engine: DeepSpeedEngine) -> list[Fragment]:
 
 
 def parameter_shapes(engine: DeepSpeedEngine) -> dict[str, torch.Size]:
-    """Full shape of every parameter, whatever this rank holds of it."""
+    """Full shape of every trained parameter, whatever this rank holds of it."""
     return {
         name: torch.Size(getattr(p, "ds_shape", p.shape))
-        for name, p in engine.module.named_parameters()
+        for name, p in trained_parameters(engine.module)
     }
 
 
@@ -152,7 +155,8 @@ def forget_gradients(engine: DeepSpeedEngine) -> None:
 def gather_parameters(
     engine: DeepSpeedEngine, fragments: Sequence[Fragment], values: Sequence[Tensor]
 ) -> dict[str, Tensor] | None:
-    """Puts fragments of all ranks together: full parameters on rank 0 (CPU), None elsewhere.
+    """Puts fragments of all ranks together: the full trained parameters on rank 0 (CPU), None
+    elsewhere.
 
     `values[i]` (numel,) is laid out like `fragments[i]`. Collective at stage 1 and above: one
     reduction a parameter, so that no rank ever holds more than one of them on its device.
@@ -172,9 +176,9 @@ def gather_parameters(
 
 
 def _replicated_masters(engine: DeepSpeedEngine) -> Iterator[tuple[nn.Parameter, Tensor]]:
-    """At stage 0, each parameter and its master."""
+    """At stage 0, each trained parameter and its master."""
     masters = engine.basic_optimizer.param_groups[0]["params"]
-    return zip(engine.module.parameters(), masters, strict=True)
+    return zip((p for _, p in trained_parameters(engine.module)), masters, strict=True)
 
 
 def _flat_partition(engine: DeepSpeedEngine, name: str, p: Any) -> Fragment | None:

@@ -98,6 +98,9 @@ _REFUSED_ZERO = {
     "cpu_offload_param": 'but it is DeepSpeed\'s old name; use "offload_param": {"device": "cpu"}',
     "cpu_offload_use_pin_memory": "but it is DeepSpeed's old name; use pin_memory of the offload",
     "zenflow": _NOTHING,
+    "zero_quantized_nontrainable_weights": (
+        "but weights that are frozen stay as they are, to the last bit; remove it"
+    ),
     "legacy_stage1": _NOTHING,
     "sub_group_size": (
         "but a network is stepped at once here, after one norm of all its gradients; remove it"

@@ -4,8 +4,9 @@ The JSON alone decides stage, precision, clipping and offload; the run's config 
 and the optimizer.
 """
 
+import copy
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from sid_scale.config.run import RunConfig
 from sid_scale.errors import SidScaleError
 from sid_scale.zero.keys import REFUSED, fault_in_keys
 
+FLOAT32 = torch.float32.itemsize  # bytes
+ADAM = 2 * FLOAT32  # two moments
 ONE_GROUP = 10**15  # elements: all of a network is stepped at once, after one norm
 SHIPPED = Path(__file__).parents[1] / "ds_configs"
 
@@ -27,6 +30,7 @@ class DeepSpeedConfigError(SidScaleError):
 
 
 _NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+ITEMSIZE = {name: dtype.itemsize for dtype, name in _NAMES.items()}  # bytes
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,51 @@ class DeepSpeedSettings:
     def offloads_optimizer(self) -> bool:
         offload = self.config.get("zero_optimization", {}).get("offload_optimizer") or {}
         return offload.get("device", "none") != "none"
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of a parameter as the forward pass reads it."""
+        return self.compute_dtype.itemsize if self.stage else FLOAT32
+
+    @property
+    def gradient_bytes(self) -> int:
+        """Of a parameter's gradient while it is summed over micro-batches."""
+        name: str = self.config.get("data_types", {}).get("grad_accum_dtype", "")
+        return ITEMSIZE.get(name, self.weight_bytes) if self.stage else FLOAT32
+
+    @property
+    def sums_on_gpu(self) -> bool:
+        """Whether gradients are summed over micro-batches on the GPU. With an offloaded optimizer
+        stage 2 does so if their sum is float32 and the networks are not."""
+        if self.stage < 2 or not self.offloads_optimizer:
+            return True
+        return self.stage == 2 and self.gradient_bytes > self.weight_bytes
+
+    def training_bytes(self, ranks: int, *, averaged: bool) -> dict[str, float]:
+        """What each rank keeps for a parameter that is trained, beside its forward weight: master,
+        Adam's moments, gradient and, if it is `averaged`, the average. By place: "GPU", "host"."""
+        state = (FLOAT32 + ADAM + averaged * FLOAT32) / (ranks if self.stage else 1)
+        gradient = self.gradient_bytes / (ranks if self.stage >= 2 else 1)
+        found = {"GPU": 0.0, "host": 0.0}
+        found["host" if self.offloads_optimizer else "GPU"] += state
+        found["GPU" if self.sums_on_gpu else "host"] += gradient
+        return found
+
+
+def exact(settings: DeepSpeedSettings) -> DeepSpeedSettings:
+    """The settings of a network that computes in float32 and is whole on every rank.
+
+    A second derivative reads weights that ZeRO 3 has released by then: stage 2 takes its place.
+    """
+    config = copy.deepcopy(settings.config)
+    for key in ("bf16", "fp16", "data_types"):
+        config.pop(key, None)
+    config["communication_data_type"] = "fp32"
+    if settings.stage == 3:
+        config["zero_optimization"]["stage"] = 2
+        config["zero_optimization"].pop("offload_param", None)
+    stage = min(settings.stage, 2)
+    return replace(settings, config=config, stage=stage, compute_dtype=torch.float32)
 
 
 def find_deepspeed_json(source: str | Path) -> Path:

@@ -89,7 +89,7 @@ def counted_forwards(run: Run) -> Iterator[Counter]:
         counts["all"] += 1
 
     hooks = []
-    for network in (run.teacher, *(n.module for n in run.networks.values())):
+    for network in (run.fixed[TEACHER], *(n.module for n in run.networks.values())):
         for block, _ in network.checkpointable():
             hooks.append(block.register_forward_pre_hook(called))
             hooks.append(block.conv_res0.register_forward_pre_hook(runs))

@@ -21,7 +21,7 @@ from sid_scale.zero.fragments import local_fragments
 from tests.estimate.plans import BF16, FLOAT32_GRADIENTS
 from tests.networks.edm.published import ADM, DDPMPP, random_state
 from tests.ranks import joined, run_ranks
-from tests.tiny import config, prepare, write_deepspeed_json
+from tests.tiny import config, freezing_generator, prepare, write_deepspeed_json
 
 pytestmark = pytest.mark.distributed
 
@@ -40,17 +40,20 @@ def test_state_is_what_ranks_hold_at_every_stage(tmp_path: Path):
 
 
 def _compare_state(rank: int, folder: Path) -> None:
-    here = joined()
-    for stage, more in (
-        (0, {}),
-        (1, BF16),
-        (2, {**BF16, **FLOAT32_GRADIENTS}),
-        (3, {**BF16, **FLOAT32_GRADIENTS}),
+    here, frozen = joined(), ("convolutions", "skip")
+    for stage, more, freeze in (
+        (0, {}, ()),
+        (1, BF16, ()),
+        (2, {**BF16, **FLOAT32_GRADIENTS}, ()),
+        (3, {**BF16, **FLOAT32_GRADIENTS}, ()),
+        (2, BF16, frozen),
+        (3, {**BF16, **FLOAT32_GRADIENTS}, frozen),
     ):
         ds = write_deepspeed_json(folder / f"ds{rank}", stage, **more)
         given = config(folder, deepspeed=ds, batch_size=16)
-        plan = make_plan(given, 1, 2)
-        held = _held(build_run(given, here), stage)
+        with freezing_generator(*freeze):
+            plan = make_plan(given, 1, 2)
+            held = _held(build_run(given, here), stage)
         expected = state_bytes(plan.sharding)
         assert {k: v / expected[k] for k, v in held.items()} == pytest.approx(
             dict.fromkeys(held, 1.0), abs=0.02
@@ -84,7 +87,7 @@ def _held(run: Run, stage: int) -> dict[str, int]:
         "weights": max(weights),
         "optimizer": nbytes([*flats, *moments]),
         "average": nbytes(run.ema.values),
-        "teacher": nbytes([*run.teacher.parameters(), *run.teacher.buffers()]),
+        "fixed": nbytes([t for n in run.fixed.values() for t in (*n.parameters(), *n.buffers())]),
         "gradients": max(gradients),
     }
 

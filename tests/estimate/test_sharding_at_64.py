@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from sid_scale.estimate.state import Sharding, state_bytes
+from sid_scale.estimate.step import RunNetworks
 from sid_scale.networks.edm2.network import EDM2
 from sid_scale.ranks import tell_deepspeed
 from sid_scale.zero.engines import AdamConfig, ShardedNetwork
@@ -38,7 +38,7 @@ def _one_of_64(_: int, folder: Path) -> None:
         ds = write_deepspeed_json(folder, stage, **BF16, **more, zero_optimization=zero)
         settings = read_deepspeed_json(ds, 2, 1)
         network = EDM2(ARCHITECTURE, torch.bfloat16).to(torch.bfloat16)
-        networks = {"generator": network, "teacher": nn.Identity()}
+        networks = RunNetworks({"generator": network}, {})
         expected = state_bytes(Sharding.of(networks, settings, RANKS))
         weights = {name: p.detach().clone() for name, p in network.named_parameters()}
         engine = ShardedNetwork(network, settings, AdamConfig(1e-4), weights).engine

@@ -10,7 +10,7 @@ from sid_scale.estimate.state import buffer_bytes, state_bytes, step_bytes
 from sid_scale.estimate.traffic import checkpoint_bytes, communication, host_bytes
 from sid_scale.zero.settings import read_deepspeed_json
 from tests.estimate.plans import BF16, FLOAT32_GRADIENTS, plan
-from tests.tiny import write_deepspeed_json
+from tests.tiny import freezing_generator, write_deepspeed_json
 
 XXL = "teachers/edm2-img512-xxl-0939524-0.070"
 DS = {**BF16, **FLOAT32_GRADIENTS}
@@ -39,7 +39,7 @@ def test_each_stage_shares_out_more(xxl):
         "gradients": {0: 4 * n, 1: 2 * n, 2: 4 * n / 64, 3: 8 * n / 64},
         "optimizer": {0: 24 * n, 1: 24 * n / 64, 2: 24 * n / 64, 3: 24 * n / 64},
         "average": {0: 4 * n, 1: 4 * n / 64, 2: 4 * n / 64, 3: 4 * n / 64},
-        "teacher": dict.fromkeys(range(4), 2 * n),
+        "fixed": dict.fromkeys(range(4), 2 * n),
     }
     for name, by_stage in expected.items():
         for stage, gigabytes in by_stage.items():
@@ -84,7 +84,7 @@ def test_offloaded_state_is_in_the_nodes_memory(tmp_path: Path):
     on_gpu = plan(tmp_path, 3, nodes=2, gpus=4, ds=DS).sharding
     offloaded = plan(tmp_path, 3, nodes=2, gpus=4, ds={**DS, "zero_optimization": zero}).sharding
     left = {name: n for name, n in state_bytes(offloaded).items() if n}
-    assert left == {"teacher": state_bytes(on_gpu)["teacher"]}
+    assert left == {"fixed": state_bytes(on_gpu)["fixed"]}
     held = state_bytes(on_gpu)
     host = host_bytes(offloaded, 4, async_save=False)
     assert host["optimizer, average"] == pytest.approx(4 * (held["optimizer"] + held["average"]))
@@ -123,6 +123,35 @@ def test_a_checkpoint_and_its_copy_in_host_memory(xxl):
     host = host_bytes(sharding, 8, async_save=True)
     assert host == {"checkpoint copy": checkpoint_bytes(sharding) / 8}
     assert sum(host_bytes(sharding, 8, async_save=False).values()) == 0
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_frozen_weights_are_read_and_nothing_more(tmp_path: Path, stage: int):
+    """They take no state, no room in a checkpoint, and no gradients are sent."""
+    whole = plan(tmp_path, stage, gpus=8, batch_size=64, ds=BF16)
+    with freezing_generator("convolutions"):
+        part = plan(tmp_path, stage, gpus=8, batch_size=64, ds=BF16)
+    frozen = part.sharding.frozen["generator"]
+    assert part.sharding.frozen["fake_score"] == 0
+    assert frozen > 0.5 * whole.sharding.parameters["generator"]
+    before, after = (state_bytes(p.sharding) for p in (whole, part))
+    saved = {name: before[name] - after[name] for name in before}
+    expected = {"optimizer": 12 * frozen / 8, "average": 4 * frozen / 8}
+    expected |= {"weights": 0, "fixed": 0}
+    assert {name: saved[name] for name in expected} == pytest.approx(expected)
+    told = whole.settings.training_bytes(8, averaged=True)
+    gradient = 2 * frozen if stage == 1 else 2 * frozen / 8
+    assert told == pytest.approx({"GPU": (16 * frozen / 8 + gradient) / frozen, "host": 0})
+    sizes = [checkpoint_bytes(p.sharding) for p in (whole, part)]
+    assert sizes[0] - sizes[1] == 16 * frozen
+    sent = [
+        communication(p.sharding, p.count, p.accumulation).per_iteration(p.accumulation)
+        for p in (whole, part)
+    ]
+    # Gradients in float32, all-reduced once an update or in each of four micro-batches, and at
+    # stages 1 and 2 the new weights.
+    once = {1: 2 * 4 + 2, 2: 4 * 2 * 4 + 2, 3: 4 * 4}[stage]
+    assert sent[0] - sent[1] == pytest.approx(7 / 8 * once * frozen)
 
 
 def test_what_ranks_send_in_an_iteration(xxl):

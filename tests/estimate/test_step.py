@@ -9,6 +9,7 @@ from sid_scale.estimate.report import Plan
 from sid_scale.estimate.step import CountError, fixed_and_per_sample, total
 from sid_scale.methods.sid import SiD
 from tests.estimate.plans import BF16, plan
+from tests.tiny import freezing_generator
 
 # Gflops of a forward pass in EDM2's paper (arXiv 2312.02696, Tables 2 and 3), which counts a
 # multiplication with its addition as one.
@@ -80,6 +81,20 @@ def test_a_recomputed_forward_is_work_but_not_the_models(tmp_path: Path):
     assert again.total.flop > 1.02 * keep.total.flop
     assert again.model_flop == pytest.approx(keep.model_flop, rel=0.01)
     assert max(again.peak.values()) < 0.9 * max(keep.peak.values())
+
+
+def test_frozen_weights_have_no_gradient_to_compute(tmp_path: Path):
+    """What is left of a convolution's backward pass is the gradient of its input."""
+    teacher = "teachers/edm2-img512-xs-2147483-0.135"
+    whole = plan(tmp_path, 2, ds=BF16, teacher=teacher)
+    with freezing_generator("convolutions", "qkv", "skip"):
+        part = plan(tmp_path, 2, ds=BF16, teacher=teacher)
+    forward = flop(part, "generator", "generator forward")
+    assert forward == flop(whole, "generator", "generator forward")
+    saved = [flop(p, "generator", "backward") for p in (whole, part)]
+    assert saved[0] - saved[1] == pytest.approx(forward, rel=0.05)
+    for part_of in ("fake_score forward", "backward"):
+        assert flop(part, "fake_score", part_of) == flop(whole, "fake_score", part_of)
 
 
 def test_weights_stored_in_float32_move_more_bytes(tmp_path: Path):

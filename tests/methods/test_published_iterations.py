@@ -14,8 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from sid_scale.codecs import IdentityCodec
 from sid_scale.diffusion.few_step import generate
-from sid_scale.methods import MicroBatch
+from sid_scale.methods import GENERATOR, MicroBatch
 from sid_scale.methods import sid as sid_module
 from sid_scale.methods.sid import SiDA
 from sid_scale.zero.engines import AdamConfig, ShardedNetwork
@@ -124,7 +125,9 @@ def _micro_batch(recorded: Recorded) -> MicroBatch:
         return recorded["real_unit"] * s["sigma_data"]
 
     shape = recorded.v.config.sample_shape
-    return MicroBatch(classes, shape, 1, RecordedNoise(recorded), real, images)
+    return MicroBatch(
+        classes, shape, 1, RecordedNoise(recorded), real, images, IdentityCodec().pixels
+    )
 
 
 def _two_iterations(recorded: Recorded, ds_json: Path) -> None:
@@ -133,7 +136,7 @@ def _two_iterations(recorded: Recorded, ds_json: Path) -> None:
     settings = read_deepspeed_json(ds_json, recorded.together * s["batch_per_rank"], 1)
     trained = {}
     for role in method.roles():
-        start = v.folder("teacher.", uncertainty=role.has_logvar)
+        start = v.folder("teacher.", uncertainty=role.name != GENERATOR)
         network = start.build_zero(torch.float32, torch.float32, "cpu")
         trained[role.name] = ShardedNetwork(
             network,

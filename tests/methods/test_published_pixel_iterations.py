@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sid_scale.codecs import IdentityCodec
 from sid_scale.diffusion.few_step import generate
 from sid_scale.methods import GENERATOR, MicroBatch
 from sid_scale.methods.settings import FakeScoreSettings, SiDObjective, WarmUp
@@ -248,7 +249,9 @@ def _micro_batch(recorded: Recorded) -> MicroBatch:
 
     real = lambda: recorded["real"]  # noqa: E731 - in [-1, 1]
     noise: Any = recorded
-    return MicroBatch(classes, v.config.sample_shape, 1, noise, real, images)
+    return MicroBatch(
+        classes, v.config.sample_shape, 1, noise, real, images, IdentityCodec().pixels
+    )
 
 
 # --- what comes out -----------------------------------------------------------------------

@@ -4,6 +4,7 @@ The reference is one dense network on one process that sees both ranks' data.
 """
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -58,24 +59,42 @@ def loss_of(network: Any, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
 
 
 def build(
-    stage: int, folder: Path, accumulation: int = 1, *, forced_norm: bool = True, **settings: Any
+    stage: int,
+    folder: Path,
+    accumulation: int = 1,
+    *,
+    forced_norm: bool = True,
+    frozen: Collection[str] = (),
+    **settings: Any,
 ) -> ShardedNetwork:
     own = folder / str(dist.get_rank())
     json = write_deepspeed_json(own, stage, **settings)
-    return built(json, accumulation, forced_norm=forced_norm)
+    return built(json, accumulation, forced_norm=forced_norm, frozen=frozen)
 
 
 def build_variant(variant: dict, folder: Path, accumulation: int = 1) -> ShardedNetwork:
     return build(variant["stage"], folder, accumulation, zero_optimization=variant)
 
 
-def built(json: Path | str, accumulation: int, *, forced_norm: bool = True) -> ShardedNetwork:
+def built(
+    json: Path | str,
+    accumulation: int,
+    *,
+    forced_norm: bool = True,
+    frozen: Collection[str] = (),
+) -> ShardedNetwork:
     ds, start = read_deepspeed_json(json, 4, accumulation), tiny_folder()
     stored = ds.compute_dtype if ds.stage else torch.float32
-    network = start.build_zero(ds.compute_dtype, stored, "cpu")
+    network = start.build_zero(ds.compute_dtype, stored, "cpu", frozen=frozen)
     scales = network.forward_scales()
     return ShardedNetwork(
-        network, ds, ADAM, start.state, forward_scales=scales, forced_norm=forced_norm
+        network,
+        ds,
+        ADAM,
+        start.state,
+        frozen=frozen,
+        forward_scales=scales,
+        forced_norm=forced_norm,
     )
 
 
@@ -91,15 +110,19 @@ def masters(network: ShardedNetwork) -> dict[str, Tensor]:
 
 class Dense:
     """The same training without DeepSpeed, normalising in every forward pass: both ranks' batches,
-    Adam, clipping, forced normalisation, average."""
+    Adam, clipping, forced normalisation, average. All of it leaves `frozen` weights alone."""
 
-    def __init__(self, *, forced_norm: bool = True, clipping: float = 0.0) -> None:
+    def __init__(
+        self, *, forced_norm: bool = True, clipping: float = 0.0, frozen: Collection[str] = ()
+    ) -> None:
         folder = tiny_folder()
         self.network = folder.build()
         self.scales = self.network.forward_scales()
         self.forced_norm, self.clipping = forced_norm, clipping
         named = dict(self.network.named_parameters())
-        self.weights = {name: folder.state[name].clone().requires_grad_() for name in named}
+        self.frozen = {name: folder.state[name] for name in frozen}
+        trained = (name for name in named if name not in frozen)
+        self.weights = {name: folder.state[name].clone().requires_grad_() for name in trained}
         self.normalise()
         self.adam = torch.optim.Adam(
             self.weights.values(), lr=ADAM.learning_rate, betas=ADAM.betas, eps=1e-8
@@ -109,13 +132,13 @@ class Dense:
     def __call__(self, *batch: Tensor, **options: Any) -> Any:
         read = {
             name: normalise_rows(w, self.scales[name]) if name in self.scales else w
-            for name, w in self.weights.items()
+            for name, w in (self.weights | self.frozen).items()
         }
         return functional_call(self.network, read, batch, options)
 
     @torch.no_grad()
     def normalise(self) -> None:
-        for name in self.scales if self.forced_norm else ():
+        for name in self.scales.keys() & self.weights if self.forced_norm else ():
             self.weights[name].copy_(normalise_rows(self.weights[name]))
 
     def update(self, number: int) -> None:

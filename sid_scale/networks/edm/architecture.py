@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from sid_scale.networks import Architecture, check_numbers
+from sid_scale.networks import Architecture, EncoderLevel, check_numbers, unet_levels
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +40,7 @@ class EDMArchitecture(Architecture):
     decoder_type: str = "standard"
     resample_filter: tuple[int, ...] = (1, 1)
     sigma_data: float = 0.5
+    sigma_min: float = 0.0  # what preconditioning is shifted by, see `Architecture.shifted`
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
@@ -52,11 +53,17 @@ class EDMArchitecture(Architecture):
 
         return EDM(self, dtype or torch.float32)
 
+    def shifted(self, sigma_min: float) -> EDMArchitecture:
+        return replace(self, sigma_min=sigma_min)
+
+    def encoder_levels(self) -> tuple[EncoderLevel, ...]:
+        return unet_levels(self.model_channels, self.channel_mult, self.num_blocks)
+
     def check(self) -> None:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} is {getattr(self, name)!r:.64}, none of {choices}")
-        check_numbers(self, _RANGES, _LISTS, {"sigma_data": 1 << 14, "dropout": 1})
+        check_numbers(self, _RANGES, _LISTS, {"sigma_data": 1 << 14, "sigma_min": 1, "dropout": 1})
         self._check_levels()
         self._check_channels()
         if self.model_type == "DhariwalUNet":

@@ -6,6 +6,7 @@ embedding run in float32.
 """
 
 from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +17,18 @@ from sid_scale.networks.edm.architecture import EDMArchitecture
 from sid_scale.networks.edm.layers import FourierEmbedding, Linear
 from sid_scale.networks.edm.unet import UNETS, Block, UNet
 
+_BLOCKS = r"model\.(enc|dec)\.\d+x\d+_(block\d+|up|down|in\d+)"
+
 
 class EDM(Denoiser):
     """The preconditioned denoiser D(x; sigma, class, augmentation) (Eq. 7 and Table 1)."""
+
+    # Those that published runs of GDD-I (arXiv 2405.20750) could freeze.
+    weight_groups: ClassVar[Mapping[str, str]] = {
+        "convolutions": rf"{_BLOCKS}\.(conv0|conv1|proj)\.(weight|bias)",
+        "qkv": rf"{_BLOCKS}\.qkv\.(weight|bias)",
+        "skip": rf"{_BLOCKS}\.skip\.(weight|bias)",
+    }
 
     architecture: EDMArchitecture
 
@@ -38,7 +48,8 @@ class EDM(Denoiser):
     ) -> Prediction:
         """Denoises `x`; see `Denoiser`. `augment_labels`: (N, augment_dim), or None."""
         x = x.float()
-        c = preconditioning(sigma, len(x), self.architecture.sigma_data)
+        architecture = self.architecture
+        c = preconditioning(sigma, len(x), architecture.sigma_data, architecture.sigma_min)
         emb = self.model.embed(c.c_noise, self._one_hot(x, condition), augment_labels)
         skips = self.model.encode((c.c_in * x).to(self.compute_dtype), emb)
         wanted = tuple(skips[i] for i in features)

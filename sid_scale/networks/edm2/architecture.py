@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
-from sid_scale.networks import Architecture, check_numbers
+from sid_scale.networks import Architecture, EncoderLevel, check_numbers, unet_levels
 
 if TYPE_CHECKING:
     import torch
@@ -46,6 +46,9 @@ class EDM2Architecture(Architecture):
 
     def headless(self) -> EDM2Architecture:
         return replace(self, logvar_channels=0)
+
+    def encoder_levels(self) -> tuple[EncoderLevel, ...]:
+        return unet_levels(self.model_channels, self.channel_mult, self.num_blocks)
 
     def check(self) -> None:
         check_numbers(self, _RANGES, _LISTS, {"sigma_data": math.inf, "dropout": 1})

@@ -12,6 +12,7 @@ are made of those in files. They may be stored in any dtype. The body of the U-N
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -219,8 +220,18 @@ class UNet(nn.Module):
         return self.out_conv(x).float() * self.out_gain.float()
 
 
+_BLOCKS = r"unet\.(enc|dec)\.\d+x\d+_(block\d+|up|down|in\d+)"
+
+
 class EDM2(Denoiser):
     """The preconditioned denoiser D(x; sigma, class) (Eqs. 2 to 6, 21 and 22)."""
+
+    # Those of blocks, as in EDM's networks.
+    weight_groups: ClassVar[Mapping[str, str]] = {
+        "convolutions": rf"{_BLOCKS}\.(conv_res0|conv_res1|attn_proj)\.weight",
+        "qkv": rf"{_BLOCKS}\.attn_qkv\.weight",
+        "skip": rf"{_BLOCKS}\.conv_skip\.weight",
+    }
 
     architecture: EDM2Architecture
 
@@ -256,6 +267,11 @@ class EDM2(Denoiser):
         modules = self.named_modules()
         return {f"{name}.weight": m.scale for name, m in modules if isinstance(m, MPConv)}
 
+    def forward_form(self, name: str, weight: Tensor) -> Tensor:
+        """Rows of an `MPConv` are normalised."""
+        layer = self.get_submodule(name.rpartition(".")[0])
+        return normalise_rows(weight, layer.scale) if isinstance(layer, MPConv) else weight.float()
+
     def checkpointable(self) -> Iterator[tuple[nn.Module, int]]:
         """Every residual block and the resolution in its name."""
         return named_blocks((self.unet.enc, self.unet.dec), Block)
@@ -269,7 +285,7 @@ class EDM2(Denoiser):
         taken = {}
         for name, tensor in state.items():
             if name in scales:
-                taken[name] = normalise_rows(tensor, scales[name]).to(device, self.compute_dtype)
+                taken[name] = self.forward_form(name, tensor).to(device, self.compute_dtype)
             else:
                 taken[name] = tensor.to(device, torch.float32, copy=True)
         self.load_state_dict(taken, assign=True)

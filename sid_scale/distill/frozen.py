@@ -1,0 +1,128 @@
+"""Weights of a run's networks that stay as the folder that they start from has them.
+
+A checkpoint holds none of them: it names the folder, and the SHA-256 of its weights.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sid_scale.config.run import RunConfig
+from sid_scale.hashing import sha256_file
+from sid_scale.methods import GENERATOR, Role
+from sid_scale.methods.freezing import frozen_weights
+from sid_scale.networks import Architecture
+from sid_scale.networks.folder import WEIGHTS, NetworkFolder
+from sid_scale.ranks import on_first_rank
+from sid_scale.zero.saved import TrainingStateError
+from sid_scale.zero.settings import DeepSpeedSettings
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """Frozen weights of one network."""
+
+    start: Path  # the folder that has them
+    sha256: str  # of its weights' file
+    weights: Mapping[str, Tensor]  # by name, as the folder has them; mapped, not read
+
+    def describe(self) -> dict[str, Any]:
+        """What a checkpoint says of them: JSON."""
+        return {"start": str(self.start), "sha256": self.sha256, "weights": list(self.weights)}
+
+    def trained_share(
+        self, role: str, trained: int, settings: DeepSpeedSettings, ranks: int
+    ) -> str:
+        """A line for the log: how much of the network is trained, and what memory that saves.
+
+        Args:
+            trained: number of its parameters that are.
+            ranks: that share out the state of training.
+        """
+        frozen = sum(weight.numel() for weight in self.weights.values())
+        saved = settings.training_bytes(ranks, averaged=role == GENERATOR)
+        parts = [
+            f"{frozen * saved[place] / 1e9:.3g} GB {where}"
+            for place, where in (("GPU", "on each GPU"), ("host", "of host memory for each"))
+            if saved[place]
+        ]
+        total = trained + frozen
+        return (
+            f"{role}: {trained:,} of {total:,} parameters are trained ({trained / total:.1%}); the "
+            f"others stay as {self.start} has them, which saves {' and '.join(parts)}"
+        )
+
+
+def frozen_names(roles: Iterable[Role], teacher: Architecture) -> dict[str, list[str]]:
+    """Names of the parameters that stay as they are, by the name of a role that has some.
+
+    Raises:
+        ConfigError: a role's `freeze` is at fault.
+    """
+    found = {}
+    for role in roles:
+        if role.freeze:
+            with torch.device("meta"):
+                architecture = role.architecture(teacher)
+                network = role.build(architecture) if role.build else architecture.build()
+            found[role.name] = frozen_weights(role, network)
+    return found
+
+
+def frozen_of(
+    config: RunConfig,
+    names: Mapping[str, list[str]],
+    teacher: NetworkFolder,
+    start: NetworkFolder,
+    teacher_sha256: str,
+) -> dict[str, Frozen]:
+    """The frozen weights themselves, by role. Collective.
+
+    Args:
+        names: see `frozen_names`.
+        start: the network that the generator starts from; all others start from the teacher.
+    """
+    found = {}
+    for role, of_role in names.items():
+        folder, place, digest = teacher, Path(config.teacher), teacher_sha256
+        if role == GENERATOR and config.generator_init is not None:
+            folder, place = start, Path(config.generator_init)
+            digest = _digest(place)
+        weights = {name: folder.state[name] for name in of_role}
+        found[role] = Frozen(place.absolute(), digest, weights)
+    return found
+
+
+def _digest(folder: Path) -> str:
+    """SHA-256 of a folder's weights, read by one rank. Collective."""
+    return on_first_rank(lambda: sha256_file(folder / WEIGHTS))
+
+
+def find_start(described: Mapping[str, Any], starts: Iterable[Path], what: str) -> Path:
+    """The folder with the frozen weights that a checkpoint describes.
+
+    Args:
+        described: see `Frozen.describe`.
+        starts: folders to look at before the one that the checkpoint names.
+        what: the checkpoint and its network, for messages.
+
+    Raises:
+        TrainingStateError: none of them has these weights.
+    """
+    seen = []
+    for folder in (*starts, Path(described["start"])):
+        try:
+            if sha256_file(folder / WEIGHTS) == described["sha256"]:
+                return folder
+            seen.append(f"{folder} holds other weights")
+        except OSError as error:
+            seen.append(f"{folder / WEIGHTS} cannot be read ({error.strerror})")
+    raise TrainingStateError(
+        f"{what} has frozen weights, which are in the folder that it started from alone, and "
+        f"{'; '.join(seen)}: name a copy of {described['start']} with --start FOLDER (SHA-256 of "
+        f"{WEIGHTS}: {described['sha256']})"
+    )
