@@ -2,7 +2,8 @@
 
     digits.py         the data set, and a judge that reads digits
     prepare.py        its shards;  judge.py  how good the generated digits are
-    train_teacher.py  how assets/ were made
+    classifier.py     pretrained features, for discriminators
+    train_teacher.py, train_classifier.py  how assets/ were made
 
 Imports: everything but commands.
 """

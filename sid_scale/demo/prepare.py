@@ -14,6 +14,7 @@ from sid_scale.networks.folder import read_description
 ASSETS = Path(__file__).parent / "assets"
 TEACHER = ASSETS / "teacher"
 PIXEL_TEACHER = ASSETS / "pixel_teacher"
+CLASSIFIER = ASSETS / "classifier" / "model.safetensors"
 SHARD_SAMPLES = 450  # four shards
 
 

@@ -58,6 +58,7 @@ FEATURE_NETWORKS: dict[str, type[FeatureNetwork] | str] = {
     "vgg16_bn": "sid_scale.networks.features.timm_networks:VGG16",
     "tf_efficientnet_lite0": "sid_scale.networks.features.timm_networks:EfficientNetLite0",
     "deit_base_distilled_patch16_224": "sid_scale.networks.features.timm_networks:DeiTBase",
+    "digits": "sid_scale.demo.classifier:DigitFeatures",
 }
 
 
