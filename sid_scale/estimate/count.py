@@ -207,10 +207,11 @@ def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = F
 def _attention(q: Tensor, k: Tensor, v: Tensor, *more: Any, **other: Any) -> Tensor:
     """Flash attention in half precision, memory-efficient attention in float32.
 
-    Both want the last dimension dense; otherwise CUDA takes the mathematical parts too.
+    Both want the last dimension dense; otherwise CUDA takes the mathematical parts, as it does
+    where they are asked for.
     """
     dense = all(t.is_meta and t.stride(-1) == 1 for t in (q, k, v))
-    if more or other or not dense:
+    if more or other or not dense or not torch.backends.cuda.flash_sdp_enabled():
         return _attention_in_parts(q, k, v, *more, **other)
     if q.dtype == torch.float32:
         needs_sum = torch.is_grad_enabled() and q.requires_grad

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sid_scale.config.run import RunConfig
 from sid_scale.diffusion.few_step import generator_inputs
@@ -145,7 +146,8 @@ class GDD(Method):
 
     def _r1_loss(self, networks: Networks, batch: MicroBatch) -> Loss:
         real = batch.real().requires_grad_()
-        logits_of = self._logits_of(real, networks, batch)
+        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
+            logits_of = self._logits_of(real, networks, batch)
         penalty = networks[DISCRIMINATOR](lambda heads: r1_penalty(real, logits_of(heads)))
         loss = self.objective.r1_interval * self.objective.r1_gamma / 2 * penalty.mean()
         return Loss(loss, {"loss/r1": loss.detach(), "r1_penalty": penalty.detach().mean()})
