@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sid_scale.distill.frozen import find_start
+from sid_scale.hashing import sha256_file
 from sid_scale.methods import GENERATOR
 from sid_scale.networks import Architecture
 from sid_scale.networks.folder import (
+    WEIGHTS,
     CheckpointError,
     load_network,
     map_weights,
@@ -109,8 +110,34 @@ def _frozen(
     """The weights that the network has of the folder it started from; None: it has no such."""
     if described is None:
         return None
-    start = find_start(described, starts, f"checkpoint {checkpoint}: its {role}")
+    start = _find_start(described, starts, f"checkpoint {checkpoint}: its {role}")
     return _Start(start, load_network(start).architecture, described["weights"])
+
+
+def _find_start(described: Mapping[str, Any], starts: Sequence[Path], what: str) -> Path:
+    """The folder with the frozen weights that a checkpoint describes.
+
+    Args:
+        described: see frozen.py.
+        starts: folders to look at before the one that the checkpoint names.
+        what: the checkpoint and its network, for messages.
+
+    Raises:
+        TrainingStateError: none of them has these weights.
+    """
+    seen = []
+    for folder in (*starts, Path(described["start"])):
+        try:
+            if sha256_file(folder / WEIGHTS) == described["sha256"]:
+                return folder
+            seen.append(f"{folder} holds other weights")
+        except OSError as error:
+            seen.append(f"{folder / WEIGHTS} cannot be read ({error.strerror})")
+    raise TrainingStateError(
+        f"{what} has frozen weights, which are in the folder that it started from alone, and "
+        f"{'; '.join(seen)}: name a copy of {described['start']} with --start FOLDER (SHA-256 of "
+        f"{WEIGHTS}: {described['sha256']})"
+    )
 
 
 class _Start:

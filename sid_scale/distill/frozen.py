@@ -18,7 +18,6 @@ from sid_scale.methods.freezing import frozen_weights
 from sid_scale.networks import Architecture
 from sid_scale.networks.folder import WEIGHTS, NetworkFolder
 from sid_scale.ranks import on_first_rank
-from sid_scale.zero.saved import TrainingStateError
 from sid_scale.zero.settings import DeepSpeedSettings
 
 
@@ -31,7 +30,7 @@ class Frozen:
     weights: Mapping[str, Tensor]  # by name, as the folder has them; mapped, not read
 
     def describe(self) -> dict[str, Any]:
-        """What a checkpoint says of them: JSON."""
+        """What a checkpoint says of them: JSON, for consolidate.py."""
         return {"start": str(self.start), "sha256": self.sha256, "weights": list(self.weights)}
 
     def trained_share(
@@ -100,29 +99,3 @@ def frozen_of(
 def _digest(folder: Path) -> str:
     """SHA-256 of a folder's weights, read by one rank. Collective."""
     return on_first_rank(lambda: sha256_file(folder / WEIGHTS))
-
-
-def find_start(described: Mapping[str, Any], starts: Iterable[Path], what: str) -> Path:
-    """The folder with the frozen weights that a checkpoint describes.
-
-    Args:
-        described: see `Frozen.describe`.
-        starts: folders to look at before the one that the checkpoint names.
-        what: the checkpoint and its network, for messages.
-
-    Raises:
-        TrainingStateError: none of them has these weights.
-    """
-    seen = []
-    for folder in (*starts, Path(described["start"])):
-        try:
-            if sha256_file(folder / WEIGHTS) == described["sha256"]:
-                return folder
-            seen.append(f"{folder} holds other weights")
-        except OSError as error:
-            seen.append(f"{folder / WEIGHTS} cannot be read ({error.strerror})")
-    raise TrainingStateError(
-        f"{what} has frozen weights, which are in the folder that it started from alone, and "
-        f"{'; '.join(seen)}: name a copy of {described['start']} with --start FOLDER (SHA-256 of "
-        f"{WEIGHTS}: {described['sha256']})"
-    )

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,16 @@ def _layout(plan: Plan) -> list[str]:
         f"{plan.nodes} nodes x {plan.gpus_per_node} GPUs, ZeRO {plan.settings.stage}, {dtype}",
         f"batch {config.batch_size} = micro-batch {config.micro_batch} x accumulation "
         f"{plan.accumulation} x {plan.sharding.ranks} GPUs",
+        *_trained_in_part(plan.sharding),
     ]
+
+
+def _trained_in_part(sharding: Sharding) -> Iterator[str]:
+    """A line for each network of which weights stay frozen."""
+    for role, frozen in sharding.frozen.items():
+        if frozen:
+            trained = sharding.parameters[role]
+            yield f"{role}: {trained:,} of {trained + frozen:,} parameters are trained"
 
 
 def _memory(plan: Plan) -> list[str]:

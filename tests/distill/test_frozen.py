@@ -16,7 +16,13 @@ from sid_scale.distill.loop import train
 from sid_scale.networks.folder import load_network, save_network
 from sid_scale.zero.saved import TrainingStateError, opened, read_manifest, read_state
 from tests.ranks import joined, run_ranks
-from tests.tiny import config, freezing_generator, prepare, tiny_folder
+from tests.tiny import (
+    config,
+    freezing_generator,
+    prepare,
+    tiny_folder,
+    write_deepspeed_json,
+)
 
 pytestmark = pytest.mark.distributed
 
@@ -51,13 +57,17 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     prepare(folder)
     save_network(folder / "start", tiny_folder(3))
+    nothing_persists = {"stage": 3, "stage3_param_persistence_threshold": 0}
+    write_deepspeed_json(folder, 3, zero_optimization=nothing_persists)
     run_ranks(2, _runs, folder)
     return folder
 
 
 def settings(folder: Path, stage: int, **more: object) -> dict[str, object]:
     json_file = folder / f"stage{stage}.json"
-    return {"generator_init": folder / "start", "deepspeed": json_file, **WHOLE, **more}
+    given = {"generator_init": folder / "start", "deepspeed": json_file, **WHOLE, **more}
+    # Stage 3 gathers frozen weights once more for blocks that are computed again.
+    return given | ({"activations": "{generator: checkpoint}"} if stage == 3 else {})
 
 
 def _runs(rank: int, folder: Path) -> None:

@@ -46,7 +46,7 @@ def _compare_state(rank: int, folder: Path) -> None:
         (1, BF16, ()),
         (2, {**BF16, **FLOAT32_GRADIENTS}, ()),
         (3, {**BF16, **FLOAT32_GRADIENTS}, ()),
-        (2, BF16, frozen),
+        (2, {**BF16, **FLOAT32_GRADIENTS}, frozen),
         (3, {**BF16, **FLOAT32_GRADIENTS}, frozen),
     ):
         ds = write_deepspeed_json(folder / f"ds{rank}", stage, **more)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sid_scale.estimate.report import Plan, at_stage
+from sid_scale.estimate.report import Plan, at_stage, describe
 from sid_scale.estimate.state import buffer_bytes, state_bytes, step_bytes
 from sid_scale.estimate.traffic import checkpoint_bytes, communication, host_bytes
 from sid_scale.zero.settings import read_deepspeed_json
@@ -134,14 +134,17 @@ def test_frozen_weights_are_read_and_nothing_more(tmp_path: Path, stage: int):
     frozen = part.sharding.frozen["generator"]
     assert part.sharding.frozen["fake_score"] == 0
     assert frozen > 0.5 * whole.sharding.parameters["generator"]
+    total = whole.sharding.parameters["generator"]
+    told = f"generator: {total - frozen:,} of {total:,} parameters are trained\n"
+    assert told in describe(part, memory_limit=80)[0]
     before, after = (state_bytes(p.sharding) for p in (whole, part))
     saved = {name: before[name] - after[name] for name in before}
     expected = {"optimizer": 12 * frozen / 8, "average": 4 * frozen / 8}
     expected |= {"weights": 0, "fixed": 0}
     assert {name: saved[name] for name in expected} == pytest.approx(expected)
-    told = whole.settings.training_bytes(8, averaged=True)
+    of_each = whole.settings.training_bytes(8, averaged=True)
     gradient = 2 * frozen if stage == 1 else 2 * frozen / 8
-    assert told == pytest.approx({"GPU": (16 * frozen / 8 + gradient) / frozen, "host": 0})
+    assert of_each == pytest.approx({"GPU": (16 * frozen / 8 + gradient) / frozen, "host": 0})
     sizes = [checkpoint_bytes(p.sharding) for p in (whole, part)]
     assert sizes[0] - sizes[1] == 16 * frozen
     sent = [

@@ -134,6 +134,10 @@ def test_stage_0_computes_in_bfloat16_on_float32_weights(tmp_path: Path):
         ({"steps_per_print": 0}, "steps_per_print: 0 is below 1"),
         ({"gradient_predivide_factor": 0}, "gradient_predivide_factor: 0 is not above 0"),
         ({"zero_optimization": {"round_robin_gradients": True}}, "in the network's order; remove"),
+        (
+            {"zero_optimization": {"zero_quantized_nontrainable_weights": True}},
+            "weights that are frozen stay as they are, to the last bit; remove",
+        ),
         ({"fp16": {"initial_scale_power": 4000}}, "4000 is no whole number from 0 to 60"),
         ({"fp16": {"auto_cast": True}}, "sets fp16.auto_cast"),
         ({"a\nb": 1}, r"unknown key 'a\\nb'"),
