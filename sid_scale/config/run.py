@@ -178,8 +178,8 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         choices = list(OBJECTIVES)
         hint = nearest(str(method), choices)
         raise ConfigError(f"method: {method!r} is none of {', '.join(choices)}{hint}")
+    settings = _with_package_paths(settings)
     objective: Any = build(OBJECTIVES[method], settings.get("objective", {}), "objective.")
-    settings = {key: _path_in_package(value) for key, value in settings.items()}
     config = build(RunConfig, {**settings, "objective": objective})
     config.accumulation(world_size=1)
     if hasattr(objective, "check"):
@@ -197,11 +197,13 @@ def preset_names() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("[!_]*.yaml"))
 
 
-def _path_in_package(value: Any) -> Any:
-    """`package:demo/assets/teacher` as a path; anything else as it is."""
-    if isinstance(value, str) and value.startswith(IN_PACKAGE):
-        return str(PACKAGE / value.removeprefix(IN_PACKAGE))
-    return value
+def _with_package_paths(settings: Any) -> Any:
+    """Settings in which `package:demo/assets/teacher` is a path; all else is as it was."""
+    if isinstance(settings, dict):
+        return {key: _with_package_paths(value) for key, value in settings.items()}
+    if isinstance(settings, str) and settings.startswith(IN_PACKAGE):
+        return str(PACKAGE / settings.removeprefix(IN_PACKAGE))
+    return settings
 
 
 def _find(source: str | Path) -> Path:
