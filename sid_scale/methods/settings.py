@@ -144,8 +144,8 @@ class GDDObjective:
     r1_interval: Positive = 16
     """iterations from one update with R1 to the next"""
     freeze: Texts = FROZEN
-    """of gdd_i: groups of the generator's weights that stay as they are: convolutions (in the blocks:
-    convolutions and projections), qkv, skip; or patterns of their names"""
+    """of gdd_i: groups of the generator's weights that stay as they are, convolutions (in the
+    blocks: convolutions and projections), qkv, skip; or patterns of their names"""
     discriminator: DiscriminatorSettings = dataclasses.field(default_factory=DiscriminatorSettings)
 
     def check(self, config: Any) -> None:
