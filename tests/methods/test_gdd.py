@@ -218,14 +218,14 @@ class StandIn(FeatureNetwork):
     def __init__(self, v: Vectors, source: str):
         super().__init__()
         of_source = SOURCES.index(source)
-        self.channels = tuple(v.settings["backbone_channels"][of_source])
+        channels = v.settings["backbone_channels"][of_source]
         self.size = 224
         shape = (1, 3, 1, 1)
         self.mean = torch.tensor(v.settings["backbone_mean"][of_source]).reshape(shape)
         self.std = torch.tensor(v.settings["backbone_std"][of_source]).reshape(shape)
         weights = v.named(f"features.feature_networks.{source}.pretrained.")
         self.layers = nn.ModuleList()
-        for i in range(len(self.channels)):
+        for i in range(len(channels)):
             weight = weights[f"layer{i}.0.weight"]
             out, before, kernel, _ = weight.shape
             layer = nn.Conv2d(before, out, kernel, stride=kernel)
@@ -246,7 +246,8 @@ def _fixed(v: Vectors) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {}
     for source in SOURCES:
         network = StandIn(v, source)
-        projection = RandomProjection(network.channels, v.settings["cout"])
+        channels = v.settings["backbone_channels"][SOURCES.index(source)]
+        projection = RandomProjection(channels, v.settings["cout"])
         state = {}
         for name, tensor in v.named(f"features.feature_networks.{source}.scratch.").items():
             name = re.sub(r"layer(\d+)_ccm", r"mix_channels.\1", name)
