@@ -157,6 +157,20 @@ class GDDObjective:
                 "file under objective.feature_networks, or set objective.teacher_sigma"
             )
 
+    def in_effect(self, config: Any) -> dict[str, Any]:
+        """What of these settings cannot change on resume, as it takes effect.
+
+        Batch normalisation takes the statistics of a micro-batch. Files of feature networks are
+        compared by what is in them.
+        """
+        shape = dataclasses.asdict(self.discriminator)
+        del shape["learning_rate"]
+        return {
+            "micro_batch": config.micro_batch,
+            "teacher_features": self.teacher_sigma is not None,
+            "discriminator": shape,
+        }
+
 
 @dataclass(frozen=True, config=SETTINGS)
 class GDDIObjective(GDDObjective):
