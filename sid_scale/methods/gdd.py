@@ -14,6 +14,7 @@ micro-batch on one rank, as there.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,8 +28,8 @@ from sid_scale.diffusion.noise import keyed_seed
 from sid_scale.errors import UsageError
 from sid_scale.methods import GENERATOR, TEACHER, Loss, Method, MicroBatch, Networks, Role, Update
 from sid_scale.methods.settings import GDDObjective
-from sid_scale.networks import Architecture, features
-from sid_scale.networks.discriminator import Discriminator, head_channels
+from sid_scale.networks import Architecture, EncoderLevel, features
+from sid_scale.networks.discriminator import SMALLEST_MAP, Discriminator, head_channels
 from sid_scale.networks.features.projection import ProjectedFeatures, RandomProjection
 
 DISCRIMINATOR = "discriminator"
@@ -46,12 +47,13 @@ class GDD(Method):
     def __init__(self, config: RunConfig, teacher: Architecture):
         self.objective: GDDObjective = config.objective
         self.uses_teacher = self.objective.teacher_sigma is not None
+        self.decodes = bool(self.objective.feature_networks)
         self._config = config
-        self._levels = teacher.encoder_levels()
+        self._levels = _visible_levels(teacher)
         if self.uses_teacher and not self._levels:
             raise UsageError(
-                f"teacher {config.teacher} has no encoder whose features can be looked at: set "
-                "objective.teacher_sigma to null"
+                f"teacher {config.teacher} has no encoder whose features can be looked at, in maps "
+                f"of {SMALLEST_MAP} pixels or more: set objective.teacher_sigma to null"
             )
 
     def roles(self) -> Sequence[Role]:
@@ -204,8 +206,17 @@ class GDDI(GDD):
 
 
 def generator_architecture(teacher: Architecture) -> Architecture:
-    """The teacher's without an uncertainty head, its preconditioning shifted."""
-    return teacher.headless().shifted(SIGMA_MIN)
+    """The teacher's without an uncertainty head and augmentation labels, its preconditioning
+    shifted."""
+    generator = teacher.headless().shifted(SIGMA_MIN)
+    return replace(generator, augment_dim=0) if generator.augment_dim else generator
+
+
+def _visible_levels(teacher: Architecture) -> list[EncoderLevel]:
+    """Of the teacher's encoder: those whose maps are large enough for the heads, which all end at
+    the size of the deepest one."""
+    levels, side = teacher.encoder_levels(), min(teacher.sample_shape[1:])
+    return [level for depth, level in enumerate(levels) if side >> depth >= SMALLEST_MAP]
 
 
 def _images(networks: Networks, batch: MicroBatch) -> Tensor:

@@ -162,13 +162,23 @@ class GDDObjective:
                 "file under objective.feature_networks, or set objective.teacher_sigma"
             )
         if config.method == "gdd" and self.freeze != FROZEN:
-            raise ConfigError(
-                "objective.freeze is a setting of method gdd_i; gdd trains all weights"
-            )
+            raise ConfigError("objective.freeze is a setting of gdd_i; gdd trains all weights")
         if not self.freeze:
-            raise ConfigError(
-                "objective.freeze is empty: name groups of weights, or use method gdd"
-            )
+            raise ConfigError("objective.freeze is empty: name groups of weights, or use gdd")
+
+    def in_effect(self, config: Any) -> dict[str, Any]:
+        """What of these settings cannot change on resume, as it takes effect.
+
+        Batch normalisation takes the statistics of a micro-batch. Files of feature networks are
+        compared by what is in them.
+        """
+        shape = dataclasses.asdict(self.discriminator)
+        del shape["learning_rate"]
+        return {
+            "micro_batch": config.micro_batch,
+            "teacher_features": self.teacher_sigma is not None,
+            "discriminator": shape,
+        }
 
 
 # Method -> dataclass of its group of settings.
