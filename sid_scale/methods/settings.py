@@ -165,6 +165,22 @@ class GDDObjective:
             raise ConfigError("objective.freeze is a setting of gdd_i; gdd trains all weights")
         if not self.freeze:
             raise ConfigError("objective.freeze is empty: name groups of weights, or use gdd")
+        if self.teacher_sigma is not None and self.r1_gamma:
+            self._check_second_derivative(config)
+
+    def _check_second_derivative(self, config: Any) -> None:
+        """R1 takes one of the teacher's encoder."""
+        if config.compile_blocks:
+            raise ConfigError(
+                "compile_blocks: compiled blocks have no second derivative, and R1 takes one of "
+                "the teacher's encoder: use false, or set objective.teacher_sigma to null"
+            )
+        if config.activations.get("teacher", "keep") != "keep":
+            raise ConfigError(
+                "activations.teacher: blocks that are computed again have no second derivative, "
+                "and R1 takes one of the teacher's encoder: use keep, or set "
+                "objective.teacher_sigma to null"
+            )
 
     def in_effect(self, config: Any) -> dict[str, Any]:
         """What of these settings cannot change on resume, as it takes effect.
