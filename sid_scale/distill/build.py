@@ -163,7 +163,7 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     check_blocks(config, method, source.architecture, ranks.device)
     names = frozen_names(roles.values(), source.architecture)
     codec = open_codec(source.codec, beside=config.teacher)
-    if config.log.samples_every_images:
+    if config.log.samples_every_images or method.decodes:
         codec.check()
     index = _check_data(config, source, codec)
     provenance = provenance_of(config, source, start, method.files())

@@ -58,8 +58,9 @@ class Checkpoints:
         run.saved_at = run.progress.images_seen if own else None
         on_first_rank(lambda: forget_metrics_after(run, run.progress.images_seen))
         ranks, stages = counters["layout"]["ranks"], counters["layout"]["stages"]
-        moved = (ranks, set(stages.values())) != (run.ranks.world_size, {run.settings.stage})
-        written = f", written by {ranks} ranks at ZeRO {max(stages.values())}" if moved else ""
+        stage = max(stages.values())  # of networks that are whole on every rank it is 2 at most
+        moved = (ranks, stage) != (run.ranks.world_size, run.settings.stage)
+        written = f", written by {ranks} ranks at ZeRO {stage}" if moved else ""
         messages.append(f"resumed from {checkpoint}{written}")
         return Resumed(messages, _share_of_meters(counters["meters"], run))
 

@@ -23,6 +23,7 @@ MUST_MATCH = (
     "init_sigma",
     "roles.",
     "teacher_sha256",
+    "files_sha256.",
     "architecture.",
     "data_shape",
     "data_shape.",

@@ -20,8 +20,8 @@ from sid_scale.networks.teachers import published_architecture
 from sid_scale.zero.settings import DeepSpeedSettings, settings_of
 
 REMEDIES = (
-    "take, under activations, generator: checkpoint (then fake_score, then teacher), a smaller "
-    "micro_batch, more GPUs or a higher ZeRO stage"
+    "take, under activations, generator: checkpoint (then the other networks that have blocks), a "
+    "smaller micro_batch, more GPUs or a higher ZeRO stage"
 )
 # Bytes of networks that judge or decode, in float32.
 VAE, INCEPTION, DINOV2 = 0.335e9, 0.096e9, 1.22e9
@@ -89,7 +89,7 @@ def _plan(
     sharding = Sharding.of(networks, settings, nodes * gpus_per_node)
     decode = decoder(codec, architecture.sample_shape[0])
     count = count or count_step(method, networks, architecture, config, decode)
-    memory = gpu_memory(sharding, count, evaluation_bytes(config, codec))
+    memory = gpu_memory(sharding, count, evaluation_bytes(config, codec, method.decodes))
     time = iteration_time(config, sharding, count, nodes, rates)
     return Plan(config, settings, nodes, gpus_per_node, sharding, count, memory, time)
 
@@ -111,12 +111,16 @@ def described_teacher(teacher: str) -> tuple[Architecture, dict[str, Any]]:
     return description.architecture, description.codec
 
 
-def evaluation_bytes(config: RunConfig, codec: dict[str, Any]) -> float:
+def evaluation_bytes(config: RunConfig, codec: dict[str, Any], decodes: bool = False) -> float:
     """Bytes of networks that stay on a GPU to decode and judge samples: the VAE, on the first GPU
-    alone if nothing is evaluated, and detectors on each."""
+    alone unless samples are evaluated or the loss decodes, and detectors on each.
+
+    Args:
+        decodes: whether the loss does.
+    """
     evaluates = bool(config.evaluation.every_images)
-    decodes = codec["kind"] == "vae" and (evaluates or config.log.samples_every_images)
-    nbytes = VAE if decodes else 0.0
+    decodes = bool(decodes or evaluates or config.log.samples_every_images)
+    nbytes = VAE if decodes and codec["kind"] == "vae" else 0.0
     if evaluates:
         dinov2 = [metric for metric in config.evaluation.metrics if "dinov2" in metric]
         nbytes += DINOV2 * bool(dinov2) + INCEPTION * (len(config.evaluation.metrics) > len(dinov2))
@@ -150,10 +154,11 @@ def _layout(plan: Plan) -> list[str]:
 
 def _trained_in_part(sharding: Sharding) -> Iterator[str]:
     """A line for each network of which weights stay frozen."""
-    for role, frozen in sharding.frozen.items():
-        if frozen:
-            trained = sharding.parameters[role]
-            yield f"{role}: {trained:,} of {trained + frozen:,} parameters are trained"
+    for part in sharding.parts:
+        for role, frozen in part.frozen.items():
+            if frozen:
+                trained = part.parameters[role]
+                yield f"{role}: {trained:,} of {trained + frozen:,} parameters are trained"
 
 
 def _memory(plan: Plan) -> list[str]:

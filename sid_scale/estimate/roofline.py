@@ -18,7 +18,6 @@ from sid_scale.estimate.count import ATTENTION, CONVOLUTION, MATMUL
 from sid_scale.estimate.state import FLOAT32, Sharding
 from sid_scale.estimate.step import StepCount
 from sid_scale.estimate.traffic import Communication, communication
-from sid_scale.methods import GENERATOR
 
 PRODUCTS = (CONVOLUTION, MATMUL, ATTENTION)
 # Numbers of float32 that an update reads and writes for a master: norms and checks of the gradient
@@ -114,8 +113,11 @@ def iteration_time(
 
 def kernels(sharding: Sharding, count: StepCount, accumulation: int) -> float:
     """That one GPU launches in an iteration."""
-    sums = SUM_KERNELS * sharding.tensors if sharding.stage >= 2 else sharding.tensors
-    update = UPDATE_KERNELS * sharding.tensors + NORMALISED_KERNELS * sharding.normalised_tensors
+    parts = sharding.parts
+    sums = sum((SUM_KERNELS if s.stage >= 2 else 1) * s.tensors for s in parts)
+    update = sum(
+        UPDATE_KERNELS * s.tensors + NORMALISED_KERNELS * s.normalised_tensors for s in parts
+    )
     return accumulation * (count.total.kernels + sums) + update
 
 
@@ -126,6 +128,10 @@ def sum_bytes(sharding: Sharding, accumulation: int) -> float:
     flat tensor in the dtype that is sent, divided, and a rank's share is added to its sum. Below,
     that comes once an update.
     """
+    return sum(_sum_bytes(s, accumulation) for s in sharding.parts)
+
+
+def _sum_bytes(sharding: Sharding, accumulation: int) -> float:
     s = sharding
     flat = 2 * s.weight_bytes if s.stage < 3 else 2 * s.sent_bytes
     converted = s.sent_bytes + s.weight_bytes if s.sent_bytes != s.weight_bytes else 0
@@ -138,11 +144,15 @@ def sum_bytes(sharding: Sharding, accumulation: int) -> float:
 
 def update_bytes(sharding: Sharding) -> float:
     """Bytes that one GPU reads and writes for the steps of all optimizers and the average."""
+    return sum(map(_update_bytes, sharding.parts))
+
+
+def _update_bytes(sharding: Sharding) -> float:
     if sharding.offloads("optimizer"):
         return 0.0  # the host does it
     steps = sharding.total * (UPDATE + sharding.weight_bytes)
     steps += sharding.normalised * UPDATE_NORMALISED
-    return (steps + sharding.parameters[GENERATOR] * AVERAGE) / sharding.shards
+    return (steps + sharding.averaged * AVERAGE) / sharding.shards
 
 
 def _on_gpu(sharding: Sharding, count: StepCount, rates: Rates) -> tuple[float, float]:

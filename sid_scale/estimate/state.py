@@ -5,14 +5,14 @@ gradients are collected in, weights gathered for a while, temporaries of an opti
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from sid_scale.estimate.step import RunNetworks, StepCount
 from sid_scale.methods import GENERATOR
 from sid_scale.networks.denoiser import Denoiser
 from sid_scale.zero.frozen import trained_parameters
-from sid_scale.zero.settings import ADAM, FLOAT32, ITEMSIZE, DeepSpeedSettings
+from sid_scale.zero.settings import ADAM, FLOAT32, ITEMSIZE, DeepSpeedSettings, exact
 
 MARGIN = 0.1  # of everything: workspaces, fragmentation
 CUDA_CONTEXT = 1e9  # bytes; with NCCL's
@@ -26,7 +26,11 @@ ESTIMATES = ("buffers", "margin")
 
 @dataclass(frozen=True)
 class Sharding:
-    """How a run's networks are stored and shared out."""
+    """How a run's networks are stored and shared out.
+
+    Networks that stay whole in float32 (`Role.exact`) are stored in another way than the others:
+    they are `beside`, and numbers here are without them.
+    """
 
     parameters: Mapping[str, int]  # numbers that are trained in each network, by role
     tensors: int  # that these are
@@ -37,10 +41,20 @@ class Sharding:
     fixed: int  # bytes of networks that are not trained
     settings: DeepSpeedSettings
     ranks: int
+    beside: "Sharding | None" = None
 
     @classmethod
     def of(cls, networks: RunNetworks, settings: DeepSpeedSettings, ranks: int) -> "Sharding":
         """`networks` are those of `build_networks`."""
+        whole = {n: network for n, network in networks.trained.items() if n in networks.exact}
+        others = {n: network for n, network in networks.trained.items() if n not in whole}
+        sharding = cls._of(RunNetworks(others, networks.fixed), settings, ranks)
+        if not whole:
+            return sharding
+        return replace(sharding, beside=cls._of(RunNetworks(whole, {}), exact(settings), ranks))
+
+    @classmethod
+    def _of(cls, networks: RunNetworks, settings: DeepSpeedSettings, ranks: int) -> "Sharding":
         roles = networks.trained
         sizes = {name: [p.numel() for p in n.parameters()] for name, n in roles.items()}
         trained = {
@@ -70,6 +84,16 @@ class Sharding:
             settings=settings,
             ranks=ranks,
         )
+
+    @property
+    def parts(self) -> "tuple[Sharding, ...]":
+        """All that is stored in one way, and all that is stored in another."""
+        return (replace(self, beside=None), self.beside) if self.beside else (self,)
+
+    @property
+    def averaged(self) -> int:
+        """Parameters of which the run keeps an average."""
+        return self.parameters.get(GENERATOR, 0)
 
     @property
     def stage(self) -> int:
@@ -166,13 +190,22 @@ def gpu_memory(sharding: Sharding, count: StepCount, evaluation: float = 0.0) ->
 
 def state_bytes(sharding: Sharding) -> dict[str, float]:
     """Bytes on one GPU of what stays from one iteration to the next; gradients at their most."""
+    parts = [_state_bytes(part) for part in sharding.parts]
+    held = {kind: sum(part[kind] for part in parts) for kind in parts[0]}
+    # Below stage 3 gradients are given back at each network's step: there are one network's.
+    lasting = [p["gradients"] for s, p in zip(sharding.parts, parts, strict=True) if s.stage == 3]
+    given_back = [p["gradients"] for s, p in zip(sharding.parts, parts, strict=True) if s.stage < 3]
+    return {**held, "gradients": sum(lasting) + max(given_back, default=0.0)}
+
+
+def _state_bytes(sharding: Sharding) -> dict[str, float]:
     s = sharding
     on_host = s.offloads("optimizer")
     return {
         "weights": _weights(s) * s.weight_bytes,
         "gradients": _gradients(s) if s.settings.sums_on_gpu else 0.0,
         "optimizer": 0.0 if on_host else s.total * (FLOAT32 + ADAM) / s.shards,
-        "average": 0.0 if on_host else s.parameters[GENERATOR] * FLOAT32 / s.shards,
+        "average": 0.0 if on_host else s.averaged * FLOAT32 / s.shards,
         "fixed": float(s.fixed),
     }
 
@@ -199,6 +232,12 @@ def buffer_bytes(sharding: Sharding) -> float:
     flat copies that are reduced. Stage 3: a bucket of each engine, what is reduced, and gathered
     weights.
     """
+    parts = sharding.parts
+    lasting = sum(_buffer_bytes(s) for s in parts if s.stage == 3)
+    return lasting + max((_buffer_bytes(s) for s in parts if s.stage < 3), default=0.0)
+
+
+def _buffer_bytes(sharding: Sharding) -> float:
     s = sharding
     if not s.stage:
         return 0.0
@@ -227,6 +266,10 @@ def step_bytes(sharding: Sharding) -> float:
     Gradients are flattened in float32, unless they are that already; forward weights are made of
     the masters in a copy.
     """
+    return max(map(_step_bytes, sharding.parts))
+
+
+def _step_bytes(sharding: Sharding) -> float:
     s = sharding
     shard = s.largest * FLOAT32 / s.shards
     if s.offloads("optimizer"):

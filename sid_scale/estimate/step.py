@@ -43,6 +43,7 @@ class RunNetworks(NamedTuple):
 
     trained: dict[str, nn.Module]
     fixed: dict[str, nn.Module]
+    exact: frozenset[str] = frozenset()  # names of those that are trained as `Role.exact` says
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ class StepCount:
     work: PhaseWork
     # Most bytes alive at once, without weights and without gradients of weights.
     peak: Mapping[Phase, int]
-    gathered: float  # bytes of trained weights that forwards and backwards read, block by block
+    # Bytes of trained weights that forwards and backwards read, block by block; without those of
+    # networks that are whole on every rank.
+    gathered: float
 
     @property
     def total(self) -> Work:
@@ -166,7 +169,7 @@ def build_networks(
             checkpoint_activations(networks[name], "checkpoint" if how == "offload" else how)
         except BlocksError as error:
             raise BlocksError(f"activations.{name}: {error}") from error
-    return RunNetworks(trained, fixed)
+    return RunNetworks(trained, fixed, frozenset(r.name for r in method.roles() if r.exact))
 
 
 # --- one micro-batch -----------------------------------------------------------------------
@@ -243,7 +246,8 @@ def _watched(
             set_trained(network, name == update.role)
             network.train(name == update.role)
         for name, network in {**networks.trained, **networks.fixed}.items():
-            of_network = gathered if name in networks.trained else defaultdict(float)
+            is_sharded = name in networks.trained and name not in networks.exact
+            of_network = gathered if is_sharded else defaultdict(float)
             watch = _Watch(name, update.label, 1 / update.every, counter, of_network)
             for module in network.modules():
                 before = module.register_forward_pre_hook(watch.begin)

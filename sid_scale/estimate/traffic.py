@@ -1,29 +1,37 @@
 """What a run keeps on nodes and disks, and what its GPUs send: counted bytes."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from sid_scale.estimate.state import ADAM, FLOAT32, Sharding
 from sid_scale.estimate.step import StepCount
-from sid_scale.methods import GENERATOR
 
 
 def checkpoint_bytes(sharding: Sharding) -> float:
     """Size of a checkpoint: masters and Adam of every network, the generator's average."""
-    s = sharding
-    return float(s.total * (FLOAT32 + ADAM) + s.parameters[GENERATOR] * FLOAT32)
+    return sum(_trained_state(s) for s in sharding.parts)
+
+
+def _trained_state(s: Sharding) -> float:
+    return float(s.total * (FLOAT32 + ADAM) + s.averaged * FLOAT32)
 
 
 def host_bytes(sharding: Sharding, gpus_per_node: int, *, async_save: bool) -> dict[str, float]:
     """Bytes of a node's memory that the state takes while the run goes on."""
-    s = sharding
+    nodes = math.ceil(sharding.ranks / gpus_per_node)
+    host = {"checkpoint copy": checkpoint_bytes(sharding) / nodes if async_save else 0.0}
+    for s in sharding.parts:
+        for what, nbytes in _offloaded_bytes(s, gpus_per_node).items():
+            host[what] = host.get(what, 0.0) + nbytes
+    return host
+
+
+def _offloaded_bytes(sharding: Sharding, gpus_per_node: int) -> dict[str, float]:
+    s, host = sharding, {}
     share = min(gpus_per_node, s.ranks) / s.shards  # of the masters, on one node
-    offloaded = s.total * (FLOAT32 + ADAM) + s.parameters[GENERATOR] * FLOAT32
     gradients = s.total * (FLOAT32 if s.stage < 3 else s.gradient_bytes)
-    nodes = math.ceil(s.ranks / gpus_per_node)
-    host = {"checkpoint copy": checkpoint_bytes(s) / nodes if async_save else 0.0}
     if s.offloads("optimizer"):
-        host["optimizer, average"] = offloaded * share
+        host["optimizer, average"] = _trained_state(s) * share
         host["gradients"] = gradients * share
         if s.stage < 3:
             host["weights to send"] = s.total * s.weight_bytes * share
@@ -50,6 +58,11 @@ def communication(sharding: Sharding, count: StepCount, accumulation: int) -> Co
     Stage 3's gathers are counted module by module: at most so many, since DeepSpeed leaves out what
     it has kept from a moment before.
     """
+    parts = [_communication(s, count, accumulation) for s in sharding.parts]
+    return Communication(*map(sum, zip(*map(astuple, parts), strict=True)))
+
+
+def _communication(sharding: Sharding, count: StepCount, accumulation: int) -> Communication:
     s = sharding
     others = (s.ranks - 1) / s.ranks
     gradients, weights = s.total * s.sent_bytes, s.total * s.weight_bytes

@@ -15,6 +15,8 @@ METHODS = {
     "sid": ("SiD", "Score identity Distillation, from the teacher alone"),
     "sida": ("SiDA", "Score identity Distillation with an adversarial loss on real data"),
     "sid2a": ("SiD2A", "SiDA that starts from a generator which SiD had made"),
+    "gdd": ("GDD", "distillation by an adversarial loss on real data alone"),
+    "gdd_i": ("GDD-I", "GDD that leaves most of the teacher's convolutions as they are"),
 }
 FAMILIES = {"edm": "EDM", "edm2": "EDM2"}  # as people and papers call them
 PAPERS = {
@@ -23,8 +25,15 @@ PAPERS = {
     "DDO": "https://arxiv.org/abs/2503.01103",
     "SiD": "https://arxiv.org/abs/2404.04057",
     "SiDA": "https://arxiv.org/abs/2410.14919",
+    "GDD": "https://arxiv.org/abs/2405.20750",
 }
-METHOD_PAPERS = {"sid": ("SiD",), "sida": ("SiD", "SiDA"), "sid2a": ("SiD", "SiDA")}
+METHOD_PAPERS = {
+    "sid": ("SiD",),
+    "sida": ("SiD", "SiDA"),
+    "sid2a": ("SiD", "SiDA"),
+    "gdd": ("GDD",),
+    "gdd_i": ("GDD",),
+}
 LICENCES = {
     "apache-2.0": "Apache-2.0.",
     "cc-by-nc-sa-4.0": "CC BY-NC-SA 4.0: name the source, no commercial use, and what is derived "

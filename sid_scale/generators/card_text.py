@@ -82,6 +82,11 @@ def _facts(network: NetworkFolder) -> dict[str, Any]:
         "learning rate, generator": rates.get("generator"),
         "alpha": objective.get("alpha"),
         "half-life of the average, images": _thousands(group(settings, "ema").get("half_life")),
+        **_seen_through(provenance),
+        "noise level at which the teacher's encoder looked": objective.get("teacher_sigma"),
+        "weights left as they were": _listed(objective.get("freeze"))
+        if provenance.get("method") == "gdd_i"
+        else None,
         "steps": provenance.get("steps", 1),
         "first noise level": provenance.get("init_sigma"),
         "parameters": _thousands(parameter_count(architecture)),
@@ -89,6 +94,12 @@ def _facts(network: NetworkFolder) -> dict[str, Any]:
         f"{architecture.label_dim or 'no'} classes, codec {network.codec.get('kind')}",
     }
     return {name: value for name, value in known.items() if value is not None}
+
+
+def _seen_through(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The pretrained networks that the loss looked at images through, by what is said of each."""
+    digests = group(provenance, "files_sha256")
+    return {f"SHA-256 of the weights of feature network {name}": d for name, d in digests.items()}
 
 
 def _start(generator: Mapping[str, Any]) -> str | None:
@@ -135,12 +146,21 @@ def _licence(provenance: Mapping[str, Any], has_vae: bool) -> str:
                 f" (Known by its name, `{on_one_line(teacher_file(provenance))}`: "
                 f"{published.publisher} publishes the {published.project} weights so.)"
             )
+    if used := group(provenance, "files_sha256"):
+        text += (
+            " The loss looked at images through pretrained networks, which are not in this folder "
+            f"and have licences of their own: {on_one_line(', '.join(used))}."
+        )
     return text + (f" The VAE in `{VAE}/` has a licence of its own." if has_vae else "")
 
 
 def _table(rows: Mapping[str, Any]) -> str:
     body = [f"| {on_one_line(name)} | {on_one_line(value)} |" for name, value in rows.items()]
     return "\n".join(["| | |", "|---|---|", *body])
+
+
+def _listed(values: Any) -> str | None:
+    return ", ".join(map(str, values)) or None if isinstance(values, list | tuple) else None
 
 
 def _thousands(number: Any) -> str | None:

@@ -106,6 +106,7 @@ class Method(ABC):
     """See the module's docstring."""
 
     uses_teacher: bool = True  # whether the losses call the teacher; else it is not kept in memory
+    decodes: bool = False  # whether the losses look at decoded images
 
     @abstractmethod
     def roles(self) -> Sequence[Role]:

@@ -14,6 +14,7 @@ micro-batch on one rank, as there.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,9 +28,8 @@ from sid_scale.diffusion.noise import keyed_seed
 from sid_scale.errors import UsageError
 from sid_scale.methods import GENERATOR, TEACHER, Loss, Method, MicroBatch, Networks, Role, Update
 from sid_scale.methods.settings import GDDObjective
-from sid_scale.networks import Architecture
-from sid_scale.networks.discriminator import Discriminator, head_channels
-from sid_scale.networks.features import build_feature_network, load_feature_network
+from sid_scale.networks import Architecture, EncoderLevel, features
+from sid_scale.networks.discriminator import SMALLEST_MAP, Discriminator, head_channels
 from sid_scale.networks.features.projection import ProjectedFeatures, RandomProjection
 
 DISCRIMINATOR = "discriminator"
@@ -47,12 +47,13 @@ class GDD(Method):
     def __init__(self, config: RunConfig, teacher: Architecture):
         self.objective: GDDObjective = config.objective
         self.uses_teacher = self.objective.teacher_sigma is not None
+        self.decodes = bool(self.objective.feature_networks)
         self._config = config
-        self._levels = teacher.encoder_levels()
+        self._levels = _visible_levels(teacher)
         if self.uses_teacher and not self._levels:
             raise UsageError(
-                f"teacher {config.teacher} has no encoder whose features can be looked at: set "
-                "objective.teacher_sigma to null"
+                f"teacher {config.teacher} has no encoder whose features can be looked at, in maps "
+                f"of {SMALLEST_MAP} pixels or more: set objective.teacher_sigma to null"
             )
 
     def roles(self) -> Sequence[Role]:
@@ -94,9 +95,9 @@ class GDD(Method):
         for name, file in self.files().items():
             seed = keyed_seed(self._config.seed, name, 0)
             if device.type == "meta":
-                network = build_feature_network(name, seed)
+                network = features.build_feature_network(name, seed)
             else:
-                network = load_feature_network(name, file, seed, device)
+                network = features.load_feature_network(name, file, seed, device)
             networks[name] = ProjectedFeatures(network, self._projection(name, network.channels))
         if self.uses_teacher:
             channels = [level.channels for level in self._levels]
@@ -112,11 +113,7 @@ class GDD(Method):
 
     def _build_discriminator(self, architecture: Architecture) -> nn.Module:
         settings = self.objective.discriminator
-        with torch.device("meta"):
-            levels = {
-                name: len(build_feature_network(name, 0).channels)
-                for name in self.objective.feature_networks
-            }
+        levels = {name: len(features.channels(name)) for name in self.objective.feature_networks}
         if self.uses_teacher:
             levels[TEACHER] = len(self._levels)
         channels = {
@@ -159,10 +156,10 @@ class GDD(Method):
         self, images: Tensor, networks: Networks, batch: MicroBatch
     ) -> Callable[[Discriminator], Logits]:
         """What the discriminator's heads make of images: a function of the heads."""
-        features = self._features(networks, batch, images)
-        return lambda heads: heads.logits(features, batch.condition)
+        maps = self._maps(networks, batch, images)
+        return lambda heads: heads.logits(maps, batch.condition)
 
-    def _features(
+    def _maps(
         self, networks: Networks, batch: MicroBatch, images: Tensor
     ) -> dict[str, Sequence[Tensor]]:
         """Projected maps of features, by source."""
@@ -190,7 +187,8 @@ class GDD(Method):
         if side is None or side >= min(height, width):
             return images
         draw = batch.noise.of("crop").uniform(2)  # (N, 2)
-        top, left = (draw * draw.new_tensor([height - side + 1, width - side + 1])).long().T
+        top = (draw[:, 0] * (height - side + 1)).long()
+        left = (draw[:, 1] * (width - side + 1)).long()
         within = torch.arange(side, device=images.device)
         rows, columns = top[:, None] + within, left[:, None] + within  # (N, side)
         sample = torch.arange(len(images), device=images.device)[:, None, None, None]
@@ -208,8 +206,17 @@ class GDDI(GDD):
 
 
 def generator_architecture(teacher: Architecture) -> Architecture:
-    """The teacher's without an uncertainty head, its preconditioning shifted."""
-    return teacher.headless().shifted(SIGMA_MIN)
+    """The teacher's without an uncertainty head and augmentation labels, its preconditioning
+    shifted."""
+    generator = teacher.headless().shifted(SIGMA_MIN)
+    return replace(generator, augment_dim=0) if generator.augment_dim else generator
+
+
+def _visible_levels(teacher: Architecture) -> list[EncoderLevel]:
+    """Of the teacher's encoder: those whose maps are large enough for the heads, which all end at
+    the size of the deepest one."""
+    levels, side = teacher.encoder_levels(), min(teacher.sample_shape[1:])
+    return [level for depth, level in enumerate(levels) if side >> depth >= SMALLEST_MAP]
 
 
 def _images(networks: Networks, batch: MicroBatch) -> Tensor:

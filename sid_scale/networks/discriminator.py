@@ -21,6 +21,8 @@ T = TypeVar("T")
 
 CLASS_CHANNELS = 64  # of what a class is compared with
 SLOPE = 0.2  # of leaky ReLUs
+LAST = 4  # pixels, of a head's last convolution
+SMALLEST_MAP = LAST  # pixels, of the deepest map of features; what heads end at is as large
 
 
 class Head(nn.Module):
@@ -33,7 +35,7 @@ class Head(nn.Module):
     def __init__(self, channels: Sequence[int], classes: int, embedding: int):
         super().__init__()
         self.down = nn.Sequential(*map(_halving, channels[:-1], channels[1:]))
-        last = nn.Conv2d(channels[-1], CLASS_CHANNELS if classes else 1, 4, bias=False)
+        last = nn.Conv2d(channels[-1], CLASS_CHANNELS if classes else 1, LAST, bias=False)
         self.last = spectral_norm(last)
         if classes:
             self.embedding = nn.Embedding(classes, embedding)

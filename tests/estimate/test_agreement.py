@@ -8,6 +8,7 @@ import pytest
 import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
 
+from sid_scale.demo.prepare import CLASSIFIER
 from sid_scale.distill.build import Run, build_run
 from sid_scale.distill.meter import Meter
 from sid_scale.distill.step import apply
@@ -17,7 +18,7 @@ from sid_scale.estimate.roofline import kernels, sum_bytes, update_bytes
 from sid_scale.estimate.state import gathered_bytes, state_bytes
 from sid_scale.estimate.step import total
 from sid_scale.networks.folder import NetworkFolder, save_network
-from sid_scale.zero.fragments import local_fragments
+from sid_scale.zero.fragments import local_fragments, stage_of
 from tests.estimate.plans import BF16, FLOAT32_GRADIENTS
 from tests.networks.edm.published import ADM, DDPMPP, random_state
 from tests.ranks import joined, run_ranks
@@ -25,6 +26,14 @@ from tests.tiny import config, freezing_generator, prepare, write_deepspeed_json
 
 pytestmark = pytest.mark.distributed
 
+GDD = {
+    "warm_up": False,
+    "method": "gdd",
+    "objective.teacher_sigma": 0.3,
+    "objective.feature_networks.digits": CLASSIFIER,
+    "objective.discriminator.width": 8,
+}
+GDD_I = {**GDD, "method": "gdd_i"}
 SMALL_BUCKETS = {"reduce_bucket_size": 100_000, "stage3_param_persistence_threshold": 0}
 
 
@@ -41,26 +50,30 @@ def test_state_is_what_ranks_hold_at_every_stage(tmp_path: Path):
 
 def _compare_state(rank: int, folder: Path) -> None:
     here, frozen = joined(), ("convolutions", "skip")
-    for stage, more, freeze in (
-        (0, {}, ()),
-        (1, BF16, ()),
-        (2, {**BF16, **FLOAT32_GRADIENTS}, ()),
-        (3, {**BF16, **FLOAT32_GRADIENTS}, ()),
-        (2, {**BF16, **FLOAT32_GRADIENTS}, frozen),
-        (3, {**BF16, **FLOAT32_GRADIENTS}, frozen),
+    summed = {**BF16, **FLOAT32_GRADIENTS}
+    for stage, more, freeze, of_method in (
+        (0, {}, (), {}),
+        (1, BF16, (), {}),
+        (2, summed, (), {}),
+        (3, summed, (), {}),
+        (2, summed, frozen, {}),
+        (3, summed, frozen, {}),
+        (1, BF16, (), GDD),
+        (2, summed, (), GDD),
+        (3, summed, (), GDD_I),
     ):
         ds = write_deepspeed_json(folder / f"ds{rank}", stage, **more)
-        given = config(folder, deepspeed=ds, batch_size=16)
+        given = config(folder, deepspeed=ds, batch_size=16, **of_method)
         with freezing_generator(*freeze):
             plan = make_plan(given, 1, 2)
-            held = _held(build_run(given, here), stage)
+            held = _held(build_run(given, here))
         expected = state_bytes(plan.sharding)
         assert {k: v / expected[k] for k, v in held.items()} == pytest.approx(
             dict.fromkeys(held, 1.0), abs=0.02
-        ), stage
+        ), (stage, of_method)
 
 
-def _held(run: Run, stage: int) -> dict[str, int]:
+def _held(run: Run) -> dict[str, int]:
     """Bytes by kind after an iteration; weights and gradients at their most before a step."""
     gradients, weights = [], []
     engines = [network.engine for network in run.networks.values()]
@@ -68,8 +81,8 @@ def _held(run: Run, stage: int) -> dict[str, int]:
     for network in run.networks.values():
 
         def step(network=network, original=network.step):
-            gradients.append(_gradients(engines, stage))
-            weights.append(nbytes([p.ds_tensor for p in parameters] if stage == 3 else []))
+            gradients.append(sum(_gradients(engine) for engine in engines))
+            weights.append(nbytes([p.ds_tensor for p in parameters if hasattr(p, "ds_tensor")]))
             weights[-1] += nbytes(parameters)
             return original()
 
@@ -92,13 +105,14 @@ def _held(run: Run, stage: int) -> dict[str, int]:
     }
 
 
-def _gradients(engines: list[DeepSpeedEngine], stage: int) -> int:
-    """Of `engines`, between two micro-batches."""
+def _gradients(engine: DeepSpeedEngine) -> int:
+    """Between two micro-batches."""
+    stage = stage_of(engine)
     if stage == 3:
-        return nbytes([engine.optimizer.grad_partitions_flat_buffer for engine in engines])
-    found = [p.grad for engine in engines for p in engine.module.parameters()]
-    found += [f.flat.grad for engine in engines for f in local_fragments(engine)]
-    for engine in engines if stage else []:
+        return nbytes([engine.optimizer.grad_partitions_flat_buffer])
+    found = [p.grad for p in engine.module.parameters()]
+    found += [f.flat.grad for f in local_fragments(engine)]
+    if stage:
         for kept in (engine.optimizer.averaged_gradients, engine.optimizer.all_grad_tensors):
             found += [t for of_group in kept.values() for t in of_group or []]
     return nbytes([t for t in found if t is not None])
