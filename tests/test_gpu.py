@@ -33,7 +33,7 @@ from tests.gpus import (
 )
 from tests.launches import start, wait_for, write_slow_run
 from tests.ranks import free_port, run_joined
-from tests.tiny import config, prepare, settings
+from tests.tiny import config, freezing_generator, prepare, settings
 
 pytestmark = on_gpu
 
@@ -78,6 +78,28 @@ def _every_stage(ranks: Ranks, folder: Path, method: dict[str, Any]) -> None:
     for stage in (0, 1, 2, 3):
         run = {"deepspeed": bfloat16(folder / "bf16", stage), **method}
         assert_alike(trained(ranks, folder, f"run{stage}", **run), expected, tolerance=0.05)
+
+
+@pytest.mark.parametrize("gpus", ONE_AND_TWO)
+def test_frozen_weights_stay_and_the_others_train_alike(tmp_path: Path, gpus: int):
+    prepare(tmp_path)
+    for stage in (0, 1, 2, 3):
+        bfloat16(tmp_path / "bf16", stage)
+    run_joined(gpus, _frozen, tmp_path)
+    teacher = load_network(tmp_path / "teacher").state
+    for stage in (0, 1, 2, 3):
+        for name, weight in load_network(tmp_path / f"run{stage}" / "generator").state.items():
+            is_frozen = ".conv_res" in name or ".attn_proj" in name
+            if name.endswith((".weight", "_gain")):
+                assert torch.equal(weight, teacher[name]) == is_frozen, (stage, name)
+
+
+def _frozen(ranks: Ranks, folder: Path) -> None:
+    with freezing_generator("convolutions"):
+        expected = trained(ranks, folder, "exact", deepspeed=folder / "stage0.json")
+        for stage in (0, 1, 2, 3):
+            run = {"deepspeed": folder / "bf16" / f"stage{stage}.json"}
+            assert_alike(trained(ranks, folder, f"run{stage}", **run), expected, tolerance=0.05)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ if TYPE_CHECKING:
 
 HEAD = ("preset", "data set", "parameters", "method", "batch", "images", "FID", "teacher")
 NOTES = """
-FID: one step, no guidance, as reported (arXiv 2404.04057, 2410.14919, github.com/mingyuanzhou/SiD).
-The papers give one figure for SiDA and SiD2A and do not say which of the two it is (*).
+FID: one step, no guidance, as reported (arXiv 2404.04057, 2410.14919, github.com/mingyuanzhou/SiD;
+of GDD github.com/Zyriix/GDD). The papers give one figure for SiDA and SiD2A and do not say which of
+the two it is, and one for GDD and GDD-I, of GDD on AFHQv2 and of GDD-I on the others (*).
 teacher: a network folder of this name, made with `sid-scale import` of NVIDIA's file of the same
 name (.pkl), for EDM2 a posthoc reconstruction."""
 

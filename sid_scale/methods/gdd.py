@@ -28,9 +28,8 @@ from sid_scale.diffusion.noise import keyed_seed
 from sid_scale.errors import UsageError
 from sid_scale.methods import GENERATOR, TEACHER, Loss, Method, MicroBatch, Networks, Role, Update
 from sid_scale.methods.settings import GDDObjective
-from sid_scale.networks import Architecture, EncoderLevel
+from sid_scale.networks import Architecture, EncoderLevel, features
 from sid_scale.networks.discriminator import SMALLEST_MAP, Discriminator, head_channels
-from sid_scale.networks.features import build_feature_network, load_feature_network
 from sid_scale.networks.features.projection import ProjectedFeatures, RandomProjection
 
 DISCRIMINATOR = "discriminator"
@@ -96,9 +95,9 @@ class GDD(Method):
         for name, file in self.files().items():
             seed = keyed_seed(self._config.seed, name, 0)
             if device.type == "meta":
-                network = build_feature_network(name, seed)
+                network = features.build_feature_network(name, seed)
             else:
-                network = load_feature_network(name, file, seed, device)
+                network = features.load_feature_network(name, file, seed, device)
             networks[name] = ProjectedFeatures(network, self._projection(name, network.channels))
         if self.uses_teacher:
             channels = [level.channels for level in self._levels]
@@ -114,11 +113,7 @@ class GDD(Method):
 
     def _build_discriminator(self, architecture: Architecture) -> nn.Module:
         settings = self.objective.discriminator
-        with torch.device("meta"):
-            levels = {
-                name: len(build_feature_network(name, 0).channels)
-                for name in self.objective.feature_networks
-            }
+        levels = {name: len(features.channels(name)) for name in self.objective.feature_networks}
         if self.uses_teacher:
             levels[TEACHER] = len(self._levels)
         channels = {
@@ -161,10 +156,10 @@ class GDD(Method):
         self, images: Tensor, networks: Networks, batch: MicroBatch
     ) -> Callable[[Discriminator], Logits]:
         """What the discriminator's heads make of images: a function of the heads."""
-        features = self._features(networks, batch, images)
-        return lambda heads: heads.logits(features, batch.condition)
+        maps = self._maps(networks, batch, images)
+        return lambda heads: heads.logits(maps, batch.condition)
 
-    def _features(
+    def _maps(
         self, networks: Networks, batch: MicroBatch, images: Tensor
     ) -> dict[str, Sequence[Tensor]]:
         """Projected maps of features, by source."""
@@ -192,7 +187,8 @@ class GDD(Method):
         if side is None or side >= min(height, width):
             return images
         draw = batch.noise.of("crop").uniform(2)  # (N, 2)
-        top, left = (draw * draw.new_tensor([height - side + 1, width - side + 1])).long().T
+        top = (draw[:, 0] * (height - side + 1)).long()
+        left = (draw[:, 1] * (width - side + 1)).long()
         within = torch.arange(side, device=images.device)
         rows, columns = top[:, None] + within, left[:, None] + within  # (N, side)
         sample = torch.arange(len(images), device=images.device)[:, None, None, None]

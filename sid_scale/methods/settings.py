@@ -24,6 +24,8 @@ from sid_scale.config.fields import (
 )
 from sid_scale.config.parse import ConfigError
 
+FROZEN = ("convolutions",)  # what GDD-I leaves as it is in the published runs
+
 
 @dataclass(frozen=True, config=SETTINGS)
 class FakeScoreSettings:
@@ -123,7 +125,7 @@ class DiscriminatorSettings:
 
 @dataclass(frozen=True, config=SETTINGS)
 class GDDObjective:
-    """The losses of GDD; defaults are those of the published runs."""
+    """The losses of GDD and GDD-I; defaults are those of the published runs."""
 
     feature_networks: dict[str, Location] = dataclasses.field(default_factory=dict)
     """pretrained networks that look at images, by name (vgg16_bn, tf_efficientnet_lite0,
@@ -141,6 +143,9 @@ class GDDObjective:
     """weight of R1, the squared gradient of the discriminator at real images; 0: no R1"""
     r1_interval: Positive = 16
     """iterations from one update with R1 to the next"""
+    freeze: Texts = FROZEN
+    """of gdd_i: groups of the generator's weights that stay as they are, convolutions (in the
+    blocks: convolutions and projections), qkv, skip; or patterns of their names"""
     discriminator: DiscriminatorSettings = dataclasses.field(default_factory=DiscriminatorSettings)
 
     def check(self, config: Any) -> None:
@@ -156,6 +161,10 @@ class GDDObjective:
                 f"method {config.method} has nothing to look at images with: name a safetensors "
                 "file under objective.feature_networks, or set objective.teacher_sigma"
             )
+        if config.method == "gdd" and self.freeze != FROZEN:
+            raise ConfigError("objective.freeze is a setting of gdd_i; gdd trains all weights")
+        if not self.freeze:
+            raise ConfigError("objective.freeze is empty: name groups of weights, or use gdd")
         if self.teacher_sigma is not None and self.r1_gamma:
             self._check_second_derivative(config)
 
@@ -188,28 +197,13 @@ class GDDObjective:
         }
 
 
-@dataclass(frozen=True, config=SETTINGS)
-class GDDIObjective(GDDObjective):
-    """The losses of GDD, and what of the generator stays the teacher's."""
-
-    freeze: Texts = ("convolutions",)
-    """groups of its weights that stay as they are: convolutions (in the blocks: convolutions and
-    projections), qkv, skip; or patterns of their names"""
-
-    def check(self, config: Any) -> None:
-        """Raises ConfigError for a run that contradicts its method."""
-        super().check(config)
-        if not self.freeze:
-            raise ConfigError("objective.freeze is empty: name groups of weights, or use gdd")
-
-
 # Method -> dataclass of its group of settings.
 OBJECTIVES: dict[str, type] = {
     "sid": SiDObjective,
     "sida": SiDObjective,
     "sid2a": SiDObjective,
     "gdd": GDDObjective,
-    "gdd_i": GDDIObjective,
+    "gdd_i": GDDObjective,
 }
 
 

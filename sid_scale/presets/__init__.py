@@ -12,31 +12,33 @@ from sid_scale.networks import parameter_count
 from sid_scale.networks.folder import CheckpointError, read_description
 from sid_scale.networks.teachers import published_architecture
 
-METHODS = ("sid", "sida", "sid2a")  # in the order of the list
+METHODS = ("sid", "sida", "sid2a", "gdd", "gdd-i")  # in the order of the list
 
 
 @dataclass(frozen=True)
 class Published:
-    """Runs of one teacher: the preset's name without the method, and FIDs in one step, unguided.
+    """Runs on one data set: the preset's name without the method, and FIDs in one step, unguided.
 
     The abstract of arXiv 2410.14919 (v4) and the README of github.com/mingyuanzhou/SiD, branch
     sida, give one figure for "SiDA", which there stands for SiDA and SiD2A together; neither says
-    which of the two it is.
+    which of the two it is. The README of github.com/Zyriix/GDD has one figure for GDD and GDD-I: of
+    GDD on AFHQv2, of GDD-I on the others.
     """
 
     runs: str
     data_set: str
     sid: float | None  # README of the same repository, branch main; None: not told
     sida: float
+    gdd: float | None = None
 
 
 IMAGENET_512 = "ImageNet 512x512"
 PUBLISHED = (
-    Published("edm-cifar10-uncond", "CIFAR-10", 1.923, 1.499),
+    Published("edm-cifar10-uncond", "CIFAR-10", 1.923, 1.499, 1.56),
     Published("edm-cifar10-cond", "CIFAR-10, classes", 1.710, 1.396),
-    Published("edm-ffhq64", "FFHQ 64x64", 1.550, 1.040),
-    Published("edm-afhqv2", "AFHQv2 64x64", 1.628, 1.276),
-    Published("edm-imagenet64", "ImageNet 64x64", 1.524, 1.110),
+    Published("edm-ffhq64", "FFHQ 64x64", 1.550, 1.040, 0.83),
+    Published("edm-afhqv2", "AFHQv2 64x64", 1.628, 1.276, 1.24),
+    Published("edm-imagenet64", "ImageNet 64x64", 1.524, 1.110, 1.13),
     Published("edm2-img512-xs", IMAGENET_512, None, 2.156),
     Published("edm2-img512-s", IMAGENET_512, None, 1.669),
     Published("edm2-img512-m", IMAGENET_512, None, 1.488),
@@ -71,10 +73,10 @@ def presets() -> Iterator[Preset]:
 
 def _preset(name: str) -> Preset:
     config = load_config(name)
-    published = BY_RUNS.get(name.rpartition("-")[0])
-    fid = None
-    if published:
-        fid = published.sid if config.method == "sid" else published.sida
+    runs = name.removesuffix("-" + config.method.replace("_", "-"))
+    published = BY_RUNS.get(runs)
+    of_method = {"sid": "sid", "gdd": "gdd", "gdd_i": "gdd"}.get(config.method, "sida")
+    fid = getattr(published, of_method) if published else None
     return Preset(
         name,
         published.data_set if published else None,

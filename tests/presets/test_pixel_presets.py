@@ -53,7 +53,8 @@ PUBLISHED = {
 
 
 def test_there_is_one_for_every_data_set_and_method():
-    expected = {f"edm-{data}-{method}" for data in PUBLISHED for method in METHODS}
+    methods = (*METHODS, "gdd", "gdd-i")
+    expected = {f"edm-{data}-{method}" for data in PUBLISHED for method in methods}
     assert {name for name in preset_names() if name.startswith("edm-")} == expected
 
 

@@ -45,7 +45,8 @@ def roles_of(updates: Iterator[Update]) -> list[str]:
 
 
 def test_there_is_one_for_every_size_and_method():
-    expected = {f"edm2-img512-{size}-{method}" for size in SIZES for method in METHODS}
+    methods = (*METHODS, "gdd", "gdd-i")
+    expected = {f"edm2-img512-{size}-{method}" for size in SIZES for method in methods}
     assert {name for name in preset_names() if name.startswith("edm2-")} == expected
 
 
@@ -105,7 +106,7 @@ def test_what_a_preset_names_is_there_or_made_by_another(size: str):
 def test_the_list_tells_what_is_known_of_each():
     rows = {row.name: row for row in presets()}
     assert list(rows)[:3] == [f"edm-cifar10-uncond-{method}" for method in METHODS]
-    assert list(rows)[15:18] == [f"edm2-img512-xs-{method}" for method in METHODS]
+    assert list(rows)[25:28] == [f"edm2-img512-xs-{method}" for method in METHODS]
     assert set(rows) == set(preset_names())
     largest = rows["edm2-img512-xxl-sid2a"]
     assert (largest.data_set, round(largest.parameters)) == ("ImageNet 512x512", 1523)
@@ -118,8 +119,9 @@ def test_the_list_tells_what_is_known_of_each():
     assert digits.parameters is not None
     assert 0.1 < digits.parameters < 5
     for name, row in rows.items():  # what no source tells is not made up
-        of_latents = name.startswith("edm2-") and row.method == "sid"
-        assert (row.reported_fid is None) == (name.startswith("digits") or of_latents)
+        of_latents = name.startswith("edm2-") and row.method in ("sid", "gdd", "gdd_i")
+        untold = of_latents or name.startswith(("digits", "edm-cifar10-cond-gdd"))
+        assert (row.reported_fid is None) == untold
     smallest = rows["edm-cifar10-cond-sid"]
     assert (smallest.data_set, smallest.reported_fid) == ("CIFAR-10, classes", 1.71)
     assert round(smallest.parameters, 2) == 55.74
@@ -134,6 +136,7 @@ def test_the_command_prints_the_list_with_dashes_for_what_is_not_known(capsys):
     assert set(fid) == set(preset_names())
     assert fid["edm2-img512-m-sida"][-2:] == ["1.488*", "edm2-img512-m-2147483-0.100"]
     assert fid["edm2-img512-m-sid"][-2] == "-"
+    assert fid["edm-ffhq64-gdd-i"][-2:] == ["0.830*", "edm-ffhq-64x64-uncond-ve"]
     assert fid["edm-ffhq64-sid"][-2:] == ["1.550", "edm-ffhq-64x64-uncond-vp"]
     assert head.split()[-2:] == ["FID", "teacher"]
 

@@ -32,7 +32,7 @@ class FeatureNetwork(nn.Module):
     """
 
     source: ClassVar[str]  # where a file of its weights comes from, and their licence
-    channels: tuple[int, ...]  # of the maps
+    channels: ClassVar[tuple[int, ...]]  # of the maps
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Maps of features, (N, c_i, h_i, w_i), the shallowest first.
@@ -74,6 +74,15 @@ def source(name: str) -> str:
         FeatureNetworkError: there is no network of this name.
     """
     return _class(name).source
+
+
+def channels(name: str) -> tuple[int, ...]:
+    """Channels of the network's maps, the shallowest first.
+
+    Raises:
+        FeatureNetworkError: there is no network of this name.
+    """
+    return _class(name).channels
 
 
 def build_feature_network(name: str, seed: int) -> FeatureNetwork:

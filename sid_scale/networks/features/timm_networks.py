@@ -1,7 +1,6 @@
 """The feature networks of projected discriminators, built by `timm`.
 
-All take images of 224 pixels: others are resized after their normalisation. Attention is not
-fused: fused kernels have no second derivative, which the penalty R1 needs.
+All take images of 224 pixels: others are resized after their normalisation.
 """
 
 from __future__ import annotations
@@ -121,8 +120,6 @@ class DeiTBase(TimmFeatures):
         )
         super().__init__(*IMAGENET)
         self.pyramid = nn.ModuleList(nn.Sequential(*pair) for pair in zip(to_channels, resample))
-        for block in self.backbone.blocks:
-            block.attn.fused_attn = False
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         tokens = super().forward(images)  # each (N, 768, 14, 14)
