@@ -31,7 +31,10 @@ def page() -> str:
     for method, objective in OBJECTIVES.items():
         methods.setdefault(objective, []).append(method)
     for objective, names in methods.items():
-        parts += [f"## `objective` of {', '.join(names)}\n", _table(objective, "objective.")]
+        parts.append(f"## `objective` of {', '.join(names)}\n")
+        if (base := objective.__base__) in methods:
+            parts.append(f"That of {', '.join(methods[base])}, and:\n")
+        parts.append(_table(objective, "objective."))
     return "\n".join(parts)
 
 
@@ -42,8 +45,12 @@ def _table(group: type, prefix: str) -> str:
 
 
 def _rows(group: Any, prefix: str) -> Iterator[tuple[str, str, str, str]]:
+    """Of the settings of a group, without those of the group that it adds to."""
     hints = typing.get_type_hints(group, include_extras=True)
+    inherited = getattr(group.__base__, "__pydantic_fields__", {})
     for name, field in group.__pydantic_fields__.items():
+        if name in inherited:
+            continue
         if dataclasses.is_dataclass(hints[name]):
             yield from _rows(hints[name], f"{prefix}{name}.")
             continue

@@ -84,9 +84,7 @@ def _facts(network: NetworkFolder) -> dict[str, Any]:
         "half-life of the average, images": _thousands(group(settings, "ema").get("half_life")),
         **_seen_through(provenance),
         "noise level at which the teacher's encoder looked": objective.get("teacher_sigma"),
-        "weights left as they were": _listed(objective.get("freeze"))
-        if provenance.get("method") == "gdd_i"
-        else None,
+        "weights left as they were": _listed(objective.get("freeze")),
         "steps": provenance.get("steps", 1),
         "first noise level": provenance.get("init_sigma"),
         "parameters": _thousands(parameter_count(architecture)),

@@ -55,6 +55,12 @@ class GDD(Method):
                 f"teacher {config.teacher} has no encoder whose features can be looked at, in maps "
                 f"of {SMALLEST_MAP} pixels or more: set objective.teacher_sigma to null"
             )
+        crop, side = self.objective.decoded_crop, min(teacher.sample_shape[1:])
+        if crop is not None and crop > side:
+            raise UsageError(
+                f"objective.decoded_crop {crop} is more than the {side} of teacher "
+                f"{config.teacher}: use {side} at most, or null for whole ones"
+            )
 
     def roles(self) -> Sequence[Role]:
         interval = self.objective.r1_interval
@@ -184,7 +190,7 @@ class GDD(Method):
     def _cropped(self, images: Tensor, batch: MicroBatch) -> Tensor:
         """The same random crop of generated and of real images, sample by sample."""
         side, (_, height, width) = self.objective.decoded_crop, batch.shape
-        if side is None or side >= min(height, width):
+        if side is None:
             return images
         draw = batch.noise.of("crop").uniform(2)  # (N, 2)
         top = (draw[:, 0] * (height - side + 1)).long()

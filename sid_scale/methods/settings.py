@@ -24,8 +24,6 @@ from sid_scale.config.fields import (
 )
 from sid_scale.config.parse import ConfigError
 
-FROZEN = ("convolutions",)  # what GDD-I leaves as it is in the published runs
-
 
 @dataclass(frozen=True, config=SETTINGS)
 class FakeScoreSettings:
@@ -125,7 +123,7 @@ class DiscriminatorSettings:
 
 @dataclass(frozen=True, config=SETTINGS)
 class GDDObjective:
-    """The losses of GDD and GDD-I; defaults are those of the published runs."""
+    """The losses of GDD; defaults are those of the published runs."""
 
     feature_networks: dict[str, Location] = dataclasses.field(default_factory=dict)
     """pretrained networks that look at images, by name (vgg16_bn, tf_efficientnet_lite0,
@@ -133,7 +131,8 @@ class GDDObjective:
     teacher_sigma: PositiveNumber | None = None
     """noise level at which the frozen teacher's encoder is one more of them; null: it is none"""
     decoded_crop: Positive | None = None
-    """side of the random crops of latents that are decoded; null: whole latents"""
+    """side of the random crops of latents (of pixel teachers: of images) that feature networks look
+    at; null: whole ones"""
     loss: Literal["non_saturating", "hinge"] = "non_saturating"
     """the adversarial loss"""
     summed_images: PositiveNumber = 64
@@ -143,9 +142,6 @@ class GDDObjective:
     """weight of R1, the squared gradient of the discriminator at real images; 0: no R1"""
     r1_interval: Positive = 16
     """iterations from one update with R1 to the next"""
-    freeze: Texts = FROZEN
-    """of gdd_i: groups of the generator's weights that stay as they are, convolutions (in the
-    blocks: convolutions and projections), qkv, skip; or patterns of their names"""
     discriminator: DiscriminatorSettings = dataclasses.field(default_factory=DiscriminatorSettings)
 
     def check(self, config: Any) -> None:
@@ -161,10 +157,11 @@ class GDDObjective:
                 f"method {config.method} has nothing to look at images with: name a safetensors "
                 "file under objective.feature_networks, or set objective.teacher_sigma"
             )
-        if config.method == "gdd" and self.freeze != FROZEN:
-            raise ConfigError("objective.freeze is a setting of gdd_i; gdd trains all weights")
-        if not self.freeze:
-            raise ConfigError("objective.freeze is empty: name groups of weights, or use gdd")
+        if self.decoded_crop is not None and not self.feature_networks:
+            raise ConfigError(
+                "objective.decoded_crop is of images that objective.feature_networks look at, and "
+                "there are none: use null"
+            )
         if self.teacher_sigma is not None and self.r1_gamma:
             self._check_second_derivative(config)
 
@@ -197,13 +194,28 @@ class GDDObjective:
         }
 
 
+@dataclass(frozen=True, config=SETTINGS)
+class GDDIObjective(GDDObjective):
+    """Those of GDD-I, and what it leaves as it is."""
+
+    freeze: Texts = ("convolutions",)
+    """groups of the generator's weights that stay as they are, convolutions (in the blocks:
+    convolutions and projections), qkv, skip; or patterns of their names"""
+
+    def check(self, config: Any) -> None:
+        """As in GDD."""
+        super().check(config)
+        if not self.freeze:
+            raise ConfigError("objective.freeze is empty: name groups of weights, or use gdd")
+
+
 # Method -> dataclass of its group of settings.
 OBJECTIVES: dict[str, type] = {
     "sid": SiDObjective,
     "sida": SiDObjective,
     "sid2a": SiDObjective,
     "gdd": GDDObjective,
-    "gdd_i": GDDObjective,
+    "gdd_i": GDDIObjective,
 }
 
 

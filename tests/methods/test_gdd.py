@@ -26,7 +26,7 @@ from sid_scale.methods.gdd import (
     generator_loss,
     r1_penalty,
 )
-from sid_scale.methods.settings import DiscriminatorSettings, GDDObjective
+from sid_scale.methods.settings import DiscriminatorSettings, GDDIObjective, GDDObjective
 from sid_scale.networks.denoiser import preconditioning
 from sid_scale.networks.discriminator import Discriminator
 from sid_scale.networks.features import FeatureNetwork
@@ -151,7 +151,8 @@ def _iterations(v: Vectors, ds_json: Path) -> None:
 def _method(v: Vectors) -> GDD:
     s = v.settings
     assert s["r1_interval"] / (s["r1_interval"] + 1) * s["dlr"] == pytest.approx(s["lr_disc"])
-    objective = GDDObjective(
+    method, kind = (GDDI, GDDIObjective) if s["freeze_layer"] else (GDD, GDDObjective)
+    objective = kind(
         feature_networks=dict.fromkeys(SOURCES, "stand-in"),
         summed_images=s["batch"],
         r1_gamma=s["r1_gamma"],
@@ -165,7 +166,7 @@ def _method(v: Vectors) -> GDD:
         learning_rate=SimpleNamespace(generator=s["lr"]),
         adam=SimpleNamespace(betas=tuple(map(float, s["betas_gen"])), generator_betas=None),
     )
-    return (GDDI if s["freeze_layer"] else GDD)(config, v.config)
+    return method(config, v.config)
 
 
 def _trained(v: Vectors, method: GDD, ds_json: Path) -> dict[str, ShardedNetwork]:
