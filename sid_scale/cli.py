@@ -20,7 +20,7 @@ INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
 # Name -> (module, what it does), in the order of a run's life.
 COMMANDS = {
-    "presets": ("sid_scale.commands.presets", "list the published runs"),
+    "presets": ("sid_scale.commands.presets", "list the runs that come as presets"),
     "import": ("sid_scale.commands.import_", "make a network folder of a published network"),
     "shards": ("sid_scale.commands.shards", "pack latents or images into shards"),
     "encode": ("sid_scale.commands.encode", "encode images with a VAE into shards of latents"),

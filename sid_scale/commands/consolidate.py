@@ -5,7 +5,7 @@ a login node: no GPU, no ranks, memory for little more than the largest tensor.
 
     generator_ema   the averaged generator: what the run evaluates and publishes
     generator       the generator's weights of the moment
-    ROLE            another network that the method trains
+    ROLE            another copy of the teacher that the method trains, such as fake_score
     all             all of them, as OUT_DIR/generator_ema, OUT_DIR/generator, ...
 
 A checkpoint does not hold weights that stayed frozen. They are read from the folder that the run

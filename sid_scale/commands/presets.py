@@ -1,4 +1,4 @@
-"""The published runs that come as presets: `sid-scale presets`."""
+"""The runs that come as presets, with what is published of each: `sid-scale presets`."""
 
 import argparse
 from typing import TYPE_CHECKING

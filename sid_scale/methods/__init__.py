@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from sid_scale.networks import Architecture
 
 GENERATOR = "generator"  # the role that every method has: what the run averages and publishes
-TEACHER = "teacher"  # the frozen network that every loss can call
+TEACHER = "teacher"  # the frozen network; see `Method.uses_teacher`
 
 # Name -> network: every role's, the teacher and what else is fixed. Only the one in training gets
 # gradients.

@@ -9,8 +9,9 @@ discriminator's with R1 alone (lazy regularisation, arXiv 1912.04958, Sec. 4).
 
 Departures from the published code: the fixed random projections are the same on all ranks, a
 function of the run's seed (there each rank has its own); each update draws its own real images
-(there all of an iteration share one batch). Batch normalisation takes its statistics of one
-micro-batch on one rank, as there.
+(there all of an iteration share one batch); embeddings of classes begin at random (there at
+ImageNet features of each class). Batch normalisation takes its statistics of one micro-batch on one
+rank, as there.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
