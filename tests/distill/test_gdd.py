@@ -70,7 +70,7 @@ def settings(folder: Path, name: str, **more: Any) -> dict[str, Any]:
     given = {"warm_up": False, **SMALL, **of_case}
     given |= {"objective.r1_interval": 3 if stop == 16 else 2, "deepspeed": f"stage{stage}.json"}
     given |= {"total_images": TOTAL, "checkpoint.every_images": stop, "batch_size": 8}
-    given |= {"log.samples_every_images": 0}
+    given |= {"log.samples_every_images": 0, "checkpoint.keep": 3}
     if name in ("decoded", "latents"):
         given |= {"teacher": TEACHER, "data": "digits"}
     for key in ("teacher", "data", "deepspeed"):
