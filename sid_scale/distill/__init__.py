@@ -3,7 +3,8 @@
     loop.py            the whole run, top to bottom
     step.py            one optimizer step of any role
     ahead.py           micro-batches and their noise, read and drawn one ahead
-    build.py           from a config to networks, streams and codec
+    build.py           from a config to networks, streams and codec;  inputs.py  compares its files
+    blocks.py          recomputation and compilation;  frozen.py  weights that stay as they are
     checkpointing.py   restoring and writing checkpoints;  resume.py  finding the one to go on from
     outputs.py         sample grids, generators as folders;  provenance.py  what they descend from
     telemetry.py       progress bar, metrics.jsonl, TensorBoard;  meter.py  means over ranks

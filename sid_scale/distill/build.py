@@ -9,22 +9,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from sid_scale.codecs import Codec, CodecError, IdentityCodec, differing_key, open_codec
+from sid_scale.codecs import Codec, open_codec
 from sid_scale.config.parse import ConfigError
 from sid_scale.config.run import RunConfig
 from sid_scale.data.labels import LabelStream, label_histogram
-from sid_scale.data.remote import RetryPolicy
-from sid_scale.data.shards import ShardIndex, read_index
 from sid_scale.data.stream import SampleStream
 from sid_scale.diffusion.noise import keyed_seed
 from sid_scale.distill.ahead import ReadAhead
 from sid_scale.distill.blocks import check_blocks, prepare_blocks
 from sid_scale.distill.frozen import Frozen, frozen_names, frozen_of
+from sid_scale.distill.inputs import check_data, check_start, load_start
 from sid_scale.distill.provenance import compatibility_of, provenance_of
 from sid_scale.methods import GENERATOR, TEACHER, Method, Role, build_method
 from sid_scale.networks import Architecture
 from sid_scale.networks.denoiser import Denoiser
-from sid_scale.networks.folder import CheckpointError, NetworkFolder, load_network
+from sid_scale.networks.folder import NetworkFolder
 from sid_scale.ranks import Ranks
 from sid_scale.zero.checkpoint import TrainingState
 from sid_scale.zero.ema import ShardedEMA
@@ -151,13 +150,13 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     # Files, compared with each other.
     accumulation = config.accumulation(ranks.world_size)
     settings = settings_of(config, accumulation)
-    source = _load("teacher", config.teacher)
+    source = load_start("teacher", config.teacher)
     start = source
     if config.generator_init is not None:
-        start = _load("generator_init", config.generator_init)
+        start = load_start("generator_init", config.generator_init)
     method = build_method(config, source.architecture)
     roles = {role.name: role for role in method.roles()}
-    _check_start(config, roles[GENERATOR], source, start)
+    check_start(config, roles[GENERATOR], source, start)
     if config.data is None and any(role.reads_real for role in roles.values()):
         raise ConfigError(f"method {config.method} learns from real data: set data")
     check_blocks(config, method, source.architecture, ranks.device)
@@ -165,7 +164,7 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     codec = open_codec(source.codec, beside=config.teacher)
     if config.log.samples_every_images or method.decodes:
         codec.check()
-    index = _check_data(config, source, codec)
+    index = check_data(config, source, codec)
     fixed = dict(method.fixed_networks(ranks.device))
     provenance = provenance_of(config, source, start, method.files())
     frozen = frozen_of(config, names, source, start, provenance["teacher_sha256"])
@@ -240,63 +239,3 @@ def _build(
         forced_norm=role.forced_norm,
         clip_value=role.clip_value,
     )
-
-
-def _load(setting: str, folder: str) -> NetworkFolder:
-    """The network folder that a setting names."""
-    try:
-        return load_network(folder)
-    except CheckpointError as error:
-        raise CheckpointError(f"{setting}: {error}") from error
-
-
-def _check_start(
-    config: RunConfig, generator: Role, teacher: NetworkFolder, start: NetworkFolder
-) -> None:
-    """Compares the network that the generator starts from with the teacher."""
-
-    def wanted(folder: NetworkFolder) -> Architecture:
-        return replace(generator.architecture(folder.architecture), dropout=0.0)
-
-    if wanted(teacher) != wanted(start):
-        raise CheckpointError(
-            f"generator_init {config.generator_init} has another architecture than teacher "
-            f"{config.teacher}: {wanted(start)} and {wanted(teacher)}"
-        )
-    for key, value in {"init_sigma": config.init_sigma, "steps": config.steps}.items():
-        if start is not teacher and start.provenance.get(key, value) != value:
-            raise CheckpointError(
-                f"generator_init {config.generator_init} was made with {key} "
-                f"{start.provenance[key]}, this run has {value}: make them the same"
-            )
-
-
-def _check_data(config: RunConfig, teacher: NetworkFolder, codec: Codec) -> ShardIndex | None:
-    """Compares the shards, if there are any, with the teacher."""
-    architecture = teacher.architecture
-    expected = codec.stored_shape(architecture.sample_shape)
-    if config.data is None:
-        return None
-    retry = RetryPolicy(config.stream.retries, config.stream.backoff_seconds)
-    index = read_index(config.data, retry, config.stream.timeout_seconds)
-    ours, theirs = codec.describe(), index.codec
-    classes = architecture.label_dim or index.num_classes  # an unconditional teacher takes any
-    held = index.sample_shape, index.num_classes
-    if held != (expected, classes) or index.dtype not in codec.stored_dtypes:
-        of_classes = f" of {architecture.label_dim} classes" if architecture.label_dim else ""
-        raise CheckpointError(
-            f"data {config.data} holds {index}; teacher {config.teacher} wants "
-            f"{' or '.join(codec.stored_dtypes)} {expected}{of_classes}, codec {ours['kind']}: "
-            f"make shards for it (`sid-scale shards` or `encode` with --codec {config.teacher})"
-        )
-    if config.stream.xflip and not isinstance(codec, IdentityCodec):
-        raise ConfigError(
-            "stream.xflip mirrors pixels, and the teacher's images are latents; encode them with "
-            "`sid-scale encode --flip`"
-        )
-    if key := differing_key(ours, theirs):
-        raise CodecError(
-            f"data {config.data} was encoded with codec {key} {theirs.get(key)}; teacher "
-            f"{config.teacher} expects {ours.get(key)}: encode the data again for it"
-        )
-    return index

@@ -3,7 +3,8 @@
 A family of networks is one folder here (`edm2/`, `edm/`): an `Architecture`, which is a frozen
 dataclass, and a `Denoiser` (denoiser.py), which it builds. `config.json` files find a family by its
 name; `register_family` adds one from outside the package. `folder.py` reads and writes network
-folders of any family.
+folders of any family. `features/` has pretrained networks that look at images,
+`discriminator.py` the heads on their maps.
 
 Importing this package is cheap: a family's modules, which need torch, are imported when it is
 asked for. Imports: errors, files.
