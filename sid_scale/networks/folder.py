@@ -74,8 +74,8 @@ class NetworkFolder:
     ) -> Denoiser:
         """A network to be trained: the buffers are these, the parameters zeros in `stored`.
 
-        Whoever trains it makes what its forward pass reads, from `state`; the `frozen` ones, which
-        nobody trains, are in that form.
+        Training begins with what the forward pass reads of `state`; the `frozen` ones have that
+        form already.
         """
         with torch.device("meta"):
             network = self.architecture.build(compute_dtype).to(stored)
