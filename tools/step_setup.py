@@ -14,6 +14,7 @@ from sid_scale.config.run import RunConfig, load_config, to_yaml
 from sid_scale.data.prepare.shard_writer import write_shards
 from sid_scale.data.shards import PIXELS
 from sid_scale.errors import SidScaleError
+from sid_scale.methods.settings import SiDObjective
 from sid_scale.networks import Architecture
 from sid_scale.networks.edm2.architecture import EDM2Architecture
 from sid_scale.networks.edm2.sizes import SIZES, imagenet512
@@ -66,6 +67,11 @@ def write_data(folder: Path, teacher: Path) -> None:
 def prepare(options: argparse.Namespace, folder: Path) -> RunConfig:
     """Teacher, shards and DeepSpeed JSON in `folder`, and the run of it all in bench.yaml there."""
     given = load_config(options.config, options.overrides) if options.config else None
+    if given is not None and not isinstance(given.objective, SiDObjective):
+        raise SidScaleError(
+            f"method {given.method}: iterations of SiD, SiDA and SiD2A are measured here; "
+            "tools/count_step.py counts those of any method"
+        )
     teacher = folder / "teacher"
     if given is not None and Path(given.teacher).exists():
         teacher = Path(given.teacher).resolve()

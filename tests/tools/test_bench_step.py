@@ -100,6 +100,14 @@ def test_a_row_that_is_none_is_refused_before_the_first_is_measured(tmp_path: Pa
     assert not (tmp_path / "bench").exists()
 
 
+def test_methods_that_it_does_not_measure_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(sys, "argv", ["bench_step.py", "--config", "edm-cifar10-cond-gdd"])
+    assert bench_step.main() != 0
+    assert capsys.readouterr().err.startswith("error: method gdd: iterations of SiD, SiDA and")
+
+
 def test_waits_for_the_gpu_are_counted(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
 
