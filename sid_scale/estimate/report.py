@@ -87,7 +87,7 @@ def _plan(
     method = build_method(config, architecture)
     networks = build_networks(method, architecture, config, settings.stage, settings.compute_dtype)
     sharding = Sharding.of(networks, settings, nodes * gpus_per_node)
-    decode = decoder(codec, architecture.sample_shape[0])
+    decode = decoder(codec, architecture.sample_shape[0], Path(config.teacher))
     count = count or count_step(method, networks, architecture, config, decode)
     memory = gpu_memory(sharding, count, evaluation_bytes(config, codec, method.decodes))
     time = iteration_time(config, sharding, count, nodes, rates)
