@@ -166,6 +166,7 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     if config.log.samples_every_images or method.decodes:
         codec.check()
     index = _check_data(config, source, codec)
+    fixed = dict(method.fixed_networks(ranks.device))
     provenance = provenance_of(config, source, start, method.files())
     frozen = frozen_of(config, names, source, start, provenance["teacher_sha256"])
 
@@ -176,7 +177,6 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     for name, role in roles.items():
         folder = start if name == GENERATOR else source
         networks[name] = _build(role, folder, names.get(name, ()), config, settings, ranks.device)
-    fixed = dict(method.fixed_networks(ranks.device))
     if method.uses_teacher:
         fixed[TEACHER] = source.build(settings.compute_dtype, ranks.device)
         prepare_blocks(fixed[TEACHER], TEACHER, config)

@@ -20,7 +20,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sid_scale.config.run import RunConfig
 from sid_scale.diffusion.few_step import generator_inputs
@@ -85,7 +84,7 @@ class GDD(Method):
         yield Update(DISCRIMINATOR, self._discriminator_loss)
         iteration, interval = images_seen // self._config.batch_size, self.objective.r1_interval
         if self.objective.r1_gamma and iteration > 0 and iteration % interval == 0:
-            yield Update(DISCRIMINATOR, self._r1_loss, "r1", every=interval)
+            yield Update(DISCRIMINATOR, self._r1_loss, "r1", every=interval, differentiates=True)
 
     def files(self) -> Mapping[str, Path]:
         return {name: Path(file) for name, file in self.objective.feature_networks.items()}
@@ -146,8 +145,7 @@ class GDD(Method):
 
     def _r1_loss(self, networks: Networks, batch: MicroBatch) -> Loss:
         real = batch.real().requires_grad_()
-        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
-            logits_of = self._logits_of(real, networks, batch)
+        logits_of = self._logits_of(real, networks, batch)
         penalty = networks[DISCRIMINATOR](lambda heads: r1_penalty(real, logits_of(heads)))
         loss = self.objective.r1_interval * self.objective.r1_gamma / 2 * penalty.mean()
         return Loss(loss, {"loss/r1": loss.detach(), "r1_penalty": penalty.detach().mean()})

@@ -1,5 +1,6 @@
 """Whole runs of GDD and GDD-I on ranks: interrupted, moved, refused, consolidated, published."""
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,12 +9,14 @@ import torch
 import torch.distributed as dist
 
 from sid_scale.demo.prepare import CLASSIFIER, TEACHER, write_digit_shards
-from sid_scale.distill.build import Run
+from sid_scale.distill.build import Run, build_run
 from sid_scale.distill.evaluation import OpenEvaluation, no_evaluation
 from sid_scale.distill.loop import train
 from sid_scale.methods.gdd import DISCRIMINATOR
 from sid_scale.networks.edm.architecture import EDMArchitecture
+from sid_scale.networks.features import FeatureNetworkError
 from sid_scale.networks.folder import NetworkFolder, save_network
+from sid_scale.ranks import Ranks
 from sid_scale.zero.saved import STATE, read_manifest
 from tests.distill.test_resume import losses
 from tests.networks.edm.published import random_state
@@ -129,3 +132,15 @@ def test_an_interrupted_run_is_the_same_run(runs: Path, name: str):
     differ = [file for file in whole if whole[file] != parts[file]]
     assert differ == [STATE]  # which says when
     assert losses(runs / name) == losses(runs / f"{name}.parts")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(("file", "reason"), [("none", "no such file"), ("teacher", "not a file")])
+def test_a_missing_file_of_a_feature_network_is_named_with_its_source(
+    tmp_path: Path, file: str, reason: str
+):
+    prepare(tmp_path)
+    given = {"method": "gdd", "objective.feature_networks.digits": tmp_path / file, **SMALL}
+    where = re.escape(f"feature network digits: {tmp_path / file}: {reason}. A file with its")
+    with pytest.raises(FeatureNetworkError, match=f"^{where} weights is part of the package"):
+        build_run(config(tmp_path, warm_up=False, **given), Ranks(0, 1, torch.device("cpu")))
