@@ -2,38 +2,45 @@
 # The whole road on real handwritten digits: shards, distillation, judgement of decoded images.
 #
 #     bash tools/demo.sh                           minutes on two cores; see README
-#     bash tools/demo.sh --preset digits-pixels    the same with a teacher of pixels
+#     bash tools/demo.sh --preset digits-pixels    another preset of the digits
 #     bash tools/demo.sh --full                    the long run
 #     bash tools/demo.sh --short                   a taste, for CI
 #
-# Leaves runs/demo/ (of digits-pixels runs/demo-pixels/): summary.json, samples.png, curve.png,
+# Leaves in the preset's run_dir (of digits runs/demo/): summary.json, samples.png, curve.png,
 # tensorboard/, generator/. With a GPU it trains there in bfloat16, one rank a GPU. RUN_DIR puts it
 # elsewhere.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source tools/install.sh
 
+presets=$(cd sid_scale/presets && echo digits*.yaml)
+presets=${presets//.yaml/}
 usage() {
-    echo "usage: bash tools/demo.sh [--preset digits | digits-pixels] [--full | --short]" >&2
+    echo "usage: bash tools/demo.sh [--preset NAME] [--full | --short]; presets: $presets" >&2
     exit 2
 }
-preset=digits images=56000 snapshots=8000
+preset=digits length=
 while [ $# -gt 0 ]; do
     case "$1" in
         --preset) [ $# -ge 2 ] || usage; preset=$2; shift ;;
-        --full) images=224000 snapshots=16000 ;;
-        --short) images=1920 snapshots=960 ;;
+        --full | --short) length=$1 ;;
         *) usage ;;
     esac
     shift
 done
-case "$preset" in
-    digits) run=runs/demo ;;
-    digits-pixels) run=runs/demo-pixels ;;
-    *) usage ;;
+case " $presets " in *" $preset "*) ;; *) usage ;; esac
+install_everything dev
+
+read -r run batch images snapshots < <(python -c '
+import sys
+from sid_scale.config.run import load_config
+c = load_config(sys.argv[1])
+print(c.run_dir, c.batch_size, c.total_images, c.snapshot.every_images)' "$preset")
+case "$length" in
+    --full) images=$((images * 4)) snapshots=$((snapshots * 2)) ;;
+    --short) images=1920 snapshots=960 ;;
 esac
 run=${RUN_DIR:-$run}
-install_everything dev
 
 began=$(date +%s)
 cores=$(env -u OMP_NUM_THREADS nproc) # nproc minds that variable
@@ -52,7 +59,7 @@ fi
 port=$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')
 python -m sid_scale.demo prepare "$run" --preset "$preset"
 deepspeed --num_gpus "$ranks" --master_port "$port" --module sid_scale.train --config "$preset" \
-    run_dir="$run" data="$run/shards" deepspeed="$deepspeed" micro_batch=$((64 / ranks)) \
+    run_dir="$run" data="$run/shards" deepspeed="$deepspeed" micro_batch=$((batch / ranks)) \
     total_images="$images" learning_rate.ramp_down_images=$((images * 3 / 4)) \
     snapshot.every_images="$snapshots"
 OMP_NUM_THREADS=$cores python -m sid_scale.demo judge "$run" --began "$began"

@@ -85,9 +85,11 @@ class Work:
     flop: float = 0.0
     nbytes: float = 0.0  # read and written
     kernels: float = 0.0
+    float32_flop: float = 0.0  # those of `flop` whose result is float32
 
     def add(self, other: "Work", times: float = 1.0) -> None:
         self.flop += times * other.flop
+        self.float32_flop += times * other.float32_flop
         self.nbytes += times * other.nbytes
         self.kernels += times * other.kernels
 
@@ -135,7 +137,9 @@ class Counter:
             return
         work = self.work[self.phase, _KINDS.get(packet, ELEMENTWISE)]
         if packet in flop_registry:
-            work.flop += flop_registry[packet](*args, **kwargs, out_val=out)
+            flop = flop_registry[packet](*args, **kwargs, out_val=out)
+            work.flop += flop
+            work.float32_flop += flop if written[0].dtype == torch.float32 else 0
         read = self._tensors((args[1:] if packet in _OVERWRITING else args, kwargs))
         work.nbytes += sum(map(_bytes_of, (*read, *written)))
         work.kernels += 2 if packet is aten.convolution_backward and len(written) > 1 else 1

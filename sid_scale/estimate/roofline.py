@@ -11,8 +11,6 @@ on top, or hides behind that if the DeepSpeed JSON says `overlap_comm`. Rates ar
 
 from dataclasses import dataclass
 
-import torch
-
 from sid_scale.config.run import RunConfig
 from sid_scale.estimate.count import ATTENTION, CONVOLUTION, MATMUL
 from sid_scale.estimate.state import FLOAT32, Sharding
@@ -95,7 +93,7 @@ def iteration_time(
 ) -> IterationTime:
     """Of one iteration of all updates."""
     accumulation = config.accumulation(sharding.ranks)
-    compute, memory = _on_gpu(sharding, count, rates)
+    compute, memory = _on_gpu(count, rates)
     exchanged = communication(sharding, count, accumulation)
     moved = sum_bytes(sharding, accumulation) + update_bytes(sharding)
     return IterationTime(
@@ -155,14 +153,14 @@ def _update_bytes(sharding: Sharding) -> float:
     return (steps + sharding.averaged * AVERAGE) / sharding.shards
 
 
-def _on_gpu(sharding: Sharding, count: StepCount, rates: Rates) -> tuple[float, float]:
+def _on_gpu(count: StepCount, rates: Rates) -> tuple[float, float]:
     """Seconds of a micro-batch that compute and memory limit."""
-    half = sharding.settings.compute_dtype != torch.float32
-    flop_rate = (rates.tflops if half else rates.float32_tflops) * 1e12
     byte_rate = rates.memory_tb_s * 1e12
     compute = memory = 0.0
     for (_, kind), work in count.work.items():
-        computing, moving = work.flop / flop_rate, work.nbytes / byte_rate
+        halves = work.flop - work.float32_flop
+        computing = (halves / rates.tflops + work.float32_flop / rates.float32_tflops) * 1e-12
+        moving = work.nbytes / byte_rate
         if kind in PRODUCTS and computing > moving:
             compute += computing
         else:

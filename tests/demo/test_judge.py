@@ -72,20 +72,26 @@ def test_digit_shards_are_what_the_stream_expects(
 
 
 @pytest.mark.distributed
-def test_a_short_run_in_pixels_comes_closer_to_the_digits(pixel_judge: Judge, tmp_path: Path):
+@pytest.mark.parametrize(
+    ("preset", "share"),
+    [("digits-pixels", 0.6), ("digits-pixels-gdd", 0.8), ("digits-pixels-gdd-i", 0.8)],
+)
+def test_a_short_run_in_pixels_comes_closer_to_the_digits(
+    preset: str, share: float, pixel_judge: Judge, tmp_path: Path
+):
     write_digit_shards(tmp_path / "shards", PIXEL_TEACHER)
-    run_ranks(1, _distil_in_pixels, tmp_path)
+    run_ranks(1, _distil_in_pixels, preset, tmp_path)
     start, end = (
         pixel_judge.student(tmp_path / "run" / name).distance
         for name in ("snapshots/000000000000", "generator")
     )
-    assert end < 0.6 * start
+    assert end < share * start
 
 
-def _distil_in_pixels(rank: int, folder: Path) -> None:
+def _distil_in_pixels(rank: int, preset: str, folder: Path) -> None:
     overrides = [
         *(f"run_dir={folder / 'run'}", f"data={folder / 'shards'}", "total_images=384"),
         *("micro_batch=64", "learning_rate.ramp_down_images=0", "ema.half_life=100"),
         "log.samples_every_images=0",
     ]
-    train(load_config("digits-pixels", overrides), joined())
+    train(load_config(preset, overrides), joined())

@@ -1,6 +1,7 @@
 """The presets carry the published settings, size by size."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from sid_scale.networks.edm2.sizes import imagenet512
 from sid_scale.presets import presets
 from sid_scale.zero.settings import find_deepspeed_json
 
+DIGITS = tuple(name for name in preset_names() if name.startswith("digits"))  # the demo's
 SIZES = ("xs", "s", "m", "l", "xl", "xxl")
 METHODS = ("sid", "sida", "sid2a")
 PUBLISHED_MICRO_BATCH = dict(zip(SIZES, (64, 64, 32, 32, 16, 2)))
@@ -148,3 +150,17 @@ def test_sid_has_no_gates_and_one_switch_makes_a_sida_preset_sid():
     sida = method_of("edm2-img512-xs-sida")
     assert roles_of(sida.updates(99_999)) == ["fake_score"]
     assert roles_of(sida.updates(100_000)) == ["fake_score", "generator"]
+
+
+@pytest.mark.parametrize("name", DIGITS)
+def test_the_demo_s_need_nothing_but_the_package(name: str):
+    config = load_config(name)
+    feature_networks = getattr(config.objective, "feature_networks", {})
+    for given in (config.teacher, *feature_networks.values()):
+        assert Path(given).exists(), given
+
+
+def test_each_of_the_demo_s_has_a_run_folder_of_its_own():
+    folders = {load_config(name).run_dir for name in DIGITS}
+    assert len(folders) == len(DIGITS)
+    assert all(load_config(n).data == f"{load_config(n).run_dir}/shards" for n in DIGITS)
