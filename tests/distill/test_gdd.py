@@ -221,6 +221,8 @@ def test_the_card_says_what_looked_at_the_images(runs: Path):
         "- GDD: https://arxiv.org/abs/2405.20750",
     ):
         assert told in card
+    told = load_network(runs / "edm" / "generator").provenance["settings"]["objective"]
+    assert told["feature_networks"] == {"digits": CLASSIFIER.name}  # folders are this machine's
     assert "noise level at which the teacher's encoder looked | 0.3 |" in (
         (runs / "latents" / "generator" / "README.md").read_text()
     )
