@@ -87,7 +87,8 @@ class GDD(Method):
             yield Update(DISCRIMINATOR, self._r1_loss, "r1", every=interval, differentiates=True)
 
     def files(self) -> Mapping[str, Path]:
-        return {name: Path(file) for name, file in self.objective.feature_networks.items()}
+        # Sorted: a discriminator is the same in whatever order a YAML names its sources.
+        return {name: Path(file) for name, file in sorted(self.objective.feature_networks.items())}
 
     def fixed_networks(self, device: torch.device) -> Mapping[str, nn.Module]:
         networks: dict[str, nn.Module] = {}
@@ -112,7 +113,7 @@ class GDD(Method):
 
     def _build_discriminator(self, architecture: Architecture) -> nn.Module:
         settings = self.objective.discriminator
-        levels = {name: len(features.channels(name)) for name in self.objective.feature_networks}
+        levels = {name: len(features.channels(name)) for name in self.files()}
         if self.uses_teacher:
             levels[TEACHER] = len(self._levels)
         channels = {
@@ -164,7 +165,7 @@ class GDD(Method):
         found: dict[str, Sequence[Tensor]] = {}
         if self.objective.feature_networks:
             pixels = batch.decode(self._cropped(images, batch))
-            found = {name: networks[name](pixels) for name in self.objective.feature_networks}
+            found = {name: networks[name](pixels) for name in self.files()}
         sigma = self.objective.teacher_sigma
         if sigma is not None:
             noise = batch.noise.of("teacher features").normal(*batch.shape)

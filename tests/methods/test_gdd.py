@@ -41,6 +41,7 @@ from sid_scale.zero.engines import AdamConfig, ShardedNetwork
 from sid_scale.zero.fragments import gather_parameters, local_fragments
 from sid_scale.zero.settings import exact, read_deepspeed_json
 from tests.ranks import run_ranks
+from tests.tiny import ARCHITECTURE, config
 from tests.vectors import Vectors, relative_error
 
 # Threads, and so orders of sums. Of 10^5 units one can be within rounding of its kink, where its
@@ -98,6 +99,19 @@ def test_the_published_preconditioning(recorded_losses: Losses):
         for name, coefficient in ours.items():
             expected = v[f"{prefix}.{name}"].reshape(coefficient.shape)
             assert torch.allclose(coefficient, expected, rtol=1e-6, atol=1e-9), name
+
+
+def test_a_discriminator_is_the_same_in_whatever_order_its_sources_are_named(tmp_path: Path):
+    """Its optimizer's parameters are in its order, and so is what a checkpoint has of them."""
+    built = []
+    for files in ("{digits: a, vgg16_bn: b}", "{vgg16_bn: b, digits: a}"):
+        given = {"method": "gdd", "objective.feature_networks": files}
+        (tmp_path / "run.yaml").touch()
+        _, role = GDD(config(tmp_path, warm_up=False, **given), ARCHITECTURE).roles()
+        assert role.build is not None
+        with torch.device("meta"):
+            built.append([name for name, _ in role.build(ARCHITECTURE).named_parameters()])
+    assert built[0] == built[1]
 
 
 # --- whole iterations ----------------------------------------------------------------------
