@@ -1,7 +1,7 @@
 """What a run descends from: recorded in its generators, compared when it resumes."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +52,16 @@ def provenance_of(
         "teacher_provenance": {k: v for k, v in teacher.provenance.items() if k in TEACHER_FACTS},
         **({"generator_init": beginning} if start is not teacher else {}),
         **({"files_sha256": digests} if files else {}),
-        "settings": {key: settings[key] for key in METHOD_SETTINGS},
+        "settings": _with_names({key: settings[key] for key in METHOD_SETTINGS}, files.values()),
     }
+
+
+def _with_names(settings: Any, files: Collection[Path]) -> Any:
+    """Settings that name files without their folders, which mean nothing elsewhere."""
+    if isinstance(settings, dict):
+        return {key: _with_names(value, files) for key, value in settings.items()}
+    is_file = isinstance(settings, str) and Path(settings) in files
+    return Path(settings).name if is_file else settings
 
 
 def compatibility_of(

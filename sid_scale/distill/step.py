@@ -19,6 +19,7 @@ from sid_scale.distill.ahead import Prepared
 from sid_scale.distill.build import Run
 from sid_scale.distill.meter import Meter
 from sid_scale.methods import MicroBatch, Networks, Update
+from sid_scale.networks.as_written import twice_differentiable
 from sid_scale.networks.denoiser import Denoise
 
 
@@ -34,7 +35,7 @@ def apply(run: Run, update: Update, stream: Iterator[Prepared], meter: Meter) ->
         if isinstance(batch, Batch):
             run.progress.skipped_samples += batch.skipped
         torch.manual_seed(_dropout_seed(run, update.role, batch.index))
-        with _others_frozen(run, update.role) as networks:
+        with _others_frozen(run, update) as networks:
             loss = update.loss(networks, _micro_batch(run, prepared))
             trained.backward(loss.total)
         finite = trained.step()
@@ -48,12 +49,14 @@ def apply(run: Run, update: Update, stream: Iterator[Prepared], meter: Meter) ->
 
 
 @contextmanager
-def _others_frozen(run: Run, role: str) -> Iterator[Networks]:
+def _others_frozen(run: Run, update: Update) -> Iterator[Networks]:
     """The networks by role; gradients flow through all, but into the weights of one alone."""
-    networks: dict[str, Callable[..., Any]] = {**run.fixed, role: run.networks[role]}
+    networks: dict[str, Callable[..., Any]] = {**run.fixed, update.role: run.networks[update.role]}
     with ExitStack() as stack:
+        if update.differentiates:
+            stack.enter_context(twice_differentiable(run.fixed.values()))
         for name, network in run.networks.items():
-            if name != role:
+            if name != update.role:
                 networks[name] = stack.enter_context(network.frozen())
         yield networks
 

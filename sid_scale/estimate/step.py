@@ -23,6 +23,7 @@ from sid_scale.estimate.count import Counter, Phase, Work
 from sid_scale.methods import TEACHER, Method, MicroBatch, Update
 from sid_scale.methods.freezing import frozen_weights
 from sid_scale.networks import Architecture
+from sid_scale.networks.as_written import twice_differentiable
 from sid_scale.networks.checkpoint_activations import BlocksError, checkpoint_activations
 from sid_scale.zero.frozen import freeze, set_trained, trained_parameters
 
@@ -241,6 +242,8 @@ def _watched(
     that shards or adds them up.
     """
     with ExitStack() as stack:
+        if update.differentiates:
+            stack.enter_context(twice_differentiable(networks.fixed.values()))
         called = {}
         for name, network in networks.trained.items():
             set_trained(network, name == update.role)

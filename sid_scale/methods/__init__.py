@@ -96,6 +96,8 @@ class Update:
     loss: Callable[[Networks, MicroBatch], Loss]
     name: str = ""  # where a role has several
     every: int = 1  # iterations from one to the next
+    # Whether the loss holds a gradient, so that fixed networks have to be differentiated twice.
+    differentiates: bool = False
 
     @property
     def label(self) -> str:

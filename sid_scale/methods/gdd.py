@@ -21,7 +21,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sid_scale.config.run import RunConfig
 from sid_scale.diffusion.few_step import generator_inputs
@@ -92,10 +91,11 @@ class GDD(Method):
         yield Update(DISCRIMINATOR, self._discriminator_loss)
         iteration, interval = images_seen // self._config.batch_size, self.objective.r1_interval
         if self.objective.r1_gamma and iteration > 0 and iteration % interval == 0:
-            yield Update(DISCRIMINATOR, self._r1_loss, "r1", every=interval)
+            yield Update(DISCRIMINATOR, self._r1_loss, "r1", every=interval, differentiates=True)
 
     def files(self) -> Mapping[str, Path]:
-        return {name: Path(file) for name, file in self.objective.feature_networks.items()}
+        # Sorted: a discriminator is the same in whatever order a YAML names its sources.
+        return {name: Path(file) for name, file in sorted(self.objective.feature_networks.items())}
 
     def fixed_networks(self, device: torch.device) -> Mapping[str, nn.Module]:
         networks: dict[str, nn.Module] = {}
@@ -120,7 +120,7 @@ class GDD(Method):
 
     def _build_discriminator(self, architecture: Architecture) -> nn.Module:
         settings = self.objective.discriminator
-        levels = {name: len(features.channels(name)) for name in self.objective.feature_networks}
+        levels = {name: len(features.channels(name)) for name in self.files()}
         if self.uses_teacher:
             levels[TEACHER] = len(self._levels)
         channels = {
@@ -153,8 +153,7 @@ class GDD(Method):
 
     def _r1_loss(self, networks: Networks, batch: MicroBatch) -> Loss:
         real = batch.real().requires_grad_()
-        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
-            logits_of = self._logits_of(real, networks, batch)
+        logits_of = self._logits_of(real, networks, batch)
         penalty = networks[DISCRIMINATOR](lambda heads: r1_penalty(real, logits_of(heads)))
         loss = self.objective.r1_interval * self.objective.r1_gamma / 2 * penalty.mean()
         return Loss(loss, {"loss/r1": loss.detach(), "r1_penalty": penalty.detach().mean()})
@@ -173,7 +172,7 @@ class GDD(Method):
         found: dict[str, Sequence[Tensor]] = {}
         if self.objective.feature_networks:
             pixels = batch.decode(self._cropped(images, batch))
-            found = {name: networks[name](pixels) for name in self.objective.feature_networks}
+            found = {name: networks[name](pixels) for name in self.files()}
         sigma = self.objective.teacher_sigma
         if sigma is not None:
             noise = batch.noise.of("teacher features").normal(*batch.shape)

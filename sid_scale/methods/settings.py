@@ -162,22 +162,6 @@ class GDDObjective:
                 "objective.decoded_crop is of images that objective.feature_networks look at, and "
                 "there are none: use null"
             )
-        if self.teacher_sigma is not None and self.r1_gamma:
-            self._check_second_derivative(config)
-
-    def _check_second_derivative(self, config: Any) -> None:
-        """R1 takes one of the teacher's encoder."""
-        if config.compile_blocks:
-            raise ConfigError(
-                "compile_blocks: compiled blocks have no second derivative, and R1 takes one of "
-                "the teacher's encoder: use false, or set objective.teacher_sigma to null"
-            )
-        if config.activations.get("teacher", "keep") != "keep":
-            raise ConfigError(
-                "activations.teacher: blocks that are computed again have no second derivative, "
-                "and R1 takes one of the teacher's encoder: use keep, or set "
-                "objective.teacher_sigma to null"
-            )
 
     def in_effect(self, config: Any) -> dict[str, Any]:
         """What of these settings cannot change on resume, as it takes effect.

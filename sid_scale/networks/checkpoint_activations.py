@@ -15,6 +15,7 @@ from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
 from sid_scale.errors import SidScaleError
+from sid_scale.networks.as_written import unless_as_written
 from sid_scale.networks.denoiser import Denoiser, blocks_of
 
 # keep, checkpoint, offload, or the resolutions whose blocks are checkpointed.
@@ -52,7 +53,8 @@ def checkpointed_blocks(network: nn.Module, how: Activations) -> list[nn.Module]
 def checkpoint_activations(network: nn.Module, how: Activations) -> None:
     """Makes blocks of a network compute their activations again in the backward pass.
 
-    Modules and names of parameters stay as they are: the forwards are replaced.
+    Modules and names of parameters stay as they are: the forwards are replaced. Inside `as_written`
+    all is kept.
 
     Args:
         network: frozen for good if none of its parameters requires a gradient, or to be trained.
@@ -62,12 +64,14 @@ def checkpoint_activations(network: nn.Module, how: Activations) -> None:
     """
     trained = any(p.requires_grad for p in network.parameters())
     for block in checkpointed_blocks(network, how):
+        forward = block.forward
         if how == "offload" and not trained:
             # Under ZeRO this wrapper gives wrong gradients to weights in training.
             checkpoint_wrapper(block, offload_to_cpu=True)
         else:
             draws = trained and isinstance(network, Denoiser) and network.architecture.dropout > 0
-            block.forward = _checkpointed(block.forward, draws=draws, offload=how == "offload")
+            block.forward = _checkpointed(forward, draws=draws, offload=how == "offload")
+        block.forward = unless_as_written(block, forward, block.forward)
 
 
 def _checkpointed(forward: Callable[..., Any], *, draws: bool, offload: bool) -> Callable[..., Any]:

@@ -16,15 +16,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from sid_scale.networks.as_written import as_written, unless_as_written
 from sid_scale.networks.denoiser import blocks_of
-
-AS_WRITTEN = "_runs_as_written"  # attribute of a block: whether its forward is not compiled
 
 
 def compile_blocks(network: nn.Module, backend: str = "inductor") -> None:
     """Compiles each block's forward, when it is first called.
 
-    Modules and names of parameters stay as they are. Inside `sampling` nothing is compiled.
+    Modules and names of parameters stay as they are. Inside `as_written` nothing is compiled.
     """
     for block, _ in blocks_of(network):
         block.forward = _compiled(block, backend)
@@ -33,15 +32,11 @@ def compile_blocks(network: nn.Module, backend: str = "inductor") -> None:
 @contextmanager
 def sampling(network: nn.Module) -> Iterator[None]:
     """Inside, a network in training makes samples: in evaluation mode, its blocks as written."""
-    blocks = [block for block, _ in blocks_of(network)]
     network.eval()
-    for block in blocks:
-        setattr(block, AS_WRITTEN, True)
     try:
-        yield
+        with as_written(network):
+            yield
     finally:
-        for block in blocks:
-            setattr(block, AS_WRITTEN, False)
         network.train()
 
 
@@ -59,11 +54,7 @@ def lacks_compiler(device: torch.device) -> str | None:
 def _compiled(block: nn.Module, backend: str) -> Callable[..., Any]:
     forward = block.forward
     compiled = torch.compile(_with_own_code(forward), backend=backend, dynamic=False)
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        return (forward if getattr(block, AS_WRITTEN, False) else compiled)(*args, **kwargs)
-
-    return run
+    return unless_as_written(block, forward, compiled)
 
 
 def _with_own_code(method: Any) -> Any:

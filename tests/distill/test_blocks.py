@@ -156,6 +156,28 @@ def _compiled(rank: int, folder: Path) -> None:
         torch.testing.assert_close(master, expected[name], rtol=1e-4, atol=1e-4)
 
 
+def test_r1_differentiates_a_recomputed_or_compiled_teachers_gradient(folder: Path):
+    run_ranks(1, _differentiated, folder)
+
+
+def _differentiated(rank: int, folder: Path) -> None:
+    kept = _ends_of_gdd(folder)
+    for how in ("checkpoint", "offload"):
+        for name, master in _ends_of_gdd(folder, **{"activations.teacher": how}).items():
+            assert torch.equal(master, kept[name]), (how, name)
+    blocks.compile_blocks = partial(compile_blocks, backend="aot_eager")
+    _ends_of_gdd(folder, compile_blocks=True, teacher=folder / "few")
+
+
+def _ends_of_gdd(folder: Path, **given: object) -> dict[str, Tensor]:
+    """Masters after two iterations, the second with R1 through the teacher's attention."""
+    sizes = {f"objective.discriminator.{k}": 8 for k in ("width", "projection_width", "embedding")}
+    given |= {"method": "gdd", "objective.teacher_sigma": 0.1, "objective.r1_interval": 1, **sizes}
+    run = build_run(config(folder, warm_up=False, **given), joined())
+    iterate(run)
+    return masters(run)
+
+
 @pytest.fixture
 def alone() -> Ranks:
     """A rank that has met no others: nothing gets so far that it needs them."""

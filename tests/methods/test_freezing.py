@@ -1,6 +1,9 @@
 """Which weights a role's `freeze` is about: groups as published, patterns, and what is refused."""
 
+import itertools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,16 +12,12 @@ import torch
 from sid_scale.config.parse import ConfigError
 from sid_scale.methods import GENERATOR, Role
 from sid_scale.methods.freezing import frozen_weights
+from sid_scale.methods.gdd import generator_architecture
 from sid_scale.networks import Architecture, parameter_count
+from sid_scale.networks.edm.network import EDM
 from sid_scale.networks.edm.sizes import TEACHERS
 from sid_scale.networks.edm2.sizes import imagenet512
 from tests.tiny import ARCHITECTURE
-
-PUBLISHED = {
-    "ncsnpp_cifar10": "cifar10-32x32-uncond-ve",
-    "ncsnpp_ffhq_afhqv2": "ffhq-64x64-uncond-ve",
-    "adm_imagenet64": "imagenet-64x64-cond-adm",
-}
 
 
 def frozen(architecture: Architecture, *freeze: str) -> dict[str, int]:
@@ -29,15 +28,45 @@ def frozen(architecture: Architecture, *freeze: str) -> dict[str, int]:
     return {name: network.get_parameter(name).numel() for name in names}
 
 
-@pytest.mark.parametrize("network", PUBLISHED)
-def test_groups_of_edms_networks_are_the_published_levels(reference_dir: Path, network: str):
+class Named(EDM):
+    """Only the names of a network's parameters."""
+
+    architecture: Any = TEACHERS["ffhq-64x64-uncond-ve"]
+
+    def __init__(self, names: Iterable[str]):
+        torch.nn.Module.__init__(self)
+        self._names = list(names)
+
+    def named_parameters(self, *_: Any, **__: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        return ((name, torch.nn.Parameter()) for name in self._names)
+
+
+@pytest.mark.reference
+def test_groups_of_edms_networks_are_the_published_levels(reference_dir: Path):
     vectors = np.load(reference_dir / "gdd_losses.npz")
+    networks = {key.split(".")[1] for key in vectors.files if key.startswith("freeze.")}
+    assert networks
     groups = ("convolutions", "qkv", "skip")
-    for level in (1, 2, 3):
-        is_frozen = vectors[f"freeze.{network}.level{level}"]
-        expected = vectors[f"freeze.{network}.names"][is_frozen]
-        found = frozen(TEACHERS[PUBLISHED[network]], *groups[:level])
-        assert sorted(found) == sorted(expected), level
+    for network, level in itertools.product(networks, (1, 2, 3)):
+        names = vectors[f"freeze.{network}.names"]
+        expected = names[vectors[f"freeze.{network}.level{level}"]]
+        role = Role(GENERATOR, 1e-4, freeze=groups[:level])
+        assert frozen_weights(role, Named(map(str, names))) == list(expected), (network, level)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "millions", "still"),
+    [
+        ("cifar10-32x32-uncond-ve", 56.40, 47.60),
+        ("ffhq-64x64-uncond-ve", 62.76, 52.61),
+        ("imagenet-64x64-cond-adm", 295.90, 233.07),
+    ],
+)
+def test_convolutions_of_the_published_teachers(teacher: str, millions: float, still: float):
+    architecture = generator_architecture(TEACHERS[teacher])
+    assert parameter_count(architecture) / 1e6 == pytest.approx(millions, abs=5e-3)
+    found = sum(frozen(architecture, "convolutions").values())
+    assert found / 1e6 == pytest.approx(still, abs=5e-3)
 
 
 def test_groups_of_edm2s_networks_are_the_same_layers_of_its_blocks():
