@@ -1,4 +1,8 @@
-"""From a folder of images to the report, unattended; the run in it as without SLURM."""
+"""From a folder of images to the report, unattended; the run in it as without SLURM.
+
+The run is GDD-I's, whose generator is put together from a checkpoint and the teacher's folder. SiDA's:
+test_distill.py.
+"""
 
 import json
 from pathlib import Path
@@ -24,12 +28,13 @@ def test_digits_from_images_to_the_report(cluster: Cluster, tmp_path: Path):
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(images[i].permute(1, 2, 0).numpy()).save(folder / f"{i:04d}.png")
     settings = {
-        "extends": str(ROOT / "sid_scale" / "presets" / "digits.yaml"),
+        "extends": str(ROOT / "sid_scale" / "presets" / "digits-gdd-i.yaml"),
         "run_dir": str(tmp_path / "run"),
         "teacher": str(TEACHER),
         "data": str(tmp_path / "data"),
         "deepspeed": str(ROOT / "ds_configs" / "cpu.json"),
         "total_images": 192,
+        "objective": {"r1_interval": 2},
         "log": {"every_images": 64, "samples_every_images": 0},
     }
     run = tmp_path / "run.yaml"
