@@ -72,10 +72,7 @@ def test_digit_shards_are_what_the_stream_expects(
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(
-    ("preset", "share"),
-    [("digits-pixels", 0.6), ("digits-pixels-gdd", 0.8), ("digits-pixels-gdd-i", 0.8)],
-)
+@pytest.mark.parametrize(("preset", "share"), [("digits-pixels", 0.6), ("digits-pixels-gdd", 0.8)])
 def test_a_short_run_in_pixels_comes_closer_to_the_digits(
     preset: str, share: float, pixel_judge: Judge, tmp_path: Path
 ):
