@@ -1,7 +1,7 @@
 """From a folder of images to the report, unattended; the run in it as without SLURM.
 
-The run is GDD-I's, whose generator is put together from a checkpoint and the teacher's folder. SiDA's:
-test_distill.py.
+The run is GDD-I's, whose generator is put together from a checkpoint and the teacher's folder.
+SiDA's is in test_distill.py.
 """
 
 import json
