@@ -41,6 +41,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "sid": {"method": "sid"},
     "sida": {"method": "sida"},
     "two steps": {"method": "sida", "steps": 2},
+    "gdd": {
+        "method": "gdd",
+        "warm_up": False,
+        "objective__teacher_sigma": 0.3,
+        "objective__r1_interval": 2,
+        "objective__discriminator__width": 8,
+    },
 }
 
 
