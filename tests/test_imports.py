@@ -22,6 +22,7 @@ BASE = {
     "paths",
     "process_pool",
     "ranks",
+    "seeding",
     "tensor_file",
     "hashing",
     "thread_map",

@@ -25,6 +25,7 @@ from sid_scale.networks import Architecture
 from sid_scale.networks.denoiser import Denoiser
 from sid_scale.networks.folder import NetworkFolder
 from sid_scale.ranks import Ranks
+from sid_scale.seeding import seeded
 from sid_scale.zero.checkpoint import TrainingState
 from sid_scale.zero.ema import ShardedEMA
 from sid_scale.zero.engines import AdamConfig, ShardedNetwork
@@ -220,8 +221,7 @@ def _build(
         )
         weights = folder.state
     else:
-        with torch.random.fork_rng(devices=[]):  # the same on all ranks
-            torch.default_generator.manual_seed(keyed_seed(config.seed, role.name, 0))
+        with seeded(keyed_seed(config.seed, role.name, 0)):
             network = role.build(architecture)
         weights = {name: p.detach().clone() for name, p in network.named_parameters()}
     scales = network.forward_scales() if isinstance(network, Denoiser) else {}

@@ -31,6 +31,7 @@ from sid_scale.methods.settings import GDDObjective
 from sid_scale.networks import Architecture, EncoderLevel, features
 from sid_scale.networks.discriminator import SMALLEST_MAP, Discriminator, head_channels
 from sid_scale.networks.features.projection import ProjectedFeatures, RandomProjection
+from sid_scale.seeding import seeded
 
 DISCRIMINATOR = "discriminator"
 PROJECTION = "teacher_projection"  # the fixed network on the teacher's features
@@ -114,8 +115,7 @@ class GDD(Method):
     def _projection(self, name: str, channels: Sequence[int]) -> RandomProjection:
         """The projection for the features of that name, the same on all ranks."""
         width = self.objective.discriminator.projection_width
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(keyed_seed(self._config.seed, f"{name} mixed", 0))
+        with seeded(keyed_seed(self._config.seed, f"{name} mixed", 0)):
             return RandomProjection(channels, width)
 
     def _build_discriminator(self, architecture: Architecture) -> nn.Module:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sid_scale.errors import UsageError
 from sid_scale.networks.features.weights import load_weights
+from sid_scale.seeding import seeded
 
 
 class FeatureNetworkError(UsageError):
@@ -96,8 +97,7 @@ def build_feature_network(name: str, seed: int) -> FeatureNetwork:
     """
     cls = _class(name)
     is_meta = torch.get_default_device().type == "meta"
-    with torch.random.fork_rng(devices=[]), torch.device("meta" if is_meta else "cpu"):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would touch CUDA's, too
+    with seeded(seed), torch.device("meta" if is_meta else "cpu"):
         try:
             network = cls()
         except ImportError as error:
