@@ -28,8 +28,7 @@ def check_blocks(
     with torch.device("meta"):
         networks: dict[str, nn.Module] = {}
         for role in method.roles():
-            architecture = role.architecture(teacher)
-            networks[role.name] = role.build(architecture) if role.build else architecture.build()
+            networks[role.name] = role.network(role.architecture(teacher))
         if method.uses_teacher:
             networks[TEACHER] = teacher.build()
     for name, how in config.activations_of(networks).items():

@@ -66,8 +66,7 @@ def frozen_names(roles: Iterable[Role], teacher: Architecture) -> dict[str, list
     for role in roles:
         if role.freeze:
             with torch.device("meta"):
-                architecture = role.architecture(teacher)
-                network = role.build(architecture) if role.build else architecture.build()
+                network = role.network(role.architecture(teacher))
             found[role.name] = frozen_weights(role, network)
     return found
 

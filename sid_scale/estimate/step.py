@@ -153,7 +153,7 @@ def build_networks(
     with torch.device(META):
         for role in method.roles():
             of_role = replace(role.architecture(architecture), dropout=config.dropout)
-            network = role.build(of_role) if role.build else of_role.build(dtype)
+            network = role.network(of_role, dtype)
             trained[role.name] = network.train()
             if stage and not role.exact:  # DeepSpeed stores what it shards in the compute dtype
                 network.to(dtype)

@@ -87,6 +87,15 @@ class Role:
     # JSON says; its optimizer is sharded. For small networks whose gradient is differentiated.
     exact: bool = False
 
+    def network(self, architecture: Architecture, dtype: torch.dtype | None = None) -> nn.Module:
+        """A network of the role with random weights.
+
+        Args:
+            architecture: the role's own.
+            dtype: that a copy of the teacher computes in; None: float32.
+        """
+        return self.build(architecture) if self.build else architecture.build(dtype)
+
 
 @dataclass(frozen=True)
 class Update:
