@@ -20,11 +20,10 @@ from sid_scale.errors import SidScaleError
 from sid_scale.generators.generator import OneStepGenerator
 from sid_scale.hashing import sha256_file
 from sid_scale.methods.gdd import DISCRIMINATOR
-from sid_scale.networks.edm.architecture import EDMArchitecture
 from sid_scale.networks.folder import NetworkFolder, load_network, save_network
 from sid_scale.zero.saved import STATE, TrainingStateError, read_manifest
 from tests.distill.test_resume import losses, records
-from tests.networks.edm.published import random_state
+from tests.networks.edm.published import DDPMPP, random_state
 from tests.ranks import joined, run_ranks
 from tests.tiny import ARCHITECTURE, config, prepare, tiny_folder, write_deepspeed_json
 
@@ -32,17 +31,7 @@ pytestmark = pytest.mark.distributed
 
 TOTAL = 40  # images, of 5 iterations
 # As the published teachers, it takes augmentation labels.
-EDM_TEACHER = EDMArchitecture(
-    model_type="SongUNet",
-    img_resolution=8,
-    img_channels=3,
-    label_dim=4,
-    augment_dim=9,
-    model_channels=32,
-    channel_mult=(1, 2),
-    num_blocks=1,
-    attn_resolutions=(4,),
-)
+EDM_TEACHER = replace(DDPMPP, model_channels=32, dropout=0.0)
 DIGITS = {"objective.feature_networks.digits": CLASSIFIER}
 SMALL = {f"objective.discriminator.{k}": 8 for k in ("width", "projection_width", "embedding")}
 
