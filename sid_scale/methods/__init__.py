@@ -57,6 +57,14 @@ class MicroBatch(NamedTuple):
     generate: Callable[[Callable[..., Any], Tensor, Tensor], Tensor]
     decode: Callable[[Tensor], Tensor]  # -> (N, 3, H', W') pixels in [-1, 1], with gradient
 
+    def generated(self, generator: Callable[..., Any]) -> Tensor:
+        """Images of a generator, (N, C, H, W), from the noise named "z" and "step_noise"."""
+        from sid_scale.diffusion.few_step import generator_inputs  # imports torch
+
+        noise = self.noise
+        start = generator_inputs(noise.of("z"), noise.of("step_noise"), self.shape, self.steps)
+        return self.generate(generator, *start)
+
 
 def as_teacher(teacher: Architecture) -> Architecture:
     """The architecture of a role that is the teacher's."""

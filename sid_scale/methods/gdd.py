@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sid_scale.config.run import RunConfig
-from sid_scale.diffusion.few_step import generator_inputs
 from sid_scale.diffusion.noise import keyed_seed
 from sid_scale.errors import UsageError
 from sid_scale.methods import GENERATOR, TEACHER, Loss, Method, MicroBatch, Networks, Role, Update
@@ -132,14 +131,14 @@ class GDD(Method):
     # --- the three losses ------------------------------------------------------------------
 
     def _generator_loss(self, networks: Networks, batch: MicroBatch) -> Loss:
-        images = _images(networks, batch)
+        images = batch.generated(networks[GENERATOR])
         logits = networks[DISCRIMINATOR](self._logits_of(images, networks, batch))
         loss = self.objective.summed_images * generator_loss(logits, self.objective.loss)
         return Loss(loss, {"loss/generator": loss.detach()})
 
     def _discriminator_loss(self, networks: Networks, batch: MicroBatch) -> Loss:
         with torch.no_grad():
-            images = _images(networks, batch)
+            images = batch.generated(networks[GENERATOR])
         generated = networks[DISCRIMINATOR](self._logits_of(images, networks, batch))
         real = networks[DISCRIMINATOR](self._logits_of(batch.real(), networks, batch))
         loss = discriminator_loss(generated, real, self.objective.loss)
@@ -223,14 +222,6 @@ def _visible_levels(teacher: Architecture) -> list[EncoderLevel]:
     the size of the deepest one."""
     levels, side = teacher.encoder_levels(), min(teacher.sample_shape[1:])
     return [level for depth, level in enumerate(levels) if side >> depth >= SMALLEST_MAP]
-
-
-def _images(networks: Networks, batch: MicroBatch) -> Tensor:
-    noise = batch.noise
-    z, step_noise = generator_inputs(
-        noise.of("z"), noise.of("step_noise"), batch.shape, batch.steps
-    )
-    return batch.generate(networks[GENERATOR], z, step_noise)
 
 
 def _mean(logits: Logits) -> Tensor:

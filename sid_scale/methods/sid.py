@@ -18,7 +18,7 @@ from torch import Tensor
 from sid_scale.config.run import RunConfig
 from sid_scale.diffusion.augment import LABELS as AUGMENT_LABELS
 from sid_scale.diffusion.augment import augment, draw_augmentation
-from sid_scale.diffusion.few_step import denoised, generator_inputs
+from sid_scale.diffusion.few_step import denoised
 from sid_scale.diffusion.noise import KeyedNoise
 from sid_scale.diffusion.sigma import generator_sigma, lognormal_sigma
 from sid_scale.errors import SidScaleError
@@ -106,12 +106,11 @@ class SiD(Method):
         return False
 
     def _fake_score_loss(self, networks: Networks, batch: MicroBatch) -> Loss:
-        z, step_noise = _generator_inputs(batch)
         sigma_draw = batch.noise.of("sigma").normal(1, 1, 1)
         noise = batch.noise.of("noise").normal(*batch.shape)
         real = batch.real() if self.adversarial else None
         with torch.no_grad():
-            images = batch.generate(networks[GENERATOR], z, step_noise)
+            images = batch.generated(networks[GENERATOR])
         augment_labels = None
         if self.objective.augmentation:
             images, real, augment_labels = self._augmented(images, real, batch.noise)
@@ -143,13 +142,12 @@ class SiD(Method):
         return images, real, torch.cat([labels, labels_real])
 
     def _generator_loss(self, networks: Networks, batch: MicroBatch, *, weighs_gan: bool) -> Loss:
-        z, step_noise = _generator_inputs(batch)
         sigma_draw = batch.noise.of("sigma").uniform(1, 1, 1)
         noise = batch.noise.of("noise").normal(*batch.shape)
         return generator_loss(
             networks[TEACHER],
             networks[FAKE_SCORE],
-            batch.generate(networks[GENERATOR], z, step_noise),
+            batch.generated(networks[GENERATOR]),
             batch.condition,
             generator_sigma(sigma_draw, self.objective.tmax),
             noise,
@@ -168,12 +166,6 @@ class SiDA(SiD):
 
     def _weighs_gan(self, images_seen: int) -> bool:
         return images_seen >= self.objective.warm_up.adversarial_images
-
-
-def _generator_inputs(batch: MicroBatch) -> tuple[Tensor, Tensor]:
-    """z (N, C, H, W) and the noise between the generator's steps (K-1, N, C, H, W)."""
-    noise = batch.noise
-    return generator_inputs(noise.of("z"), noise.of("step_noise"), batch.shape, batch.steps)
 
 
 # --- the losses ----------------------------------------------------------------------------
