@@ -105,6 +105,22 @@ class Role:
         return self.build(architecture) if self.build else architecture.build(dtype)
 
 
+def generator_role(
+    config: RunConfig,
+    architecture: Callable[[Architecture], Architecture],
+    freeze: tuple[str, ...] = (),
+) -> Role:
+    """The generator's role, trained as a run's config says."""
+    return Role(
+        GENERATOR,
+        config.learning_rate.generator,
+        architecture,
+        forced_norm=config.forced_weight_norm,
+        betas=config.adam.generator_betas,
+        freeze=freeze,
+    )
+
+
 @dataclass(frozen=True)
 class Update:
     """One optimizer step of one role."""

@@ -25,7 +25,17 @@ from torch import Tensor, nn
 from sid_scale.config.run import RunConfig
 from sid_scale.diffusion.noise import keyed_seed
 from sid_scale.errors import UsageError
-from sid_scale.methods import GENERATOR, TEACHER, Loss, Method, MicroBatch, Networks, Role, Update
+from sid_scale.methods import (
+    GENERATOR,
+    TEACHER,
+    Loss,
+    Method,
+    MicroBatch,
+    Networks,
+    Role,
+    Update,
+    generator_role,
+)
 from sid_scale.methods.settings import GDDObjective
 from sid_scale.networks import Architecture, EncoderLevel, features
 from sid_scale.networks.discriminator import SMALLEST_MAP, Discriminator, head_channels
@@ -68,14 +78,7 @@ class GDD(Method):
         share = interval / (interval + 1) if self.objective.r1_gamma else 1.0
         beta1, beta2 = self._config.adam.betas
         return (
-            Role(
-                GENERATOR,
-                self._config.learning_rate.generator,
-                architecture=generator_architecture,
-                forced_norm=self._config.forced_weight_norm,
-                betas=self._config.adam.generator_betas,
-                freeze=self.freeze,
-            ),
+            generator_role(self._config, generator_architecture, self.freeze),
             Role(
                 DISCRIMINATOR,
                 self.objective.discriminator.learning_rate * share,

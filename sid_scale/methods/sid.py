@@ -31,6 +31,7 @@ from sid_scale.methods import (
     Networks,
     Role,
     Update,
+    generator_role,
     headless,
 )
 from sid_scale.methods.losses import (
@@ -76,13 +77,7 @@ class SiD(Method):
     def roles(self) -> Sequence[Role]:
         fake_score = self.objective.fake_score
         return (
-            Role(
-                GENERATOR,
-                self._config.learning_rate.generator,
-                architecture=headless,
-                forced_norm=self._config.forced_weight_norm,
-                betas=self._config.adam.generator_betas,
-            ),
+            generator_role(self._config, headless),
             Role(
                 FAKE_SCORE,
                 fake_score.learning_rate,
