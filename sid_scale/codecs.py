@@ -296,9 +296,9 @@ def read_codec(path: str | Path, vae: str | Path | None = None) -> Codec:
 
 
 def differing_key(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:
-    """What of two codecs' descriptions makes one's latents no latents of the other; None: nothing.
+    """The first key of two codecs' descriptions that makes their latents different; None: none does.
 
-    Where the VAE's folder is does not count.
+    The VAE's folder may differ.
     """
     keys = ("kind", "scale", "bias")
     return next((key for key in keys if ours.get(key) != theirs.get(key)), None)

@@ -45,7 +45,7 @@ def _table(group: type, prefix: str) -> str:
 
 
 def _rows(group: Any, prefix: str) -> Iterator[tuple[str, str, str, str]]:
-    """Of the settings of a group, without those of the group that it adds to."""
+    """A row for each setting of a group; those that it inherits are left out."""
     hints = typing.get_type_hints(group, include_extras=True)
     inherited = getattr(group.__base__, "__pydantic_fields__", {})
     for name, field in group.__pydantic_fields__.items():

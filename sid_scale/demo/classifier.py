@@ -1,8 +1,8 @@
 """The pretrained feature network of the digits: a small convolutional classifier.
 
-It stands in for the large networks that have learnt from ImageNet: what it has learnt of strokes
-is what a projected discriminator compares generated digits by. `train_classifier.py` trains it on
-the half of the real digits that the demo's judge does not learn from.
+It stands in for the large networks that are pretrained on ImageNet. A projected discriminator
+compares generated and real digits by its features. `train_classifier.py` trains it on the half of
+the real digits that the demo's judge does not learn from.
 """
 
 from typing import ClassVar
@@ -56,7 +56,7 @@ class DigitClassifier(DigitFeatures):
         self.head = nn.Linear(self.channels[-1] * DEEPEST**2, NUM_CLASSES)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Of the classes, (N, 10), for images (N, 3, H, W) in [-1, 1]."""
+        """Images (N, 3, H, W) in [-1, 1] -> logits of the classes, (N, 10)."""
         deepest: Tensor = self(images)[-1]
         classes: Tensor = self.head(deepest.flatten(1))
         return classes

@@ -1,9 +1,9 @@
 """The demo's feature network, from nothing: a classifier of the digits that also denoises them.
 
 What this makes is shipped in `assets/classifier`; `tools/train_digits_classifier.py` makes it
-again. A classifier alone may forget whatever does not tell classes apart. A discriminator needs
-the shape of each stroke, so a second head, which is thrown away, gives the clean scan back. Noise
-and distortions make features that also hold for images that are not yet digits.
+again. The features of a classifier alone may lack what classes do not differ in. A discriminator
+needs the shape of each stroke, so a second head, which is thrown away, predicts the clean scan.
+Noise and distortions make features that also hold for images that are not yet digits.
 """
 
 from collections.abc import Callable
