@@ -296,7 +296,7 @@ def read_codec(path: str | Path, vae: str | Path | None = None) -> Codec:
 
 
 def differing_key(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:
-    """The first key of two codecs' descriptions that makes their latents different; None: none does.
+    """The first key that makes the latents of two described codecs different; None: none does.
 
     The VAE's folder may differ.
     """
