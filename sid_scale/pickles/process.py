@@ -24,6 +24,7 @@ from sid_scale.pickles.unpickler import REMEDY, FileError, RestrictedUnpickler
 
 MEMORY = 768 * 2**20  # bytes, beyond what the process has at its start and the file's size
 SECONDS, BYTES_A_SECOND = 2, 50 * 10**6  # CPU time: a constant, and what the file's size adds
+FAR_MORE = "far more than a network of its size: the file is damaged"
 JSON_BYTES = 16 * 2**20
 # Audit events of a reading. CPython passes some failures of its own Unpickler to the hook.
 HARMLESS = ("builtins.id", "sys.excepthook")
@@ -36,8 +37,7 @@ def main() -> NoReturn:
     size = os.fstat(0).st_size
     gc.disable()  # the collector would scan millions of hostile values many times
     out_of_memory = (
-        f"takes more than {(size + MEMORY) // 10**6} MB of memory to read, far more than a network "
-        f"of its size: the file is damaged. {REMEDY}"
+        f"takes more than {(size + MEMORY) // 10**6} MB of memory to read, {FAR_MORE}. {REMEDY}"
     ).encode()
     confine(size)
     try:
@@ -89,6 +89,11 @@ def _read(file: BufferedReader, tree: Tree) -> bytes:
     return output
 
 
+def cpu_seconds(size: int) -> int:
+    """The CPU time that reading a file of `size` bytes may take."""
+    return SECONDS + size // BYTES_A_SECOND
+
+
 def confine(size: int) -> None:
     """Limits what the process may use for a file of `size` bytes, and what Python may do."""
     with open("/proc/self/statm") as file:
@@ -96,7 +101,7 @@ def confine(size: int) -> None:
     limits = {
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_AS: in_use + size + MEMORY,
-        resource.RLIMIT_CPU: SECONDS + size // BYTES_A_SECOND,
+        resource.RLIMIT_CPU: cpu_seconds(size),
     }
     for limit, value in limits.items():
         _, most = resource.getrlimit(limit)

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from sid_scale.errors import SidScaleError
+from sid_scale.pickles.process import FAR_MORE, cpu_seconds
 
 # Wall-clock limit of the process, for file systems that hang; CPU time has a limit of its own.
 SECONDS, BYTES_A_SECOND = 8, 2 * 10**6
@@ -116,7 +117,10 @@ def _read(file: BinaryIO, storages: Path, where: str) -> bytes:
     if reason:
         raise PickleError(f"{where}: {reason}")
     if done.returncode == -signal.SIGXCPU:
-        raise PickleError(f"{where}: takes far too long to read: the file is damaged. {remedy}")
+        raise PickleError(
+            f"{where}: takes more than {cpu_seconds(size)} seconds of CPU time to read, {FAR_MORE}. "
+            f"{remedy}"
+        )
     last_line = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
     raise PickleError(
         f"{where}: crashes the process that reads it (exit status {done.returncode}"

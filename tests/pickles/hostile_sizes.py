@@ -43,7 +43,7 @@ def length(count: int, layout: str = "<Q") -> bytes:
 # --- false lengths ------------------------------------------------------------------------
 
 
-@hostile("MB of memory")
+@hostile("to read, far more than a network of its size")
 def endless_bytes(_: Path) -> bytes:
     return opcodes(pickle.BINBYTES8, length(2**62), b"x" * 100)
 
@@ -53,17 +53,17 @@ def endless_text(_: Path) -> bytes:
     return opcodes(pickle.BINUNICODE8, length(2**63), b"x" * 100)
 
 
-@hostile("MB of memory")
+@hostile("to read, far more than a network of its size")
 def an_endless_bytearray(_: Path) -> bytes:
     return opcodes(pickle.BYTEARRAY8, length(TERA), b"x" * 100)
 
 
-@hostile("MB of memory")
+@hostile("to read, far more than a network of its size")
 def an_endless_frame(_: Path) -> bytes:
     return opcodes(pickle.FRAME, length(2**60), b"}.")
 
 
-@hostile("MB of memory")
+@hostile("to read, far more than a network of its size")
 def an_endless_integer(_: Path) -> bytes:
     return opcodes(pickle.LONG4, length(2**31 - 1, "<I"), b"x" * 100)
 
@@ -88,7 +88,7 @@ def an_endless_name(_: Path) -> bytes:
     return opcodes(pickle.GLOBAL, b"x" * 20_000_000)
 
 
-@hostile("MB of memory")
+@hostile("to read, far more than a network of its size")
 def a_memo_of_two_billion_places(_: Path) -> bytes:
     return opcodes(pickle.EMPTY_LIST, pickle.LONG_BINPUT, length(2**31 - 1, "<I"), b".")
 
@@ -114,12 +114,12 @@ def lists_that_double_in_a_setting(_: Path) -> bytes:
     return dumps({"ema": tiny(attn_resolutions=doubled(200))})
 
 
-@hostile("MB of memory")
+@hostile("to read, far more than a network of its size")
 def millions_of_lists(_: Path) -> bytes:
     return opcodes(pickle.EMPTY_LIST * 20_000_000, b".")
 
 
-@hostile("MB of memory")
+@hostile("to read, far more than a network of its size")
 def millions_of_sets(_: Path) -> bytes:
     return opcodes(pickle.EMPTY_SET * 20_000_000, b".")
 
@@ -129,7 +129,7 @@ def keys_of_one_hash(_: Path) -> bytes:
     return dumps({"ema": {n * (2**61 - 1): None for n in range(1000)}})
 
 
-@hostile("takes far too long")
+@hostile("seconds of CPU time to read, far more than a network of its size")
 def a_hundred_thousand_keys_of_one_hash(_: Path) -> bytes:
     numbers = (pickle.encode_long(n * (2**61 - 1)) for n in range(100_000))
     entries = [pickle.LONG1 + bytes([len(n)]) + n + pickle.NONE for n in numbers]
@@ -149,7 +149,7 @@ def a_text_in_many_places(_: Path) -> bytes:
     return dumps({"ema": tiny(), "held": ["x" * 1000] * 20_000})
 
 
-@hostile("MB of memory")
+@hostile("to read, far more than a network of its size")
 def a_text_of_a_terabyte(_: Path) -> bytes:
     return opcodes(b"}", "ema", pickle.BINUNICODE8, length(2**40), b"x" * 100)
 
