@@ -8,9 +8,11 @@ from PIL import Image
 
 from sid_scale.config.run import load_config
 from sid_scale.data.prepare.verify import verify_shards
-from sid_scale.demo.judge import Judge, draw_curve, draw_samples
+from sid_scale.demo.digits import pixel_features
+from sid_scale.demo.judge import Judge, Judgement, distances, draw_curve, draw_samples
 from sid_scale.demo.prepare import PIXEL_TEACHER, TEACHER, write_digit_shards
 from sid_scale.distill.loop import train
+from sid_scale.evaluate.metrics.distances import FeatureStatistics, frechet_distance
 from sid_scale.networks.folder import NetworkFolder, load_network, save_network
 from tests.ranks import joined, run_ranks
 
@@ -30,6 +32,12 @@ def test_real_digits_are_at_distance_zero(judge: Judge):
     assert 0 < judge.codec_distance() < 0.02
 
 
+def test_what_chance_alone_makes_of_real_digits(judge: Judge):
+    # Against the same digits a draw of as many is nearer than half of them against other ones.
+    assert 0.05 < judge.resampled_distance() < 0.07
+    assert judge.halves_distance() == pytest.approx(0.2815, abs=1e-3)
+
+
 def test_pixels_lose_nothing(pixel_judge: Judge):
     assert pixel_judge.distance(pixel_judge.images) == pytest.approx(0, abs=1e-6)
     assert pixel_judge.codec_distance() == pytest.approx(0, abs=1e-9)
@@ -45,6 +53,25 @@ def test_a_raw_teacher_in_one_step_is_far_from_its_own_samples(judge: Judge, tmp
     assert student.images.shape == judge.images.shape
     assert student.distance > 1
     assert student.distance == judge.student(tmp_path / "g").distance  # seeds are fixed
+    assert student.distance != judge.student(tmp_path / "g", seed=4).distance
+    features = [
+        FeatureStatistics.of(pixel_features(i)) for i in (student.images, judge.images[1::2])
+    ]
+    assert student.unseen_half == pytest.approx(frechet_distance(*features))
+    assert student.unseen_half != student.distance
+
+
+def test_the_summary_holds_distances_of_three_seeds_and_of_the_unseen_half():
+    judged = [Judgement(torch.empty(0), float(n), float(10 * n)) for n in range(1, 6)]
+    assert distances({17: judged[0], 35: judged[1]}, judged[2], judged[3:]) == {
+        "teacher_fd_17": 1.0,
+        "teacher_fd_35": 2.0,
+        "student_fd": 3.0,
+        "student_fd_seeds": [3.0, 4.0, 5.0],
+        "teacher_fd_17_unseen_half": 10.0,
+        "teacher_fd_35_unseen_half": 20.0,
+        "student_fd_unseen_half": 30.0,
+    }
 
 
 def test_pictures_are_drawn(judge: Judge, tmp_path: Path):
