@@ -5,11 +5,15 @@ Two networks learn in turns. The fake score learns to denoise what the generator
 moment, and in SiDA to tell it from real images. The generator learns from where teacher and fake
 score, given the same noised image, disagree.
 
+Options came after these papers: the KL divergence's gradient in place of SiD's, weights by the
+density ratio that the discriminator estimates, a guided teacher. docs/methods.md has their sources.
+
 The two losses are in `sid_losses.py`; what each is given is decided here.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -32,11 +36,15 @@ from sid_scale.methods import (
     generator_role,
     headless,
 )
+from sid_scale.methods.guidance import guided
+from sid_scale.methods.losses import density_ratio
 from sid_scale.methods.settings import SiDObjective
-from sid_scale.methods.sid_losses import fake_score_loss, generator_loss
+from sid_scale.methods.sid_losses import discriminator_logits, fake_score_loss, generator_loss
 from sid_scale.networks import Architecture
+from sid_scale.networks.denoiser import Denoise
 
 FAKE_SCORE = "fake_score"
+GUIDE = "guide"  # the frozen network that the teacher is guided by
 
 
 class MethodError(SidScaleError):
@@ -75,12 +83,18 @@ class SiD(Method):
             ),
         )
 
+    def guides(self) -> Mapping[str, Path]:
+        return {} if self.objective.guide is None else {GUIDE: Path(self.objective.guide)}
+
     def updates(self, images_seen: int) -> Iterator[Update]:
-        yield Update(FAKE_SCORE, self._fake_score_loss)
+        for _ in range(self.objective.fake_score_updates):
+            yield Update(FAKE_SCORE, self._fake_score_loss)
         if self._moves_generator(images_seen):
             weighs_gan = self._weighs_gan(images_seen)
             loss = partial(self._generator_loss, weighs_gan=weighs_gan)
-            yield Update(GENERATOR, loss)
+            weighs_samples = weighs_gan and self.objective.divergence != "reverse_kl"
+            ratios = self._density_ratios if weighs_samples else None
+            yield Update(GENERATOR, loss, per_sample=ratios)
 
     def _moves_generator(self, images_seen: int) -> bool:
         return True
@@ -98,7 +112,7 @@ class SiD(Method):
         if self.objective.augmentation:
             images, real, augment_labels = self._augmented(images, real, batch.noise)
         return fake_score_loss(
-            networks[FAKE_SCORE],
+            self._guided(networks, FAKE_SCORE, self.objective.guidance_fake_score),
             images,
             real,
             batch.condition,
@@ -125,18 +139,37 @@ class SiD(Method):
         return images, real, torch.cat([labels, labels_real])
 
     def _generator_loss(self, networks: Networks, batch: MicroBatch, *, weighs_gan: bool) -> Loss:
-        sigma_draw = batch.noise.of("sigma").uniform(1, 1, 1)
-        noise = batch.noise.of("noise").normal(*batch.shape)
+        images, sigma, noise = self._generated(networks, batch)
         return generator_loss(
-            networks[TEACHER],
-            networks[FAKE_SCORE],
-            batch.generated(networks[GENERATOR]),
+            self._guided(networks, TEACHER, self.objective.guidance),
+            self._guided(networks, FAKE_SCORE, self.objective.guidance_fake_score),
+            images,
             batch.condition,
-            generator_sigma(sigma_draw, self.objective.tmax),
+            sigma,
             noise,
             self.objective,
             adversarial=weighs_gan,
+            of_whole_batch=batch.of_whole_batch,
         )
+
+    def _density_ratios(self, networks: Networks, batch: MicroBatch) -> Tensor:
+        """The density ratios that `_generator_loss` weighs its samples by, (N,)."""
+        images, sigma, noise = self._generated(networks, batch)
+        noisy = images + sigma * noise
+        logits = discriminator_logits(networks[FAKE_SCORE], noisy, sigma, batch.condition)
+        return density_ratio(logits)
+
+    def _generated(self, networks: Networks, batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Generated images, and the sigma and the noise at which the scores see them."""
+        sigma = generator_sigma(batch.noise.of("sigma").uniform(1, 1, 1), self.objective.tmax)
+        noise = batch.noise.of("noise").normal(*batch.shape)
+        return batch.generated(networks[GENERATOR]), sigma, noise
+
+    def _guided(self, networks: Networks, name: str, weight: float | None) -> Denoise:
+        """A network, guided if the run has a guide for it."""
+        if GUIDE not in networks or weight is None or weight == 1:
+            return networks[name]
+        return guided(networks[name], networks[GUIDE], weight, self.objective.guidance_sigma)
 
 
 class SiDA(SiD):

@@ -4,17 +4,23 @@ SiD is arXiv 2404.04057, SiDA and SiD2A arXiv 2410.14919. No batch, method or ru
 recorded draws can be put through them. The mathematics is in `losses.py`.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from sid_scale.diffusion.few_step import denoised
 from sid_scale.methods import Loss
 from sid_scale.methods.losses import (
+    DIVERGENCES,
     channel_mean,
     denoising_loss,
     denoising_weight,
+    density_ratio,
     discriminator_loss,
+    effective_share,
     generator_adversarial_loss,
+    kl_loss,
     sid_loss,
     sid_normalizer,
 )
@@ -99,36 +105,102 @@ def generator_loss(
     objective: SiDObjective,
     *,
     adversarial: bool,
+    of_whole_batch: Callable[[Tensor], Tensor] = lambda ratios: ratios,
 ) -> Loss:
     """SiD's loss on generated images; when `adversarial`, mixed with SiDA's.
 
     Args:
-        teacher: frozen; gradients flow through it into the images, as through `fake_score`.
+        teacher: frozen; gradients flow through it into the images, as through `fake_score`, unless
+            the KL divergence's gradient is asked for.
         images: generated, (N, C, H, W), with gradient.
         condition: (N,) class indices, or None.
         sigma: (N, 1, 1, 1).
         noise: unit normal, (N, C, H, W).
+        of_whole_batch: see `MicroBatch`; of the samples' density ratios.
     """
-    # Score identity loss (SiD, Eqs. 23 and 24).
     noisy = images + sigma * noise
-    y_real = denoised(teacher(noisy, sigma, condition))
-    wanted = DEEPEST if adversarial else ()
-    prediction = fake_score(noisy, sigma, condition, features=wanted)
-    logvar = _logvar(prediction, sigma, objective)
+    y_real, prediction = _scores(
+        teacher, fake_score, noisy, sigma, condition, objective, adversarial=adversarial
+    )
+    y_fake, logvar = denoised(prediction), _logvar(prediction, sigma, objective)
     w = sid_normalizer(images, y_real)
-    elements = sid_loss(images, y_real, denoised(prediction), w, logvar, objective.alpha)
-    score = objective.loss_scale_generator * elements.sum() / len(images)
+
+    # Score identity loss (SiD, Eqs. 23 and 24), or the KL divergence's.
+    if objective.gradient == "kl":
+        elements = kl_loss(images, y_real, y_fake, w, logvar)
+    else:
+        elements = sid_loss(images, y_real, y_fake, w, logvar, objective.alpha)
     by_sigma = {"sid_loss": (sigma, elements.detach().mean(dim=(1, 2, 3)))}
     if not adversarial:
+        score = objective.loss_scale_generator * elements.sum() / len(images)
         return Loss(score, {"loss/generator_sid": score.detach()}, by_sigma)
 
-    # SiDA's adversarial term: the generated should look real, at the same w.
+    # Samples weighed by the discriminator's density ratio (Uni-Instruct; f-distill).
     logits = channel_mean(prediction.features[0])
+    elements, ratios = _weighted(elements, density_ratio(logits), of_whole_batch, objective)
+    score = objective.loss_scale_generator * elements.sum() / len(images)
+
+    # SiDA's adversarial term: the generated should look real, at the same w.
     gan = generator_adversarial_loss(logits, w, logvar, objective.adversarial_group)
     gan = objective.loss_scale_generator_gan * images[0].numel() * gan.mean()
     total = objective.sid_share * score + (1 - objective.sid_share) * gan
     terms = {"loss/generator_sid": score.detach(), "loss/generator_gan": gan.detach()}
-    return Loss(total, terms, by_sigma)
+    return Loss(total, terms | ratios, by_sigma)
+
+
+def _scores(
+    teacher: Denoise,
+    fake_score: Denoise,
+    noisy: Tensor,
+    sigma: Tensor,
+    condition: Tensor | None,
+    objective: SiDObjective,
+    *,
+    adversarial: bool,
+) -> tuple[Tensor, Prediction]:
+    """What teacher and fake score make of noised images; with the deepest feature of the latter
+    where its encoder is the discriminator."""
+    wanted = DEEPEST if adversarial else ()
+    if objective.gradient == "sid":
+        y_real = denoised(teacher(noisy, sigma, condition))
+        return y_real, fake_score(noisy, sigma, condition, features=wanted)
+    with torch.no_grad():
+        y_real = denoised(teacher(noisy, sigma, condition))
+        prediction = fake_score(noisy, sigma, condition)
+    if adversarial:
+        # Once more through the encoder, with gradient: the decoder's activations are never kept.
+        encoded = fake_score(noisy, sigma, condition, features=wanted, decoded=0)
+        prediction = prediction._replace(features=encoded.features)
+    return y_real, prediction
+
+
+def _weighted(
+    elements: Tensor,
+    ratio: Tensor,
+    of_whole_batch: Callable[[Tensor], Tensor],
+    objective: SiDObjective,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A loss (N, C, H, W) whose samples are weighed by their density ratios (N,), with a mean
+    weight of 1 over the whole batch; and what logs show of all ratios."""
+    if objective.divergence == "reverse_kl":
+        return elements, {}
+    weight, ratios = DIVERGENCES[objective.divergence], of_whole_batch(ratio)
+    weights = weight(ratios)
+    shown = {
+        "density_ratio/min": ratios.min(),
+        "density_ratio/mean": ratios.mean(),
+        "density_ratio/max": ratios.max(),
+        "density_ratio/effective_share": effective_share(weights),
+    }
+    return (weight(ratio) / weights.mean())[:, None, None, None] * elements, shown
+
+
+def discriminator_logits(
+    fake_score: Denoise, noisy: Tensor, sigma: Tensor, condition: Tensor | None
+) -> Tensor:
+    """The map of logits of noised images (N, C, H, W), by the encoder alone: (N, 1, h, w)."""
+    encoded = fake_score(noisy, sigma, condition, features=DEEPEST, decoded=0)
+    return channel_mean(encoded.features[0])
 
 
 def _logvar(prediction: Prediction, sigma: Tensor, objective: SiDObjective) -> Tensor:

@@ -123,9 +123,15 @@ def _micro_batch(recorded: Recorded) -> MicroBatch:
     def real() -> Tensor:
         return recorded["real_unit"] * s["sigma_data"]
 
-    shape = recorded.v.config.sample_shape
     return MicroBatch(
-        classes, shape, 1, RecordedNoise(recorded), real, images, IdentityCodec().pixels
+        classes,
+        recorded.v.config.sample_shape,
+        1,
+        RecordedNoise(recorded),
+        real,
+        images,
+        IdentityCodec().pixels,
+        of_whole_batch=lambda values: values,
     )
 
 
