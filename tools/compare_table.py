@@ -178,7 +178,7 @@ def replace_between(text: str, new: str) -> str:
         ValueError: it has no such part.
     """
     if not re.search(f"{BEGIN}.*{END}", text, re.DOTALL):
-        raise ValueError(f"no line {BEGIN} before one {END}")
+        raise ValueError(f"no markers {BEGIN} and {END} for the table")
     head, tail = text.split(BEGIN, 1)[0], text.split(END, 1)[1]
     return f"{head}{BEGIN}\n\n{new}\n\n{END}{tail}"
 
