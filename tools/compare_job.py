@@ -9,6 +9,8 @@ from compare_rows import Row, row_named
 
 from sid_scale.config.run import RunConfig, load_config
 
+EVEN, ODD = 0, 1  # halves of the real digits
+NOISE_SEED = 7  # of generated digits that are reported
 NEVER = 10**12  # images
 RATES = (
     "learning_rate.generator",
@@ -83,6 +85,11 @@ def shards_folder(work: Path, domain: str) -> Path:
 def guide_folder(work: Path, domain: str) -> Path:
     """Network folder of the guide."""
     return work / "guides" / domain
+
+
+def references_file(work: Path, domain: str) -> Path:
+    """What the teacher and real digits measure."""
+    return work / "references" / f"{domain}.json"
 
 
 def described(job: Job) -> dict[str, Any]:

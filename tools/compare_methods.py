@@ -24,8 +24,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from compare_job import Job, guide_folder, shards_folder
-from compare_rows import GUIDE, ROWS, Row
+from compare_job import (
+    EVEN,
+    NOISE_SEED,
+    ODD,
+    Job,
+    guide_folder,
+    references_file,
+    shards_folder,
+)
+from compare_rows import GUIDE, LATENTS, PIXELS, ROWS, Row
 from compare_table import choices, draw, replace_between, section
 
 from sid_scale.atomic import atomic_write
@@ -38,10 +46,8 @@ PAGE, RESULTS, FIGURE = "methods.md", "methods.json", "methods.png"
 IMAGES, POINTS = 9216, 6
 BATCH = 64  # of the presets
 SEEDS = (101, 102, 103)  # reported; no setting was chosen with them
-NOISE_SEED = 7
 CHOOSING_IMAGES, CHOOSING_SEED, CHOOSING_NOISE_SEED = 4608, 1, 0
 CHOOSING_RATES = (1.0, 2.0, 4.0)
-EVEN, ODD = 0, 1  # halves of the real digits
 SHORT = ("SiD", "SiD2A")
 SHORT_IMAGES = 256
 SHORT_POINTS = 2  # also of choosing, where the last one decides
@@ -98,7 +104,7 @@ def compare(options: argparse.Namespace) -> None:
         raise UsageError(f"--images {options.images} is no multiple of {BATCH * options.points}")
     rows = chosen_rows(options.rows)
     list_jobs = choosing_jobs if options.choose else reported_jobs
-    prepare(rows, options.work)
+    prepare(rows, options)
     failed = run_all(list_jobs(rows, options), options.work, options.at_once)
     done = results_of(list_jobs(ROWS, options), options)
     if options.choose:
@@ -152,20 +158,24 @@ def choosing_jobs(rows: Sequence[Row], options: argparse.Namespace) -> list[Job]
     ]
 
 
-def prepare(rows: Sequence[Row], work: Path) -> None:
-    """Makes the shards and guides that `rows` need and that are not there.
+def prepare(rows: Sequence[Row], options: argparse.Namespace) -> None:
+    """Makes what `rows` need and what is told beside them, if it is not there.
 
     Raises:
         RunError: that failed.
     """
+    work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)
-    guided = (row for row in rows if any(GUIDE in text for text in row.overrides))
-    missing = {
-        f"shards:{row.domain}"
-        for row in rows
-        if not (shards_folder(work, row.domain) / "index.json").is_file()
-    } | {f"guide:{row.domain}" for row in guided if not guide_folder(work, row.domain).is_dir()}
-    if missing and _python(work, "prepare.log", "compare_prepare.py", work, *sorted(missing)):
+    needed = {}
+    for row in rows:
+        domain = row.domain
+        needed[f"shards:{domain}"] = shards_folder(work, domain) / "index.json"
+        if any(GUIDE in text for text in row.overrides):
+            needed[f"guide:{domain}"] = guide_folder(work, domain)
+        if not (options.short or options.choose):
+            needed[f"references:{domain}"] = references_file(work, domain)
+    missing = [what for what, path in needed.items() if not path.exists()]
+    if missing and _python(work, "prepare.log", "compare_prepare.py", work, *missing):
         raise RunError(f"nothing to train on: see {work / 'prepare.log'}")
 
 
@@ -216,9 +226,7 @@ def result_file(work: Path, job: Job) -> Path:
 
 def results_of(jobs: Iterable[Job], options: argparse.Namespace) -> list[dict[str, Any]]:
     """Results of `jobs`: from the folder of runs, else from those that were written before."""
-    written = options.docs / RESULTS
-    runs = json.loads(written.read_text())["runs"] if written.is_file() else []
-    before = {run["name"]: run for run in runs}
+    before = {run["name"]: run for run in written_before(options.docs).get("runs", [])}
     found = []
     for job in jobs:
         if (file := result_file(options.work, job)).is_file():
@@ -228,12 +236,24 @@ def results_of(jobs: Iterable[Job], options: argparse.Namespace) -> list[dict[st
     return found
 
 
+def written_before(docs: Path) -> dict[str, Any]:
+    """Results that are in the page's folder already; none: an empty one."""
+    file = docs / RESULTS
+    found: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    return found
+
+
 def write_results(options: argparse.Namespace, runs: Sequence[dict[str, Any]]) -> None:
     """One line a run."""
-    options.docs.mkdir(parents=True, exist_ok=True)
+    references = written_before(options.docs).get("references", {})
+    for domain in (LATENTS, PIXELS):
+        if (file := references_file(options.work, domain)).is_file():
+            references[domain] = json.loads(file.read_text())
+    head = json.dumps({"images": options.images, "references": references})[:-1]
     lines = ",\n".join(json.dumps(run) for run in runs)
+    options.docs.mkdir(parents=True, exist_ok=True)
     with atomic_write(options.docs / RESULTS) as partial:
-        partial.write_text(f'{{"images": {options.images}, "runs": [\n{lines}\n]}}\n')
+        partial.write_text(f'{head}, "runs": [\n{lines}\n]}}\n')
 
 
 def write_page(docs: Path) -> None:

@@ -10,29 +10,18 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from compare_job import Job, config_of, described
-from torch import Tensor
+from compare_judge import figures, generator_images, real_digits
 
 from sid_scale.atomic import atomic_write
-from sid_scale.codecs import open_codec
-from sid_scale.demo.digits import SCAN_RESOLUTION, class_accuracy, digit_images, pixel_features
-from sid_scale.diffusion.few_step import generate, generator_inputs
-from sid_scale.diffusion.noise import SeededNoise, keyed_seeds
 from sid_scale.distill.build import Run
 from sid_scale.distill.evaluation import NoEvaluation
 from sid_scale.distill.loop import train
 from sid_scale.distill.telemetry import Telemetry
-from sid_scale.evaluate.metrics.distances import FeatureStatistics, frechet_distance
-from sid_scale.evaluate.metrics.precision_recall import precision_and_recall
-from sid_scale.networks.folder import load_network
-from sid_scale.ranks import Ranks, joined_ranks
-
-BATCH = 128  # of judged images
+from sid_scale.ranks import joined_ranks
 
 
 class Clock(NoEvaluation):
@@ -58,44 +47,6 @@ class Clock(NoEvaluation):
         return False
 
 
-@dataclass(frozen=True)
-class Judge:
-    """Half of the real digits, and how generated ones are compared with it."""
-
-    job: Job
-    ranks: Ranks
-
-    def figures(self, folder: Path) -> dict[str, float]:
-        """Of the generator in `folder`."""
-        job = self.job
-        real, labels = (part[job.half :: 2] for part in digit_images(SCAN_RESOLUTION))
-        images = generated(folder, labels, job.noise_seed)
-        real_features, features = pixel_features(real), pixel_features(images)
-        distance = frechet_distance(
-            FeatureStatistics.of(features), FeatureStatistics.of(real_features)
-        )
-        shares = precision_and_recall(real_features, features, self.ranks)
-        accuracy = class_accuracy(images, labels)
-        figures = {"distance": distance, "accuracy": accuracy, **shares}
-        return {name: round(value, 4) for name, value in figures.items()}
-
-
-@torch.no_grad()
-def generated(folder: Path, labels: Tensor, seed: int) -> Tensor:
-    """uint8 images (N, 3, R, R) of the generator in `folder`, of classes `labels` (N,)."""
-    network_folder = load_network(folder)
-    network, how = network_folder.build(), network_folder.provenance
-    codec = open_codec(network_folder.codec, beside=folder)
-    images = []
-    for numbers in torch.arange(len(labels)).split(BATCH):
-        noise = SeededNoise(keyed_seeds(seed, "comparison", numbers))
-        shape = network_folder.architecture.sample_shape
-        z, step_noise = generator_inputs(noise, noise, shape, how["steps"])
-        latents = generate(network, z, step_noise, labels[numbers], how["init_sigma"])
-        images.append(codec.decode(latents))
-    return torch.cat(images)
-
-
 def measure(job: Job, work: Path) -> dict[str, Any]:
     """Trains and judges; what the result file holds."""
     config = config_of(job, work)
@@ -109,12 +60,11 @@ def measure(job: Job, work: Path) -> dict[str, Any]:
         before = resident_megabytes("VmRSS")
         train(config, ranks, open_evaluation=open_clock)
         peak = resident_megabytes("VmHWM") - before
-        judge = Judge(job, ranks)
-        snapshots = Path(config.run_dir) / "snapshots"
-        points = [
-            {**point, **judge.figures(snapshots / f"{point['images']:012.0f}")}
-            for point in clocks[0].points
-        ]
+        labels, points = real_digits(job.half)[1], []
+        for point in clocks[0].points:
+            snapshot = Path(config.run_dir) / "snapshots" / f"{point['images']:012.0f}"
+            images = generator_images(snapshot, labels, job.noise_seed)
+            points.append({**point, **figures(images, labels, job.half, ranks)})
     return {**described(job), "points": points, "peak_megabytes": round(peak, 1)}
 
 

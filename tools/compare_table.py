@@ -29,6 +29,14 @@ COLUMNS = (
     "peak MB",
 )
 
+SHARES = ("accuracy", "precision", "recall")
+
+LINES: dict[str, Any] = {  # of references
+    "real digits, other half": {"color": "grey", "ls": ":"},
+    "teacher, 17 evaluations": {"color": "C1", "ls": "--"},
+    "teacher, 35 evaluations": {"color": "C3", "ls": "--"},
+}
+
 Point = Mapping[str, float]  # images, seconds, distance, accuracy, precision, recall
 Run = Mapping[str, Any]  # row, seed, points, peak_megabytes
 
@@ -116,10 +124,17 @@ def spread(values: Sequence[float], form: str) -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):{form}}"
 
 
-def table(rows: Sequence[Measured]) -> str:
-    """Markdown, a line for each row."""
+def table(rows: Sequence[Measured], references: Mapping[str, Point] | None = None) -> str:
+    """Markdown, a line for each row.
+
+    Args:
+        references: what was not trained here: its name and its figures.
+    """
     seconds = equal_seconds(rows)
     lines = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
+    for name, figures in (references or {}).items():
+        shares = " | ".join(f"{figures[key]:.3f}" for key in SHARES)
+        lines.append(f"| *{name}* | {figures['distance']:.3f} | - | - | {shares} | - | - |")
     for row in rows:
         rates = [1000 * road[-1]["seconds"] / road[-1]["images"] for road in row.roads]
         cells = [
@@ -127,7 +142,7 @@ def table(rows: Sequence[Measured]) -> str:
             spread(row.at_the_end("distance"), ".3f"),
             spread(row.at_time("distance", seconds), ".3f"),
             f"{statistics.mean(row.at_time('images', seconds)):,.0f}",
-            *(spread(row.at_the_end(key), ".3f") for key in ("accuracy", "precision", "recall")),
+            *(f"{statistics.mean(row.at_the_end(key)):.3f}" for key in SHARES),
             f"{statistics.mean(rates):.2f}",
             f"{statistics.mean(row.peak_megabytes):.0f}",
         ]
@@ -144,7 +159,7 @@ def section(results: Mapping[str, Any], figure: str) -> str:
             f"### {TITLES[domain]}\n\n{results['images']:,} images, {seeds} seeds; equal time is "
             f"{equal_seconds(rows):.0f} s of one core."
         )
-        parts += [told, table(rows)]
+        parts += [told, table(rows, results.get("references", {}).get(domain))]
     return "\n\n".join([*parts, f"![Distances of each method]({figure})"])
 
 
@@ -195,6 +210,7 @@ def draw(path: Path, results: Mapping[str, Any]) -> None:
         2,
         figsize=(9, 0.27 * sum(heights) + 0.9),
         gridspec_kw={"height_ratios": heights},
+        sharex="row",
         squeeze=False,
     )
     for axes, (domain, rows) in zip(grid, domains.items()):
@@ -203,16 +219,20 @@ def draw(path: Path, results: Mapping[str, Any]) -> None:
         def at_time(row: Measured, seconds: float = seconds) -> list[float]:
             return row.at_time("distance", seconds)
 
-        images = f"{results['images']:,} images"
+        images = f"{TITLES[domain]}, {results['images']:,} images"
         _dots(axes[0], rows, lambda row: row.at_the_end("distance"), images)
-        _dots(axes[1], rows, at_time, f"{seconds:.0f} s of one core")
-        axes[0].set_ylabel(TITLES[domain])
+        _dots(axes[1], rows, at_time, f"{TITLES[domain]}, {seconds:.0f} s of one core")
+        for name, found in results.get("references", {}).get(domain, {}).items():
+            for axis in axes:
+                axis.axvline(found["distance"], **LINES[name], lw=1, label=name)
         names = [row.row.name.removesuffix(f", {PIXELS}") for row in rows]
         axes[0].set_yticks(range(len(rows)), names)
         axes[1].set_yticks(range(len(rows)), [])
     for axis in grid[-1]:
         axis.set_xlabel("Fréchet distance (8x8 grey)")
-    figure.tight_layout()
+    lines, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="lower center", ncol=max(1, len(labels)), fontsize=8)
+    figure.tight_layout(rect=(0, 0.3 / figure.get_figheight(), 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as partial:
         figure.savefig(partial, dpi=110, format="png")
