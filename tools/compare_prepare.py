@@ -1,7 +1,7 @@
 """What `compare_methods.py` needs beside runs: `compare_prepare.py WORK shards:latents ...`.
 
 shards      of the digits
-guide       a lesser teacher: the demo's after a sixth of its training
+guide       a lesser teacher: the demo's after a fifteenth of its training
 references  what the teacher's samples, and the other half of the real digits, measure
 """
 
@@ -24,7 +24,7 @@ from sid_scale.ranks import Ranks, joined_ranks
 
 TEACHERS = {LATENTS: TEACHER, PIXELS: PIXEL_TEACHER}
 RECIPES = {LATENTS: EDM2_TEACHER, PIXELS: EDM_TEACHER}
-GUIDE_ITERATIONS = 500
+GUIDE_ITERATIONS = 200
 TEACHER_EVALUATIONS = (17, 35)
 
 
