@@ -16,9 +16,10 @@ of its snapshots, on a straight line.
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -102,6 +103,7 @@ def compare(options: argparse.Namespace) -> None:
     """
     if options.images % (BATCH * options.points):
         raise UsageError(f"--images {options.images} is no multiple of {BATCH * options.points}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     rows = chosen_rows(options.rows)
     list_jobs = choosing_jobs if options.choose else reported_jobs
     prepare(rows, options)
@@ -175,7 +177,7 @@ def prepare(rows: Sequence[Row], options: argparse.Namespace) -> None:
         if not (options.short or options.choose):
             needed[f"references:{domain}"] = references_file(work, domain)
     missing = [what for what, path in needed.items() if not path.exists()]
-    if missing and _python(work, "prepare.log", "compare_prepare.py", work, *missing):
+    if missing and tool(work, "prepare.log", "compare_prepare.py", *missing).wait():
         raise RunError(f"nothing to train on: see {work / 'prepare.log'}")
 
 
@@ -187,34 +189,52 @@ def run_all(jobs: Sequence[Job], work: Path, at_once: int) -> list[Job]:
     missing = [job for job in jobs if not result_file(work, job).is_file()]
     failed = []
     for later in (False, True):
-        pool = ThreadPoolExecutor(at_once)
-        try:
-            turn = [job for job in missing if (job.before() is not None) == later]
-            for job, done in zip(turn, pool.map(lambda job: run(job, work), turn)):
-                failed += [] if done else [job]
-        finally:
-            pool.shutdown(cancel_futures=True)
+        turn = [job for job in missing if (job.before() is not None) == later]
+        with Workers(work, at_once) as workers:
+            failed += [job for job, done in zip(turn, workers.map(turn)) if not done]
     return failed
 
 
-def run(job: Job, work: Path) -> bool:
-    """Runs one job in a process of its own; whether it left a result."""
-    _python(work, f"{job.name}.log", "compare_run.py", work, json.dumps(asdict(job)))
-    done = result_file(work, job).is_file()
-    print(f"{'done' if done else 'FAILED'}: {job.row}, seed {job.seed}, x{job.rate:g}", flush=True)
-    return done
+class Workers:
+    """Runs jobs in processes of their own, some at once. None of them outlives this context."""
+
+    def __init__(self, work: Path, at_once: int):
+        self._work, self._pool = work, ThreadPoolExecutor(at_once)
+        self._running: set[subprocess.Popen[bytes]] = set()
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for process in list(self._running):
+            process.terminate()
+
+    def map(self, jobs: Sequence[Job]) -> Iterator[bool]:
+        """Whether each job left a result, in their order."""
+        return self._pool.map(self._run, jobs)
+
+    def _run(self, job: Job) -> bool:
+        process = tool(self._work, f"{job.name}.log", "compare_run.py", json.dumps(asdict(job)))
+        self._running.add(process)
+        process.wait()
+        self._running.remove(process)
+        done = result_file(self._work, job).is_file()
+        print(
+            f"{'done' if done else 'FAILED'}: {job.row}, seed {job.seed}, x{job.rate:g}", flush=True
+        )
+        return done
 
 
-def _python(work: Path, log: str, script: str, *arguments: object) -> int:
-    """Exit status of one of the tools, on one thread; what it says goes to a file in `work`."""
+def tool(work: Path, log: str, script: str, *arguments: str) -> subprocess.Popen[bytes]:
+    """Starts one of the tools on one thread; what it says goes to a file in `work`."""
     with open(work / log, "w") as said:
-        done = subprocess.run(
-            [sys.executable, str(TOOLS / script), *map(str, arguments)],
+        return subprocess.Popen(
+            [sys.executable, str(TOOLS / script), str(work), *arguments],
             stdout=said,
             stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
-    return done.returncode
 
 
 # --- what is written ----------------------------------------------------------------------

@@ -1,12 +1,14 @@
 """`tools/compare_methods.py`: every row is measured alike, and the page says what was measured."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
+import compare_methods
 import pytest
 from compare_job import Job, config_of
-from compare_methods import chosen_rows, main, parse_options, reported_jobs
+from compare_methods import Workers, chosen_rows, main, parse_options, reported_jobs, run_all
 from compare_rows import ROWS, row_named
 from compare_table import (
     BEGIN,
@@ -90,10 +92,12 @@ def test_a_seed_whose_first_half_is_missing_is_left_out():
 
 def test_the_table_has_mean_and_deviation_over_seeds():
     runs = [run_of("SiD", seed, point(2000, 10, 0.4 + 0.1 * seed)) for seed in (1, 2, 3)]
-    head, _, line = table(measured(runs, images=2000)).splitlines()
+    teacher = {"teacher, 35 evaluations": {**FIGURES, "distance": 0.1}}
+    head, _, reference, line = table(measured(runs, images=2000), teacher).splitlines()
     assert head.startswith("| method | distance, equal images | distance, equal time |")
-    assert line.startswith("| SiD | 0.600 ± 0.100 | 0.600 ± 0.100 | 2,000 | 0.900 ± 0.000 |")
-    assert line.endswith("| 5.00 | 100 |")
+    assert reference.startswith("| *teacher, 35 evaluations* | 0.100 | - | - | 0.900 |")
+    assert line.startswith("| SiD | 0.600 ± 0.100 | 0.600 ± 0.100 | 2,000 | 0.900 | 0.800 |")
+    assert line.endswith("| 0.700 | 5.00 | 100 |")
 
 
 def test_latents_and_pixels_have_a_table_each():
@@ -160,6 +164,50 @@ def test_images_that_do_not_divide_are_refused(
     monkeypatch.setattr("sys.argv", ["compare_methods.py", "--images", "1000"])
     assert main() == 2
     assert capsys.readouterr().err == "error: --images 1000 is no multiple of 384\n"
+
+
+FAKE_RUN = f"""
+import json, sys, time
+sys.path[:0] = {[str(ROOT / "tools"), str(ROOT)]!r}
+from compare_job import Job
+work, job = sys.argv[1], Job(**json.loads(sys.argv[2]))
+print("began", flush=True)
+if job.row == "SiDA":
+    sys.exit("no such luck")
+if job.row == "GDD":
+    time.sleep(60)
+open(f"{{work}}/{{job.name}}.json", "x").write("{{}}")
+"""
+
+
+@pytest.fixture
+def fake_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Runs of SiD end well, those of SiDA badly, and those of GDD not at all; -> their folder."""
+    (tmp_path / "compare_run.py").write_text(FAKE_RUN)
+    monkeypatch.setattr(compare_methods, "TOOLS", tmp_path)
+    return tmp_path
+
+
+def jobs_named(*names: str) -> list[Job]:
+    return [Job(name, 5, 768, 2, half=1, noise_seed=0) for name in names]
+
+
+def test_a_run_that_fails_stops_no_other_and_what_is_done_is_done(fake_runs: Path):
+    jobs = jobs_named("SiDA", "SiD", "SiD2A")
+    assert run_all(jobs, fake_runs, at_once=1) == jobs[:1]
+    assert "no such luck" in (fake_runs / f"{jobs[0].name}.log").read_text()
+    # A second run of the others would find its result there, and fail.
+    assert run_all(jobs, fake_runs, at_once=1) == jobs[:1]
+
+
+def test_no_run_outlives_the_comparison(fake_runs: Path):
+    (job,) = jobs_named("GDD")
+    log = fake_runs / f"{job.name}.log"
+    with Workers(fake_runs, at_once=1) as workers:
+        outcome = workers.map([job])
+        while not (log.is_file() and "began" in log.read_text()):
+            time.sleep(0.01)
+    assert list(outcome) == [False]  # at once, not after a minute
 
 
 @pytest.mark.distributed
