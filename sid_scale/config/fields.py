@@ -51,6 +51,13 @@ def _activations(value: Any) -> Any:
     raise ValueError("expected keep, checkpoint, offload or a list of resolutions")
 
 
+def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
+    low, high = bounds
+    if low >= high:
+        raise ValueError("the second number should be above the first")
+    return bounds
+
+
 def _paths(values: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(map(expand, values))
 
@@ -74,4 +81,7 @@ Natural = Annotated[Integer, Field(ge=0)]  # 0, 1, 2, ...
 Positive = Annotated[Integer, Field(ge=1)]
 PositiveNumber = Annotated[Number, Field(gt=0)]
 NotNegative = Annotated[Number, Field(ge=0)]
+Interval = Annotated[  # from and to
+    tuple[NotNegative, PositiveNumber], BeforeValidator(_parts), AfterValidator(_rising)
+]
 Share = Annotated[Number, Field(ge=0, le=1)]

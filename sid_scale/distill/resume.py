@@ -24,6 +24,7 @@ MUST_MATCH = (
     "roles.",
     "teacher_sha256",
     "files_sha256.",
+    "guides_sha256.",
     "architecture.",
     "data_shape",
     "data_shape.",
