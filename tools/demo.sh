@@ -31,15 +31,18 @@ done
 case " $presets " in *" $preset "*) ;; *) usage ;; esac
 install_everything dev
 
-read -r run batch images snapshots < <(python -c '
+read -r run batch images ramp_down snapshots < <(python -c '
 import sys
 from sid_scale.config.run import load_config
 c = load_config(sys.argv[1])
-print(c.run_dir, c.batch_size, c.total_images, c.snapshot.every_images)' "$preset")
+ramp_down = c.learning_rate.ramp_down_images
+print(c.run_dir, c.batch_size, c.total_images, ramp_down, c.snapshot.every_images)' "$preset")
+preset_images=$images
 case "$length" in
     --full) images=$((images * 4)) snapshots=$((snapshots * 2)) ;;
     --short) images=1920 snapshots=960 ;;
 esac
+ramp_down=$((ramp_down * images / preset_images)) # the same share of the run
 run=${RUN_DIR:-$run}
 
 began=$(date +%s)
@@ -60,7 +63,7 @@ port=$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.g
 python -m sid_scale.demo prepare "$run" --preset "$preset"
 deepspeed --num_gpus "$ranks" --master_port "$port" --module sid_scale.train --config "$preset" \
     run_dir="$run" data="$run/shards" deepspeed="$deepspeed" micro_batch=$((batch / ranks)) \
-    total_images="$images" learning_rate.ramp_down_images=$((images * 3 / 4)) \
+    total_images="$images" learning_rate.ramp_down_images="$ramp_down" \
     snapshot.every_images="$snapshots"
 OMP_NUM_THREADS=$cores python -m sid_scale.demo judge "$run" --began "$began"
 echo "look at $run/samples.png and $run/curve.png"
