@@ -102,7 +102,6 @@ def compare(options: argparse.Namespace) -> None:
     """
     if options.images % (BATCH * options.points):
         raise UsageError(f"--images {options.images} is no multiple of {BATCH * options.points}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     before = written_before(options.docs).get("images", options.images)
     if not options.choose and before != options.images:
         raise UsageError(
@@ -110,6 +109,7 @@ def compare(options: argparse.Namespace) -> None:
             "another folder with --docs"
         )
     rows = chosen_rows(options.rows)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     list_jobs = choosing_jobs if options.choose else reported_jobs
     prepare(rows, options)
     failed = run_all(list_jobs(rows, options), options.work, options.at_once)
