@@ -156,7 +156,7 @@ def section(results: Mapping[str, Any], figure: str) -> str:
     for domain, rows in by_domain(results).items():
         seeds = max(len(row.roads) for row in rows)
         told = (
-            f"### {TITLES[domain]}\n\n{results['images']:,} images, {seeds} seeds; equal time is "
+            f"### {TITLES[domain]}\n\n{results['images']:,} images, {seeds} seed{'s' * (seeds > 1)}; equal time is "
             f"{equal_seconds(rows):.0f} s of one core."
         )
         parts += [told, table(rows, results.get("references", {}).get(domain))]
