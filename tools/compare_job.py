@@ -30,7 +30,7 @@ class Job:
     snapshots: int  # that are judged, at equal distances
     half: int  # of the real digits that generated ones are compared with: 0 even, 1 odd
     noise_seed: int  # of generated digits
-    rate: float = 1.0  # factor of the row's learning rates
+    rate: float | None = None  # factor of the learning rates instead of the row's
 
     @property
     def name(self) -> str:
@@ -42,7 +42,7 @@ class Job:
     def before(self) -> "Job | None":
         """The run that this one goes on from."""
         after = row_named(self.row).after
-        return None if after is None else replace(self, row=after, rate=1.0)
+        return None if after is None else replace(self, row=after)
 
     def _rows(self) -> list[Row]:
         before = self.before()
@@ -57,7 +57,7 @@ def config_of(job: Job, work: Path) -> RunConfig:
         half = work / before.name / "snapshots" / f"{job.images // 2:012d}"
         given.append(f"generator_init={half}")
     preset = load_config(row.preset, given)
-    scale = row.rate * job.rate
+    scale = row.rate if job.rate is None else job.rate
     given += [f"{key}={scale * rate}" for key in RATES if (rate := _setting(preset, key))]
     every = job.images // job.snapshots
     return load_config(

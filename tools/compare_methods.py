@@ -32,7 +32,7 @@ from compare_job import (
     result_file,
     shards_folder,
 )
-from compare_rows import GUIDE, LATENTS, PIXELS, ROWS, Row
+from compare_rows import CHOSEN, GUIDE, LATENTS, PIXELS, ROWS, Row
 from compare_table import BEGIN, END, choices, draw, replace_between, section
 from compare_workers import run_all, tool
 
@@ -77,7 +77,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     length.add_argument("--short", action="store_true", help="a taste, for CI")
     parser.add_argument("--images", type=positive, help=f"of each run; {IMAGES}")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--rows", nargs="+", metavar="ROW", help="some rows; all")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="some rows instead of all")
     parser.add_argument("--at-once", type=positive, default=2, help="runs at once; 2")
     parser.add_argument(
         "--work", type=Path, default=Path("runs/compare"), help="folder of the runs"
@@ -86,6 +86,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.short:
         options.rows, options.seeds = list(SHORT), [SEEDS[0]]
+    elif options.choose:
+        options.rows = options.rows or list(CHOSEN)
     options.images = options.images or (
         SHORT_IMAGES if options.short else CHOOSING_IMAGES if options.choose else IMAGES
     )

@@ -53,9 +53,9 @@ class Workers:
         process.wait()
         self._running.remove(process)
         done = result_file(self._work, job).is_file()
-        print(
-            f"{'done' if done else 'FAILED'}: {job.row}, seed {job.seed}, x{job.rate:g}", flush=True
-        )
+        outcome = "done" if done else "FAILED"
+        rate = "" if job.rate is None else f", rates x{job.rate:g}"
+        print(f"{outcome}: {job.row}, seed {job.seed}{rate}", flush=True)
         return done
 
 

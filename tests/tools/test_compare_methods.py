@@ -144,10 +144,14 @@ def test_every_row_is_a_run_that_the_presets_allow(tmp_path: Path):
         assert row.after is None or row_named(row.after).domain == row.domain
 
 
-def test_rates_are_scaled_together(tmp_path: Path):
-    one, two = (config_of(Job("SiDA", 5, 768, 2, 1, 0, rate), tmp_path) for rate in (1.0, 2.0))
-    assert two.learning_rate.generator == 2 * one.learning_rate.generator
-    assert two.objective.fake_score.learning_rate == 2 * one.objective.fake_score.learning_rate
+def test_all_rates_are_scaled_together_by_the_row_or_by_the_choice(tmp_path: Path):
+    def rates(rate: float | None) -> tuple[float, float]:
+        config = config_of(Job("SiDA", 5, 768, 2, 1, 0, rate), tmp_path)
+        return config.learning_rate.generator, config.objective.fake_score.learning_rate
+
+    presets = rates(1.0)
+    assert rates(2.0) == tuple(2 * rate for rate in presets)
+    assert rates(None) == tuple(row_named("SiDA").rate * rate for rate in presets)
 
 
 def test_a_row_brings_the_one_that_it_goes_on_from():
