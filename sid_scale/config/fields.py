@@ -51,6 +51,13 @@ def _activations(value: Any) -> Any:
     raise ValueError("expected keep, checkpoint, offload or a list of resolutions")
 
 
+def _different_widths(values: tuple[float, ...]) -> tuple[float, ...]:
+    """Widths that files can be named after, to three decimals."""
+    if len(values) < 2 or len({f"{value:.3f}" for value in values}) < len(values):
+        raise ValueError("expected two or more widths that differ by 0.001 at least")
+    return values
+
+
 def _paths(values: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(map(expand, values))
 
@@ -74,4 +81,8 @@ Natural = Annotated[Integer, Field(ge=0)]  # 0, 1, 2, ...
 Positive = Annotated[Integer, Field(ge=1)]
 PositiveNumber = Annotated[Number, Field(gt=0)]
 NotNegative = Annotated[Number, Field(ge=0)]
+RelativeWidth = Annotated[Number, Field(gt=0, lt=12**-0.5)]
+RelativeWidths = Annotated[
+    tuple[RelativeWidth, ...], BeforeValidator(_parts), AfterValidator(_different_widths)
+]
 Share = Annotated[Number, Field(ge=0, le=1)]
