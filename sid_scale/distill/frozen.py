@@ -30,7 +30,7 @@ class Frozen:
     weights: Mapping[str, Tensor]  # by name, as the folder has them; mapped, not read
 
     def describe(self) -> dict[str, Any]:
-        """The entry of a checkpoint's state.json, which consolidate.py reads."""
+        """The entry of a checkpoint's state.json, which start_weights.py reads."""
         return {"start": str(self.start), "sha256": self.sha256, "weights": list(self.weights)}
 
     def trained_share(

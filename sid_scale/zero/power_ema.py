@@ -11,8 +11,9 @@ import numpy as np
 
 
 def width_name(relative_width: float) -> str:
-    """A width in the names of files, and on the page: three decimals."""
-    return f"{relative_width:.3f}"
+    """A width in the names of files: three decimals, or as many as it has."""
+    short = f"{relative_width:.3f}"
+    return short if float(short) == relative_width else f"{relative_width!r}"
 
 
 def exponent(relative_width: float) -> float:

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sid_scale.cli import main
 from sid_scale.distill.consolidate import consolidate
 from sid_scale.distill.loop import train
 from sid_scale.networks.folder import load_network
@@ -30,8 +31,8 @@ DISCARDED = "000000000020"
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Finished runs of two ranks and four iterations: run0 to run3, by their stage; resumed2 and
-    resumed3, each stopped after two iterations; `plain`, which keeps no such averages; and `frozen`,
-    which trains its generator in part."""
+    resumed3, each stopped after two iterations; `plain`, which keeps no such averages; and
+    `frozen`, which trains its generator in part."""
     folder = tmp_path_factory.mktemp("runs")
     prepare(folder)
     run_ranks(2, _runs, folder)
@@ -114,7 +115,7 @@ def test_a_run_is_the_same_with_and_without_them(runs: Path):
     ours, theirs = (read_manifest(r / "checkpoints/latest").files for r in (run, plain))
     tensors = {name for name in theirs if name.endswith(".safetensors")}
     assert {name: ours[name] for name in tensors} == {name: theirs[name] for name in tensors}
-    assert {name for name in ours.keys() - theirs.keys()} == {
+    assert ours.keys() - theirs.keys() == {
         f"generator-ema_{width}-0000{rank}-of-00002.safetensors"
         for width in ("0.050", "0.100")
         for rank in (0, 1)
@@ -128,6 +129,27 @@ def test_frozen_weights_take_no_room(runs: Path):
     assert frozen
     for width in WIDTHS:
         assert not frozen & of(snapshot, width).keys()
+
+
+@pytest.mark.parametrize("name", ["run2", "frozen"])
+def test_a_stored_average_comes_back_as_a_generator_of_the_run(
+    runs: Path, name: str, tmp_path: Path
+):
+    run, out = runs / name, tmp_path / "out"
+    assert main(["phema", str(run), "--width", "0.05", str(out)]) == 0
+    ours, published = load_network(out), load_network(run / "generator")
+    stored = of(read_snapshots(run)[-1], 0.05)
+    for parameter, value in stored.items():
+        torch.testing.assert_close(ours.state[parameter], value, rtol=1e-6, atol=1e-7)
+    for parameter in ours.state.keys() - stored.keys():  # frozen weights and buffers
+        assert torch.equal(ours.state[parameter], published.state[parameter])
+    assert ours.provenance.pop("post_hoc_ema")["relative_width"] == 0.05
+    assert (ours.architecture, ours.codec, ours.provenance) == (
+        published.architecture,
+        published.codec,
+        published.provenance,
+    )
+    assert (out / "README.md").is_file()
 
 
 @pytest.mark.faults
