@@ -57,6 +57,13 @@ def _different_widths(values: tuple[float, ...]) -> tuple[float, ...]:
     return values
 
 
+def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
+    low, high = bounds
+    if low >= high:
+        raise ValueError("the second number should be above the first")
+    return bounds
+
+
 def _paths(values: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(map(expand, values))
 
@@ -83,5 +90,8 @@ NotNegative = Annotated[Number, Field(ge=0)]
 RelativeWidth = Annotated[Number, Field(gt=0, lt=12**-0.5)]
 RelativeWidths = Annotated[
     tuple[RelativeWidth, ...], BeforeValidator(_parts), AfterValidator(_different_widths)
+]
+Interval = Annotated[  # from and to
+    tuple[NotNegative, PositiveNumber], BeforeValidator(_parts), AfterValidator(_rising)
 ]
 Share = Annotated[Number, Field(ge=0, le=1)]

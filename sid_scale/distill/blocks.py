@@ -1,5 +1,7 @@
 """What a run does to its networks' blocks: recomputation and compilation."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
@@ -17,16 +19,23 @@ from sid_scale.networks.denoiser import blocks_of
 
 
 def check_blocks(
-    config: RunConfig, method: Method, teacher: Architecture, device: torch.device
+    config: RunConfig,
+    method: Method,
+    teacher: Architecture,
+    guides: Mapping[str, Architecture],
+    device: torch.device,
 ) -> None:
     """Looks whether the networks have the blocks that settings are about.
+
+    Args:
+        guides: architectures of the teacher's guides, by name.
 
     Raises:
         ConfigError: `activations` names a network or a resolution that is not there, or nothing
             can be compiled.
     """
     with torch.device("meta"):
-        networks: dict[str, nn.Module] = {}
+        networks: dict[str, nn.Module] = {name: guide.build() for name, guide in guides.items()}
         for role in method.roles():
             networks[role.name] = role.network(role.architecture(teacher))
         if method.uses_teacher:

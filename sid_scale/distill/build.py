@@ -18,12 +18,12 @@ from sid_scale.diffusion.noise import keyed_seed
 from sid_scale.distill.ahead import ReadAhead
 from sid_scale.distill.blocks import check_blocks, prepare_blocks
 from sid_scale.distill.frozen import Frozen, frozen_names, frozen_of
-from sid_scale.distill.inputs import check_data, check_start, load_start
+from sid_scale.distill.inputs import check_data, check_start, load_guides, load_start
 from sid_scale.distill.provenance import compatibility_of, provenance_of
 from sid_scale.methods import GENERATOR, TEACHER, Method, Role, build_method
 from sid_scale.networks import Architecture
 from sid_scale.networks.denoiser import Denoiser
-from sid_scale.networks.folder import NetworkFolder
+from sid_scale.networks.folder import WEIGHTS, NetworkFolder
 from sid_scale.ranks import Ranks
 from sid_scale.seeding import seeded
 from sid_scale.zero.checkpoint import TrainingState
@@ -162,14 +162,17 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     check_start(config, roles[GENERATOR], source, start)
     if config.data is None and any(role.reads_real for role in roles.values()):
         raise ConfigError(f"method {config.method} learns from real data: set data")
-    check_blocks(config, method, source.architecture, ranks.device)
-    names = frozen_names(roles.values(), source.architecture)
     codec = open_codec(source.codec, beside=config.teacher)
+    guides = load_guides(method, source, codec)
+    beside = {name: guide.architecture for name, guide in guides.items()}
+    check_blocks(config, method, source.architecture, beside, ranks.device)
+    names = frozen_names(roles.values(), source.architecture)
     if config.log.samples_every_images or method.decodes:
         codec.check()
     index = check_data(config, source, codec)
     fixed = dict(method.fixed_networks(ranks.device))
-    provenance = provenance_of(config, source, start, method.files())
+    guide_files = {name: folder / WEIGHTS for name, folder in method.guides().items()}
+    provenance = provenance_of(config, source, start, {**method.files(), **guide_files})
     frozen = frozen_of(config, names, source, start, provenance["teacher_sha256"])
 
     # Networks: every role's, and those that are frozen for good.
@@ -180,8 +183,10 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
         folder = start if name == GENERATOR else source
         networks[name] = _build(role, folder, names.get(name, ()), config, settings, ranks.device)
     if method.uses_teacher:
-        fixed[TEACHER] = source.build(settings.compute_dtype, ranks.device)
-        prepare_blocks(fixed[TEACHER], TEACHER, config)
+        guides[TEACHER] = source
+    for name, folder in guides.items():
+        fixed[name] = folder.build(settings.compute_dtype, ranks.device)
+        prepare_blocks(fixed[name], name, config)
     return Run(
         config,
         ranks,

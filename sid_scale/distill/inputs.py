@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 
-from sid_scale.codecs import Codec, CodecError, IdentityCodec, differing_key
+from sid_scale.codecs import Codec, CodecError, IdentityCodec, differing_key, open_codec
 from sid_scale.config.parse import ConfigError
 from sid_scale.config.run import RunConfig
 from sid_scale.data.remote import RetryPolicy
 from sid_scale.data.shards import ShardIndex, read_index
-from sid_scale.methods import Role
+from sid_scale.guides import GuideError, check_guide
+from sid_scale.methods import Method, Role
 from sid_scale.networks import Architecture
 from sid_scale.networks.folder import CheckpointError, NetworkFolder, load_network
 
@@ -22,6 +23,26 @@ def load_start(setting: str, folder: str) -> NetworkFolder:
         return load_network(folder)
     except CheckpointError as error:
         raise CheckpointError(f"{setting}: {error}") from error
+
+
+def load_guides(method: Method, teacher: NetworkFolder, codec: Codec) -> dict[str, NetworkFolder]:
+    """The networks that guide the teacher, by name.
+
+    Args:
+        codec: the teacher's.
+
+    Raises:
+        SidScaleError: one cannot be read, or is of other images than the teacher.
+    """
+    guides = {}
+    for name, path in method.guides().items():
+        guide = load_start(f"objective.{name}", str(path))
+        if "init_sigma" in guide.provenance:
+            raise GuideError(f"objective.{name}: {path} holds a generator, which guides nothing")
+        its_codec = open_codec(guide.codec, beside=path)
+        check_guide(teacher.architecture, codec, guide.architecture, its_codec, path)
+        guides[name] = guide
+    return guides
 
 
 def check_start(

@@ -57,11 +57,15 @@ def provenance_of(
 
 
 def _with_names(settings: Any, files: Collection[Path]) -> Any:
-    """Settings that name files without their folders, which mean nothing elsewhere."""
+    """Settings that name files, or network folders, without the folders that these are in: they
+    mean nothing elsewhere."""
     if isinstance(settings, dict):
         return {key: _with_names(value, files) for key, value in settings.items()}
-    is_file = isinstance(settings, str) and Path(settings) in files
-    return Path(settings).name if is_file else settings
+    if not isinstance(settings, str):
+        return settings
+    path = Path(settings)
+    named = path in files or path / WEIGHTS in files
+    return path.name if named else settings
 
 
 def compatibility_of(

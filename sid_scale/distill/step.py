@@ -4,11 +4,13 @@ The method says what the loss is; this file knows ranks' shares, accumulation, f
 where dropout's randomness comes from, and what is logged.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from sid_scale.data.stream import Batch
@@ -29,14 +31,19 @@ def apply(run: Run, update: Update, stream: Iterator[Prepared], meter: Meter) ->
     -> False if the update was skipped for a non-finite gradient.
     """
     trained, finite = run.networks[update.role], True
-    for _ in range(run.accumulation):
-        prepared = next(stream)
+    micro_batches: Iterable[Prepared] = islice(stream, run.accumulation)
+    of_whole_batch: Callable[[Tensor], Tensor] = _gathered
+    if update.per_sample is not None and run.accumulation > 1:
+        micro_batches = list(micro_batches)
+        values = _gathered(_per_sample(run, update, micro_batches))
+        of_whole_batch = lambda _: values  # noqa: E731
+    for prepared in micro_batches:
         batch = prepared.batch
         if isinstance(batch, Batch):
             run.progress.skipped_samples += batch.skipped
         torch.manual_seed(_dropout_seed(run, update.role, batch.index))
         with _others_frozen(run, update) as networks:
-            loss = update.loss(networks, _micro_batch(run, prepared))
+            loss = update.loss(networks, _micro_batch(run, prepared, of_whole_batch))
             trained.backward(loss.total)
         finite = trained.step()
         for tag, value in loss.terms.items():
@@ -46,6 +53,28 @@ def apply(run: Run, update: Update, stream: Iterator[Prepared], meter: Meter) ->
     run.progress.positions[update.role] += run.config.batch_size
     meter.add(f"grad_norm/{update.label}", trained.grad_norm)
     return finite
+
+
+def _gathered(values: Tensor) -> Tensor:
+    """Values of all ranks, (n,) on each -> (ranks * n,). Collective."""
+    parts = [torch.empty_like(values) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, values)
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def _per_sample(run: Run, update: Update, micro_batches: Sequence[Prepared]) -> Tensor:
+    """What an update's `per_sample` makes of this rank's micro-batches, one after the other."""
+    assert update.per_sample is not None
+    values = []
+    for prepared in micro_batches:
+        torch.manual_seed(_dropout_seed(run, update.role, prepared.batch.index))
+        with ExitStack() as stack:
+            networks = {n: stack.enter_context(net.frozen()) for n, net in run.networks.items()}
+            networks[update.role].train()  # the dropout of the loss
+            batch = _micro_batch(run, prepared, _gathered)
+            values.append(update.per_sample({**run.fixed, **networks}, batch))
+    return torch.cat(values)
 
 
 @contextmanager
@@ -61,7 +90,9 @@ def _others_frozen(run: Run, update: Update) -> Iterator[Networks]:
         yield networks
 
 
-def _micro_batch(run: Run, prepared: Prepared) -> MicroBatch:
+def _micro_batch(
+    run: Run, prepared: Prepared, of_whole_batch: Callable[[Tensor], Tensor]
+) -> MicroBatch:
     batch, noise = prepared
     device, config = run.ranks.device, run.config
     condition = None
@@ -82,7 +113,14 @@ def _micro_batch(run: Run, prepared: Prepared) -> MicroBatch:
         )
 
     return MicroBatch(
-        condition, run.image_shape, config.steps, noise, real, images, run.codec.pixels
+        condition,
+        run.image_shape,
+        config.steps,
+        noise,
+        real,
+        images,
+        run.codec.pixels,
+        of_whole_batch,
     )
 
 

@@ -91,19 +91,37 @@ def _plan(
 ) -> Plan:
     architecture, codec = described_teacher(config.teacher)
     method = build_method(config, architecture)
-    networks = build_networks(method, architecture, config, settings.stage, settings.compute_dtype)
+    guides = {
+        name: described_teacher(str(folder), f"objective.{name}")[0]
+        for name, folder in method.guides().items()
+    }
+    networks = build_networks(
+        method, architecture, guides, config, settings.stage, settings.compute_dtype
+    )
     averages = 1 + len(config.ema.relative_widths or ())
     sharding = Sharding.of(networks, settings, nodes * gpus_per_node, averages)
     decode = decoder(codec, architecture.sample_shape[0], Path(config.teacher))
-    count = count or count_step(method, networks, architecture, config, decode)
+    count = count or count_step(
+        method,
+        networks,
+        architecture,
+        config,
+        decode,
+        config.accumulation(nodes * gpus_per_node),
+    )
     memory = gpu_memory(sharding, count, evaluation_bytes(config, codec, method.decodes))
     time = iteration_time(config, sharding, count, nodes, rates)
     return Plan(config, settings, nodes, gpus_per_node, sharding, count, memory, time)
 
 
-def described_teacher(teacher: str) -> tuple[Architecture, dict[str, Any]]:
+def described_teacher(
+    teacher: str, setting: str = "teacher"
+) -> tuple[Architecture, dict[str, Any]]:
     """Architecture and codec of a network folder or, while that is not there, of the published name
     that it bears.
+
+    Args:
+        setting: that names it, for errors.
 
     Raises:
         CheckpointError: neither.
@@ -111,7 +129,7 @@ def described_teacher(teacher: str) -> tuple[Architecture, dict[str, Any]]:
     if not Path(teacher).exists():
         architecture = published_architecture(Path(teacher).name)
         if architecture is None:
-            raise CheckpointError(f"teacher: there is no {teacher}, nor is that a published name")
+            raise CheckpointError(f"{setting}: there is no {teacher}, nor is that a published name")
         in_pixels = architecture.sample_shape[0] == 3
         return architecture, {"kind": "identity" if in_pixels else "vae"}
     description = read_description(teacher)

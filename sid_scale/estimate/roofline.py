@@ -136,8 +136,8 @@ def _sum_bytes(sharding: Sharding, accumulation: int) -> float:
     back = converted if s.stage < 3 else 0  # stage 2 copies the sum to the gradients, too
     each = 2 * s.weight_bytes + flat + converted + 2 * s.sent_bytes + back
     if s.stage < 2:
-        return s.total * (accumulation * 3 * s.weight_bytes + each)
-    return s.total * accumulation * (each + 3 * s.gradient_bytes / s.ranks)
+        return s.stepped * (accumulation * 3 * s.weight_bytes + each)
+    return s.stepped * accumulation * (each + 3 * s.gradient_bytes / s.ranks)
 
 
 def update_bytes(sharding: Sharding) -> float:
@@ -148,7 +148,7 @@ def update_bytes(sharding: Sharding) -> float:
 def _update_bytes(sharding: Sharding) -> float:
     if sharding.offloads("optimizer"):
         return 0.0  # the host does it
-    steps = sharding.total * (UPDATE + sharding.weight_bytes)
+    steps = sharding.stepped * (UPDATE + sharding.weight_bytes)
     steps += sharding.normalised * UPDATE_NORMALISED
     return (steps + sharding.averaged * AVERAGE) / sharding.shards
 

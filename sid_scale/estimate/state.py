@@ -33,11 +33,12 @@ class Sharding:
     """
 
     parameters: Mapping[str, int]  # numbers that are trained in each network, by role
-    tensors: int  # that these are
+    steps: Mapping[str, float]  # of each network's optimizer in an iteration, by role
+    tensors: float  # that are stepped in an iteration
     frozen: Mapping[str, int]  # numbers that are not trained in each network that is, by role
     persistent: int  # of all these numbers, in tensors that stage 3 keeps gathered
-    normalised: int  # of those that are trained, in tensors that the forward pass reads normalised
-    normalised_tensors: int  # that those are
+    normalised: float  # numbers that are stepped, in tensors that the forward pass reads normalised
+    normalised_tensors: float  # that those are
     fixed: int  # bytes of networks that are not trained
     settings: DeepSpeedSettings
     ranks: int
@@ -51,10 +52,11 @@ class Sharding:
         """`networks` are those of `build_networks`."""
         whole = {n: network for n, network in networks.trained.items() if n in networks.exact}
         others = {n: network for n, network in networks.trained.items() if n not in whole}
-        sharding = cls._of(RunNetworks(others, networks.fixed), settings, ranks, averages)
+        sharding = cls._of(networks._replace(trained=others), settings, ranks, averages)
         if not whole:
             return sharding
-        beside = cls._of(RunNetworks(whole, {}), exact(settings), ranks, averages)
+        whole_ones = networks._replace(trained=whole, fixed={})
+        beside = cls._of(whole_ones, exact(settings), ranks, averages)
         return replace(sharding, beside=beside)
 
     @classmethod
@@ -68,11 +70,12 @@ class Sharding:
             for name, network in roles.items()
         }
         numbers = {name: sum(of_network.values()) for name, of_network in trained.items()}
+        steps = {name: networks.steps.get(name, 1.0) for name in roles}
         zero = settings.config.get("zero_optimization", {})
         threshold = zero.get("stage3_param_persistence_threshold", PERSISTENT)
         persistent = sum(n for of_network in sizes.values() for n in of_network if n <= threshold)
         normalised = [
-            trained[role][name]
+            (steps[role], trained[role][name])
             for role, network in roles.items()
             if isinstance(network, Denoiser)
             for name in network.forward_scales()
@@ -81,11 +84,12 @@ class Sharding:
         fixed = [t for n in networks.fixed.values() for t in (*n.parameters(), *n.buffers())]
         return cls(
             parameters=numbers,
-            tensors=sum(map(len, trained.values())),
+            steps=steps,
+            tensors=sum(steps[name] * len(of_network) for name, of_network in trained.items()),
             frozen={name: sum(sizes[name]) - n for name, n in numbers.items()},
             persistent=persistent,
-            normalised=sum(normalised),
-            normalised_tensors=len(normalised),
+            normalised=sum(times * n for times, n in normalised),
+            normalised_tensors=sum(times for times, _ in normalised),
             fixed=sum(t.nbytes for t in fixed),
             settings=settings,
             ranks=ranks,
@@ -110,6 +114,11 @@ class Sharding:
     def total(self) -> int:
         """Parameters that are trained, of all networks."""
         return sum(self.parameters.values())
+
+    @property
+    def stepped(self) -> float:
+        """Parameters that optimizers step in an iteration, each as often as it is."""
+        return sum(self.steps[name] * n for name, n in self.parameters.items())
 
     @property
     def stored(self) -> int:

@@ -30,6 +30,7 @@ from sid_scale.zero.frozen import freeze, set_trained, trained_parameters
 META = "meta"
 AFTER_WARM_UP = 720_720 << 20  # iterations: a multiple of every usual interval
 LOSS, BACKWARD, RECOMPUTATION = "loss", "backward", "recomputation"
+PER_SAMPLE = "weights of samples"  # where they are computed before the loss
 
 Counts = dict[str, float]
 PhaseWork = Mapping[tuple[Phase, str], Work]  # by phase and kind
@@ -45,6 +46,7 @@ class RunNetworks(NamedTuple):
     trained: dict[str, nn.Module]
     fixed: dict[str, nn.Module]
     exact: frozenset[str] = frozenset()  # names of those that are trained as `Role.exact` says
+    steps: Mapping[str, float] = {}  # of the optimizers in an iteration, by role; 1 if left out
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ def count_step(
     architecture: Architecture,
     config: RunConfig,
     decode: Callable[[Tensor], Tensor],
+    accumulation: int = 1,
 ) -> StepCount:
     """Counts one micro-batch of `config.micro_batch` samples, once all warm-ups are over.
 
@@ -90,12 +93,14 @@ def count_step(
         networks: those of `build_networks`.
         architecture: the teacher's.
         decode: see decoder.py.
+        accumulation: micro-batches of an update on one rank.
     """
-    count = partial(_count, method, networks, partial(_micro_batch, architecture, config, decode))
-    last = count(config, config.steps - 1)
+    micro_batch = partial(_micro_batch, architecture, config, decode)
+    count = partial(_count, method, networks, micro_batch, config, accumulation)
+    last = count(config.steps - 1)
     if config.steps == 1:
         return last
-    first = count(config, 0)
+    first = count(0)
     return StepCount(
         config.micro_batch,
         combined((0.5, first.work), (0.5, last.work)),
@@ -138,6 +143,7 @@ def total(work: PhaseWork) -> Work:
 def build_networks(
     method: Method,
     architecture: Architecture,
+    guides: Mapping[str, Architecture],
     config: RunConfig,
     stage: int,
     dtype: torch.dtype,
@@ -146,6 +152,7 @@ def build_networks(
 
     Args:
         architecture: the teacher's.
+        guides: those of the teacher's guides, by name.
         stage: ZeRO stage.
         dtype: what the networks' bodies compute in.
     """
@@ -160,9 +167,11 @@ def build_networks(
             freeze(network, frozen_weights(role, network))
         fixed = dict(method.fixed_networks(torch.device(META)))
         if method.uses_teacher:
-            teacher = architecture.build(dtype)
-            teacher.load_weights(teacher.state_dict(), META)
-            fixed[TEACHER] = teacher.requires_grad_(False).eval()
+            guides = {**guides, TEACHER: architecture}
+        for name, of_guide in guides.items():
+            guide = of_guide.build(dtype)
+            guide.load_weights(guide.state_dict(), META)
+            fixed[name] = guide.requires_grad_(False).eval()
     networks = {**trained, **fixed}
     for name, how in config.activations_of(networks).items():
         # Block inputs cannot be copied to host memory here: they are counted as if they stayed.
@@ -170,7 +179,11 @@ def build_networks(
             checkpoint_activations(networks[name], "checkpoint" if how == "offload" else how)
         except BlocksError as error:
             raise BlocksError(f"activations.{name}: {error}") from error
-    return RunNetworks(trained, fixed, frozenset(r.name for r in method.roles() if r.exact))
+    steps: dict[str, float] = defaultdict(float)
+    for update in method.updates(AFTER_WARM_UP * config.batch_size):
+        steps[update.role] += 1 / update.every
+    exact = frozenset(role.name for role in method.roles() if role.exact)
+    return RunNetworks(trained, fixed, exact, steps)
 
 
 # --- one micro-batch -----------------------------------------------------------------------
@@ -181,6 +194,7 @@ def _count(
     networks: RunNetworks,
     micro_batch: Callable[[str, int], MicroBatch],
     config: RunConfig,
+    accumulation: int,
     last_step: int,
 ) -> StepCount:
     modules = (*networks.trained.values(), *networks.fixed.values())
@@ -193,6 +207,9 @@ def _count(
         batch = micro_batch(update.role, last_step)
         with _watched(networks, update, counter, gathered) as called, counter.active():
             try:
+                if update.per_sample is not None and accumulation > 1:
+                    with torch.no_grad(), counter.within(Phase(update.label, PER_SAMPLE)):
+                        update.per_sample(called, batch)
                 with counter.within(Phase(update.label, LOSS)):
                     loss = update.loss(called, batch).total
                 with counter.within(Phase(update.label, BACKWARD)):
@@ -228,8 +245,11 @@ def _micro_batch(
     def real() -> Tensor:
         return torch.empty(config.micro_batch, *shape, device=META)
 
+    def of_whole_batch(values: Tensor) -> Tensor:
+        return values.repeat(config.batch_size // config.micro_batch)
+
     noise = KeyedNoise(config.seed, role, samples, META)
-    return MicroBatch(condition, shape, config.steps, noise, real, images, decode)
+    return MicroBatch(condition, shape, config.steps, noise, real, images, decode, of_whole_batch)
 
 
 @contextmanager

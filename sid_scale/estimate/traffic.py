@@ -72,7 +72,7 @@ def communication(sharding: Sharding, count: StepCount, accumulation: int) -> Co
 def _communication(sharding: Sharding, count: StepCount, accumulation: int) -> Communication:
     s = sharding
     others = (s.ranks - 1) / s.ranks
-    gradients, weights = s.total * s.sent_bytes, s.total * s.weight_bytes
+    gradients, weights = s.stepped * s.sent_bytes, s.stepped * s.weight_bytes
     per_micro_batch = {
         0: 0.0,
         1: 0.0,
@@ -84,7 +84,7 @@ def _communication(sharding: Sharding, count: StepCount, accumulation: int) -> C
     if s.offloads("optimizer"):
         # Where the sum is on the host every micro-batch brings it to the GPU and back.
         crossings = 1 if s.settings.sums_on_gpu else 2 * accumulation
-        host = s.total / s.ranks * (crossings * s.gradient_bytes + s.weight_bytes)
+        host = s.stepped / s.ranks * (crossings * s.gradient_bytes + s.weight_bytes)
     if s.offloads("param"):
         host += accumulation * count.gathered / s.ranks
     return Communication(others * per_micro_batch, others * per_update[s.stage], host)

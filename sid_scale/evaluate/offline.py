@@ -15,8 +15,6 @@ from sid_scale.evaluate.job import Job, run_evaluation
 from sid_scale.evaluate.samplers import (
     GeneratorSampler,
     TeacherSampler,
-    check_guide,
-    check_guide_codec,
     describe_codec,
     describe_network,
     open_teacher,
@@ -24,6 +22,7 @@ from sid_scale.evaluate.samplers import (
 from sid_scale.generators.card_facts import group
 from sid_scale.generators.folder import POST_HOC_EMA
 from sid_scale.generators.generator import OneStepGenerator
+from sid_scale.guides import check_guide
 from sid_scale.networks.folder import read_description
 from sid_scale.ranks import Ranks, joined_ranks
 
@@ -110,8 +109,7 @@ def evaluate_teacher(options: argparse.Namespace, ranks: Ranks) -> None:
     guide, guidance = None, None
     if options.guide is not None:
         guide, its_codec = open_teacher(options.guide, dtype)
-        check_guide(network.architecture, guide.architecture, options.guide)
-        check_guide_codec(codec, its_codec, options.guide)
+        check_guide(network.architecture, codec, guide.architecture, its_codec, options.guide)
         described = describe_network(options.guide, guide.architecture)
         guidance = {
             "guide": str(options.guide),

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sid_scale.codecs import VAE_WEIGHTS, Codec, VAECodec, differing_key
+from sid_scale.codecs import VAE_WEIGHTS, Codec, VAECodec
 from sid_scale.data.labels import LabelsError, label_histogram
 from sid_scale.data.remote import local_path
 from sid_scale.data.shards import ShardError, load_index
@@ -132,37 +132,6 @@ def open_teacher(
         )
     network = saved.build(dtype)
     return network, codec_of(saved, folder, vae)
-
-
-def check_guide(teacher: Architecture, guide: Architecture, folder: Path) -> None:
-    """Makes sure that a guide sees the images of its teacher, and its classes or none.
-
-    Raises:
-        GeneratorError: says how they differ.
-    """
-    if teacher.sample_shape != guide.sample_shape:
-        raise GeneratorError(
-            f"guide {folder} makes images {guide.sample_shape}, the teacher {teacher.sample_shape}"
-        )
-    if guide.label_dim not in (0, teacher.label_dim):
-        raise GeneratorError(
-            f"guide {folder} knows {guide.label_dim} classes, the teacher {teacher.label_dim}; "
-            "a guide knows the same or none"
-        )
-
-
-def check_guide_codec(teacher: Codec, guide: Codec, folder: Path) -> None:
-    """Makes sure that a guide's images become pixels as its teacher's do.
-
-    Raises:
-        GeneratorError: the one works in pixels and the other in latents, or in others.
-    """
-    ours, theirs = teacher.describe(), guide.describe()
-    if key := differing_key(ours, theirs):
-        raise GeneratorError(
-            f"guide {folder} has codec {key} {theirs.get(key)}, the teacher {ours.get(key)}: "
-            "a guide sees what its teacher sees"
-        )
 
 
 def class_histogram(labels: str, label_dim: int) -> list[int]:

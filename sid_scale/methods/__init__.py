@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 GENERATOR = "generator"  # the role that every method has: what the run averages and publishes
 TEACHER = "teacher"  # the frozen network; see `Method.uses_teacher`
 
-# Name -> network: every role's, the teacher and what else is fixed. Only the one in training gets
-# gradients.
+# Name -> network: every role's, the teacher, guides and what else is fixed. Only the one in
+# training gets gradients.
 Networks = Mapping[str, Callable[..., Any]]
 
 
@@ -56,6 +56,9 @@ class MicroBatch(NamedTuple):
     # (generator, z (N, C, H, W), step noise (K-1, N, C, H, W)) -> images (N, C, H, W)
     generate: Callable[[Callable[..., Any], Tensor, Tensor], Tensor]
     decode: Callable[[Tensor], Tensor]  # -> (N, 3, H', W') pixels in [-1, 1], with gradient
+    # What the update's `per_sample` makes of this micro-batch, (N,), -> that of the whole batch,
+    # of all ranks (B,). Collective.
+    of_whole_batch: Callable[[Tensor], Tensor]
 
     def generated(self, generator: Callable[..., Any]) -> Tensor:
         """Images of a generator, (N, C, H, W), from the noise named "z" and "step_noise"."""
@@ -131,6 +134,9 @@ class Update:
     every: int = 1  # iterations from one to the next
     # Whether the loss holds a gradient, so that fixed networks have to be differentiated twice.
     differentiates: bool = False
+    # Values (N,) without gradient that the loss needs of the whole batch; see `MicroBatch`. Where a
+    # rank has several micro-batches, it goes through all of them before the first loss.
+    per_sample: Callable[[Networks, MicroBatch], Tensor] | None = None
 
     @property
     def label(self) -> str:
@@ -156,8 +162,13 @@ class Method(ABC):
         """Files that the losses depend on, by name; a run's generators have their hashes."""
         return {}
 
+    def guides(self) -> Mapping[str, Path]:
+        """Folders of frozen networks that the losses call as they call the teacher, by name: they
+        denoise the same images."""
+        return {}
+
     def fixed_networks(self, device: torch.device) -> Mapping[str, nn.Module]:
-        """Frozen networks that the losses call besides the teacher, by name.
+        """Frozen networks of other kinds that the losses call, by name.
 
         On the meta device no file is read.
         """

@@ -1,4 +1,4 @@
-"""The losses of SiD and SiDA as pure functions of tensors.
+"""The losses of SiD and SiDA, and what came after them, as pure functions of tensors.
 
 SiD is arXiv 2404.04057, SiDA arXiv 2410.14919. Everywhere: `images` are the generator's clean
 outputs or real data (N, C, H, W); `y_real` and `y_fake` what teacher and fake score make of
@@ -11,12 +11,24 @@ error is at this noise level (EDM2, arXiv 2312.02696, Eq. 21); pass zeros to swi
 """
 
 import math
+from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 LOGIT_LIMIT = 10.0  # beyond it the discriminator gives the generator no gradient
 SMALLEST_NORMALIZER = 1e-5
+RATIO_LIMITS = (0.1, 20.0)  # of a density ratio that weighs a sample
+
+# Divergence -> weight of a sample with density ratio r = p_data / p_generator, before weights are
+# brought to a mean of 1 (arXiv 2505.20755; arXiv 2502.15681, Table 1).
+DIVERGENCES: dict[str, Callable[[Tensor], Tensor]] = {
+    "reverse_kl": torch.ones_like,
+    "forward_kl": lambda ratio: ratio,
+    "jeffreys": lambda ratio: 0.6 + 0.4 * ratio,
+    "jensen_shannon": lambda ratio: ratio / (1 + ratio),
+}
 
 
 def channel_mean(feature: Tensor) -> Tensor:
@@ -45,6 +57,33 @@ def sid_loss(
     """
     gap = y_real - y_fake
     return gap * ((y_real - images) - alpha * gap) / w / logvar.exp()
+
+
+def kl_loss(images: Tensor, y_real: Tensor, y_fake: Tensor, w: Tensor, logvar: Tensor) -> Tensor:
+    """A loss whose gradient in the image is (y_fake - y_real) / w / exp(logvar), per element
+    (N, C, H, W): that of the KL divergence of the noised distributions (VSD; DMD2, arXiv
+    2405.14867, Eqs. 1 and 2), at SiD's weights.
+
+    No gradient flows through teacher and fake score.
+    """
+    target = (images - (y_fake - y_real) / w).detach()
+    return 0.5 * (images - target) ** 2 / logvar.detach().exp()
+
+
+def density_ratio(logits: Tensor) -> Tensor:
+    """r: how much denser real images are than generated ones at each sample, (N,), in
+    [0.1, 20]; no gradient.
+
+    The logit of a discriminator is an estimate of the log of that; the sample's is the map's mean.
+    """
+    mean = logits.detach().mean(dim=(1, 2, 3)).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
+    return mean.exp().clamp(*RATIO_LIMITS)
+
+
+def effective_share(weights: Tensor) -> Tensor:
+    """Share of (B,) weighted samples that as many equally weighted ones would make up, in (0, 1]:
+    (sum w)^2 / (B sum w^2) (Kish's effective sample size)."""
+    return weights.mean() ** 2 / weights.square().mean()
 
 
 def generator_adversarial_loss(

@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 from sid_scale.config.fields import (
     SETTINGS,
     Flag,
+    Interval,
     Location,
     Natural,
     NotNegative,
@@ -57,6 +58,14 @@ class SiDObjective:
 
     alpha: Number = 1.0
     """weight of the squared gap between teacher and fake score"""
+    gradient: Literal["sid", "kl"] = "sid"
+    """of the generator's loss: sid differentiates teacher and fake score; kl takes their difference
+    as the gradient, so that neither has a backward pass"""
+    fake_score_updates: Positive = 1
+    """of the fake score, for each one of the generator"""
+    divergence: Literal["reverse_kl", "forward_kl", "jeffreys", "jensen_shannon"] = "reverse_kl"
+    """what weighs each sample of the generator's loss, by the density ratio that SiDA's
+    discriminator estimates; reverse_kl does not"""
     tmax: Annotated[Number, Field(gt=0, le=1000)] = 800.0
     """of 1000: larger sigmas are left out of the generator's loss"""
     logvar_weighting: Flag = True
@@ -76,12 +85,27 @@ class SiDObjective:
     """the discriminator learns nothing from logits beyond it; null: from all"""
     adversarial_group: Positive | None = None
     """samples over which SiDA's cross-entropies are means; null: the micro-batch"""
+    guide: Location | None = None
+    """network folder of a lesser teacher, or an unconditional one, that guides the teacher"""
+    guidance: NotNegative | None = None
+    """how far the teacher is extrapolated away from the guide; 1: not at all"""
+    guidance_fake_score: NotNegative = 1.0
+    """the same of the fake score, where it is trained and where it is compared with the teacher"""
+    guidance_sigma: Interval | None = None
+    """noise levels from and to which there is guidance; null: all"""
     fake_score: FakeScoreSettings = dataclasses.field(default_factory=FakeScoreSettings)
     warm_up: WarmUp = dataclasses.field(default_factory=WarmUp)
 
     def check(self, config: Any) -> None:
         """Raises ConfigError for a run that contradicts its method."""
-        config.activations_of(("generator", "fake_score", "teacher"))
+        networks = ("generator", "fake_score", "teacher")
+        config.activations_of(networks if self.guide is None else (*networks, "guide"))
+        self._check_guidance()
+        if config.method == "sid" and self.divergence != "reverse_kl":
+            raise ConfigError(
+                f"objective.divergence {self.divergence} is of weights by a discriminator, which "
+                "method sid has not: use sida, or reverse_kl"
+            )
         if config.method != "sid" and config.data is None:
             raise ConfigError(
                 f"method {config.method} learns from real data: set data to a folder of shards, "
@@ -99,6 +123,21 @@ class SiDObjective:
                 f"{group}, the samples over which SiDA's cross-entropies are means: make it one, "
                 "or set another group (null: the micro-batch)"
             )
+
+    def _check_guidance(self) -> None:
+        if self.guide is not None and self.guidance is None:
+            raise ConfigError(
+                "objective.guide needs objective.guidance, how far the teacher is extrapolated "
+                "away from it: try 1.5"
+            )
+        if self.guide is None:
+            unguided = {"guidance": None, "guidance_fake_score": 1.0, "guidance_sigma": None}
+            for name, value in unguided.items():
+                if getattr(self, name) != value:
+                    raise ConfigError(
+                        f"objective.{name} has nothing to guide by: set objective.guide to a "
+                        "network folder"
+                    )
 
     def in_effect(self, config: Any) -> dict[str, Any]:
         """What of these settings cannot change on resume, as it takes effect."""

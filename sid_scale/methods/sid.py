@@ -5,12 +5,15 @@ Two networks learn in turns. The fake score learns to denoise what the generator
 moment, and in SiDA to tell it from real images. The generator learns from where teacher and fake
 score, given the same noised image, disagree.
 
-The two losses are functions of networks, images and explicit random draws, so recorded draws can
-be put through them.
+Options came after these papers: the KL divergence's gradient in place of SiD's, weights by the
+density ratio that the discriminator estimates, a guided teacher. docs/methods.md has their sources.
+
+The two losses are in `sid_losses.py`; what each is given is decided here.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,7 +21,6 @@ from torch import Tensor
 from sid_scale.config.run import RunConfig
 from sid_scale.diffusion.augment import LABELS as AUGMENT_LABELS
 from sid_scale.diffusion.augment import augment, draw_augmentation
-from sid_scale.diffusion.few_step import denoised
 from sid_scale.diffusion.noise import KeyedNoise
 from sid_scale.diffusion.sigma import generator_sigma, lognormal_sigma
 from sid_scale.errors import SidScaleError
@@ -34,21 +36,15 @@ from sid_scale.methods import (
     generator_role,
     headless,
 )
-from sid_scale.methods.losses import (
-    channel_mean,
-    denoising_loss,
-    denoising_weight,
-    discriminator_loss,
-    generator_adversarial_loss,
-    sid_loss,
-    sid_normalizer,
-)
+from sid_scale.methods.guidance import guided
+from sid_scale.methods.losses import density_ratio
 from sid_scale.methods.settings import SiDObjective
+from sid_scale.methods.sid_losses import discriminator_logits, fake_score_loss, generator_loss
 from sid_scale.networks import Architecture
-from sid_scale.networks.denoiser import Denoise, Prediction
+from sid_scale.networks.denoiser import Denoise
 
 FAKE_SCORE = "fake_score"
-DEEPEST = (-1,)  # the encoder feature whose channel mean is SiDA's map of logits
+GUIDE = "guide"  # the frozen network that the teacher is guided by
 
 
 class MethodError(SidScaleError):
@@ -87,12 +83,18 @@ class SiD(Method):
             ),
         )
 
+    def guides(self) -> Mapping[str, Path]:
+        return {} if self.objective.guide is None else {GUIDE: Path(self.objective.guide)}
+
     def updates(self, images_seen: int) -> Iterator[Update]:
-        yield Update(FAKE_SCORE, self._fake_score_loss)
+        for _ in range(self.objective.fake_score_updates):
+            yield Update(FAKE_SCORE, self._fake_score_loss)
         if self._moves_generator(images_seen):
             weighs_gan = self._weighs_gan(images_seen)
             loss = partial(self._generator_loss, weighs_gan=weighs_gan)
-            yield Update(GENERATOR, loss)
+            weighs_samples = weighs_gan and self.objective.divergence != "reverse_kl"
+            ratios = self._density_ratios if weighs_samples else None
+            yield Update(GENERATOR, loss, per_sample=ratios)
 
     def _moves_generator(self, images_seen: int) -> bool:
         return True
@@ -110,7 +112,7 @@ class SiD(Method):
         if self.objective.augmentation:
             images, real, augment_labels = self._augmented(images, real, batch.noise)
         return fake_score_loss(
-            networks[FAKE_SCORE],
+            self._guided(networks, FAKE_SCORE, self.objective.guidance_fake_score),
             images,
             real,
             batch.condition,
@@ -137,18 +139,37 @@ class SiD(Method):
         return images, real, torch.cat([labels, labels_real])
 
     def _generator_loss(self, networks: Networks, batch: MicroBatch, *, weighs_gan: bool) -> Loss:
-        sigma_draw = batch.noise.of("sigma").uniform(1, 1, 1)
-        noise = batch.noise.of("noise").normal(*batch.shape)
+        images, sigma, noise = self._generated(networks, batch)
         return generator_loss(
-            networks[TEACHER],
-            networks[FAKE_SCORE],
-            batch.generated(networks[GENERATOR]),
+            self._guided(networks, TEACHER, self.objective.guidance),
+            self._guided(networks, FAKE_SCORE, self.objective.guidance_fake_score),
+            images,
             batch.condition,
-            generator_sigma(sigma_draw, self.objective.tmax),
+            sigma,
             noise,
             self.objective,
             adversarial=weighs_gan,
+            of_whole_batch=batch.of_whole_batch,
         )
+
+    def _density_ratios(self, networks: Networks, batch: MicroBatch) -> Tensor:
+        """The density ratios that `_generator_loss` weighs its samples by, (N,)."""
+        images, sigma, noise = self._generated(networks, batch)
+        noisy = images + sigma * noise
+        logits = discriminator_logits(networks[FAKE_SCORE], noisy, sigma, batch.condition)
+        return density_ratio(logits)
+
+    def _generated(self, networks: Networks, batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Generated images, and the sigma and the noise at which the scores see them."""
+        sigma = generator_sigma(batch.noise.of("sigma").uniform(1, 1, 1), self.objective.tmax)
+        noise = batch.noise.of("noise").normal(*batch.shape)
+        return batch.generated(networks[GENERATOR]), sigma, noise
+
+    def _guided(self, networks: Networks, name: str, weight: float | None) -> Denoise:
+        """A network, guided if the run has a guide for it."""
+        if GUIDE not in networks or weight is None or weight == 1:
+            return networks[name]
+        return guided(networks[name], networks[GUIDE], weight, self.objective.guidance_sigma)
 
 
 class SiDA(SiD):
@@ -161,120 +182,3 @@ class SiDA(SiD):
 
     def _weighs_gan(self, images_seen: int) -> bool:
         return images_seen >= self.objective.warm_up.adversarial_images
-
-
-# --- the losses ----------------------------------------------------------------------------
-
-
-def fake_score_loss(
-    fake_score: Denoise,
-    images: Tensor,
-    real: Tensor | None,
-    condition: Tensor | None,
-    sigma: Tensor,
-    noise: Tensor,
-    objective: SiDObjective,
-    sigma_data: float,
-    augment_labels: Tensor | None = None,
-) -> Loss:
-    """Denoising loss on generated images; with real images also the discriminator's.
-
-    Real and generated images meet the discriminator at the same sigma, noise and condition.
-
-    Args:
-        fake_score: the network in training.
-        images: generated, (N, C, H, W), without gradient.
-        real: (N, C, H, W), or None for no discriminator.
-        condition: (N,) class indices, or None.
-        sigma: (N, 1, 1, 1).
-        noise: unit normal, (N, C, H, W).
-        augment_labels: how the images, and after them the real ones, were augmented, (N, 9) or
-            (2N, 9); None: not at all.
-    """
-    # What the generator makes and, in SiDA, real images go through the encoder as one batch, at
-    # the same noise; only the former are denoised.
-    noised, noised_condition, sigmas = images + sigma * noise, condition, sigma
-    if real is not None:
-        noised = torch.cat([noised, real + sigma * noise])
-        noised_condition = None if condition is None else condition.repeat(2)
-        sigmas = sigma.repeat(2, 1, 1, 1)
-    wanted = () if real is None else DEEPEST
-    # Networks that take no such labels lack the argument.
-    labels = {} if augment_labels is None else {"augment_labels": augment_labels}
-    prediction = fake_score(
-        noised, sigmas, noised_condition, features=wanted, decoded=len(images), **labels
-    )
-
-    # Denoising score matching (EDM2, Eq. 21).
-    weight = denoising_weight(sigma, sigma_data)
-    logvar = _logvar(prediction, sigmas, objective)[: len(images)]
-    denoising = denoising_loss(denoised(prediction), images, weight, logvar)  # (N, C, H, W)
-    total = denoising.sum() / len(images)
-    terms = {"loss/fake_score": total.detach()}
-    if real is None:
-        return Loss(total, terms)
-
-    # SiDA's discriminator: the encoder's map of logits, towards real or generated.
-    logits_generated, logits_real = channel_mean(prediction.features[0]).chunk(2)
-    discriminator = discriminator_loss(
-        logits_generated,
-        logits_real,
-        weight,
-        logvar,
-        objective.adversarial_group,
-        objective.discriminator_logit_limit,
-    )
-    discriminator = objective.loss_scale_discriminator * discriminator.mean()
-    terms["loss/discriminator"] = discriminator.detach()
-    terms["logits/generated"] = logits_generated.detach().mean()
-    terms["logits/real"] = logits_real.detach().mean()
-    return Loss(total + discriminator, terms)
-
-
-def generator_loss(
-    teacher: Denoise,
-    fake_score: Denoise,
-    images: Tensor,
-    condition: Tensor | None,
-    sigma: Tensor,
-    noise: Tensor,
-    objective: SiDObjective,
-    *,
-    adversarial: bool,
-) -> Loss:
-    """SiD's loss on generated images; when `adversarial`, mixed with SiDA's.
-
-    Args:
-        teacher: frozen; gradients flow through it into the images, as through `fake_score`.
-        images: generated, (N, C, H, W), with gradient.
-        condition: (N,) class indices, or None.
-        sigma: (N, 1, 1, 1).
-        noise: unit normal, (N, C, H, W).
-    """
-    # Score identity loss (SiD, Eqs. 23 and 24).
-    noisy = images + sigma * noise
-    y_real = denoised(teacher(noisy, sigma, condition))
-    wanted = DEEPEST if adversarial else ()
-    prediction = fake_score(noisy, sigma, condition, features=wanted)
-    logvar = _logvar(prediction, sigma, objective)
-    w = sid_normalizer(images, y_real)
-    elements = sid_loss(images, y_real, denoised(prediction), w, logvar, objective.alpha)
-    score = objective.loss_scale_generator * elements.sum() / len(images)
-    by_sigma = {"sid_loss": (sigma, elements.detach().mean(dim=(1, 2, 3)))}
-    if not adversarial:
-        return Loss(score, {"loss/generator_sid": score.detach()}, by_sigma)
-
-    # SiDA's adversarial term: the generated should look real, at the same w.
-    logits = channel_mean(prediction.features[0])
-    gan = generator_adversarial_loss(logits, w, logvar, objective.adversarial_group)
-    gan = objective.loss_scale_generator_gan * images[0].numel() * gan.mean()
-    total = objective.sid_share * score + (1 - objective.sid_share) * gan
-    terms = {"loss/generator_sid": score.detach(), "loss/generator_gan": gan.detach()}
-    return Loss(total, terms, by_sigma)
-
-
-def _logvar(prediction: Prediction, sigma: Tensor, objective: SiDObjective) -> Tensor:
-    """The fake score's logvar (N, 1, 1, 1), or zeros with logvar weighting switched off."""
-    if prediction.logvar is None or not objective.logvar_weighting:
-        return torch.zeros_like(sigma)
-    return prediction.logvar

@@ -118,8 +118,8 @@ def _read(file: BinaryIO, storages: Path, where: str) -> bytes:
         raise PickleError(f"{where}: {reason}")
     if done.returncode == -signal.SIGXCPU:
         raise PickleError(
-            f"{where}: takes more than {cpu_seconds(size)} seconds of CPU time to read, {FAR_MORE}. "
-            f"{remedy}"
+            f"{where}: takes more than {cpu_seconds(size)} seconds of CPU time to read, "
+            f"{FAR_MORE}. {remedy}"
         )
     last_line = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
     raise PickleError(

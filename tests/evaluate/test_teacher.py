@@ -13,6 +13,7 @@ from sid_scale.errors import UsageError
 from sid_scale.evaluate.features import latent_features
 from sid_scale.evaluate.samplers import classes_of
 from sid_scale.generators.folder import GeneratorError
+from sid_scale.guides import GuideError
 from sid_scale.networks.edm2.network import EDM2
 from sid_scale.networks.folder import load_network, save_network
 from tests.evaluate.evaluations import read, work
@@ -134,8 +135,8 @@ def _impossible(rank: int, place: Path, folder: Path) -> None:
     refused(UsageError, "go together", "--guide", place / "lesser")
     refused(UsageError, "go together", "--guidance", 2)
     refused(GeneratorError, "holds a generator, not a teacher", "--teacher", folder / "generator")
-    refused(GeneratorError, r"makes images \(4, 8, 8\), the teacher \(3, 8, 8\)",
+    refused(GuideError, r"makes images \(4, 8, 8\), the teacher \(3, 8, 8\)",
             "--guide", folder / "other", "--guidance", 2)  # fmt: skip
-    refused(GeneratorError, "latent has codec kind vae, the teacher identity",
+    refused(GuideError, "latent has codec kind vae, the teacher identity",
             "--guide", folder / "latent", "--guidance", 2)  # fmt: skip
     assert not (place / "none").exists()

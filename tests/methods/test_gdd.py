@@ -321,6 +321,7 @@ class Recorded:
             lambda: v[f"{self._iteration}real"].clone(),
             images,
             IdentityCodec().pixels,
+            of_whole_batch=lambda values: values,
         )
 
 

@@ -18,7 +18,7 @@ from sid_scale.methods.losses import (
     sid_normalizer,
 )
 from sid_scale.methods.settings import SiDObjective
-from sid_scale.methods.sid import fake_score_loss, generator_loss
+from sid_scale.methods.sid_losses import fake_score_loss, generator_loss
 from sid_scale.networks.checkpoint_activations import checkpoint_activations
 from sid_scale.networks.denoiser import Prediction
 from tests.vectors import Vectors, relative_error

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from sid_scale.codecs import IdentityCodec
 from sid_scale.diffusion.few_step import generate
-from sid_scale.methods import GENERATOR, MicroBatch
-from sid_scale.methods import sid as sid_module
+from sid_scale.methods import GENERATOR, MicroBatch, sid_losses
 from sid_scale.methods.sid import SiDA
 from sid_scale.zero.engines import AdamConfig, ShardedNetwork
 from sid_scale.zero.fragments import gather_parameters, local_fragments
@@ -124,9 +123,15 @@ def _micro_batch(recorded: Recorded) -> MicroBatch:
     def real() -> Tensor:
         return recorded["real_unit"] * s["sigma_data"]
 
-    shape = recorded.v.config.sample_shape
     return MicroBatch(
-        classes, shape, 1, RecordedNoise(recorded), real, images, IdentityCodec().pixels
+        classes,
+        recorded.v.config.sample_shape,
+        1,
+        RecordedNoise(recorded),
+        real,
+        images,
+        IdentityCodec().pixels,
+        of_whole_batch=lambda values: values,
     )
 
 
@@ -182,17 +187,17 @@ def _two_iterations(recorded: Recorded, ds_json: Path) -> None:
 def _sid_terms() -> Iterator[list[Tensor]]:
     """Inside, the elements of each SiD loss are recorded."""
     elements: list[Tensor] = []
-    original = sid_module.sid_loss
+    original = sid_losses.sid_loss
 
     def recording(*given):
         elements.append(original(*given))
         return elements[-1]
 
-    sid_module.sid_loss = recording
+    sid_losses.sid_loss = recording
     try:
         yield elements
     finally:
-        sid_module.sid_loss = original
+        sid_losses.sid_loss = original
 
 
 def _close(actual: Tensor, expected: Tensor, magnitude: Tensor | None = None) -> None:

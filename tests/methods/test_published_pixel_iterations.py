@@ -250,7 +250,14 @@ def _micro_batch(recorded: Recorded) -> MicroBatch:
     real = lambda: recorded["real"]  # noqa: E731 - in [-1, 1]
     noise: Any = recorded
     return MicroBatch(
-        classes, v.config.sample_shape, 1, noise, real, images, IdentityCodec().pixels
+        classes,
+        v.config.sample_shape,
+        1,
+        noise,
+        real,
+        images,
+        IdentityCodec().pixels,
+        of_whole_batch=lambda values: values,
     )
 
 
