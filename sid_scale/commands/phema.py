@@ -3,7 +3,7 @@
 A run with `ema.relative_widths` leaves snapshots of several power-function averages. From these
 an average of another relative width (its standard deviation as a share of the training, EDM2's
 sigma_rel) is reconstructed, and written as a generator's folder. Runs on a login node: no GPU, no
-ranks, memory for little more than the largest tensor.
+ranks, memory for a few times the largest tensor.
 
     sid-scale phema RUN --sweep 0.03:0.15 OUT --metrics fid --reference R.npz ...
 

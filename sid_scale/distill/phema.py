@@ -5,8 +5,8 @@ Sec. 3.2, Algorithm 3), and the stored weights are blended by the same coefficie
 blended are the weights as they are trained, and so is the result: rows that the forward pass
 reads normalised are normalised there, as for every other network folder, and not here.
 
-Needs no GPU and no ranks. One parameter of one snapshot is in memory at a time, beside the sum in
-float64.
+Needs no GPU and no ranks. One parameter of one stored average is in memory at a time, beside the
+sum in float64.
 """
 
 import copy

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from sid_scale.hashing import sha256_file
 from sid_scale.networks.folder import load_network, save_network
 from sid_scale.zero.power_ema import reconstruction
 from sid_scale.zero.snapshots import EMA_SNAPSHOTS
-from tests.conftest import flip_last_bit
+from tests.conftest import ROOT, flip_last_bit
 from tests.distill.snapshots import (
     GENERATOR,
     TWO,
@@ -120,6 +122,31 @@ def test_frozen_weights_come_from_the_folder_that_the_run_started_from(tmp_path:
     assert phema(run, "--width", 0.07, tmp_path / "out2") == 1
     assert "name a copy of" in capsys.readouterr().err
     assert phema(run, "--width", 0.07, "--start", moved, tmp_path / "out2") == 0
+
+
+# Reconstructs a small network first, which imports all there is to import.
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from sid_scale.distill.phema import open_snapshots, plan_blend, reconstruct
+peaks = []
+for run in sys.argv[1:]:
+    reconstruct(plan_blend(open_snapshots(Path(run)), 0.07), Path(run) / "out")
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print(peaks[1] - peaks[0])
+"""
+
+
+def test_memory_does_not_grow_with_the_network(run: Path, tmp_path: Path):
+    wide = dataclasses.replace(GENERATOR, model_channels=128, channel_mult=(1, 2), num_blocks=4)
+    parameters, _ = random_parameters(0, wide)
+    sizes = [value.nbytes for value in parameters.values()]
+    for images in (8, 16):
+        write_averages(tmp_path / "wide", images, {0.05: parameters, 0.1: parameters}, wide)
+    command = [sys.executable, "-c", MEASURE, str(run), str(tmp_path / "wide")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) <= 6 * max(sizes) + 10e6 < sum(sizes) / 2
 
 
 def test_a_poor_fit_is_told(run: Path, tmp_path: Path, capsys):
