@@ -122,7 +122,9 @@ def _difference(a: Snapshot, b: Snapshot) -> str:
     for key in ("method", "teacher_sha256", "init_sigma", "steps"):
         if of_a.get(key) != of_b.get(key):
             return key
-    return "frozen weights" if a.frozen != b.frozen else ""
+    # The folder that has the frozen weights may have moved between two attempts of the run.
+    kept = [s.frozen and {**s.frozen, "start": None} for s in (a, b)]
+    return "frozen weights" if kept[0] != kept[1] else ""
 
 
 def plan_blend(

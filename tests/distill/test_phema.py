@@ -113,9 +113,10 @@ def test_frozen_weights_come_from_the_folder_that_the_run_started_from(tmp_path:
     name = numbered_parameter()
     trained = {n: value for n, value in random_parameters(1)[0].items() if n != name}
     digest = sha256_file(start / "model.safetensors")
-    frozen = {"start": str(start), "sha256": digest, "weights": [name]}
-    for images in (8, 16):
-        write_averages(run, images, {0.05: trained, 0.1: trained}, frozen=frozen)
+    frozen = {"sha256": digest, "weights": [name]}
+    for images, place in {8: "where/it/was/first", 16: str(start)}.items():
+        described = {**frozen, "start": place}
+        write_averages(run, images, {0.05: trained, 0.1: trained}, frozen=described)
     assert phema(run, "--width", 0.07, tmp_path / "out") == 0
     assert torch.equal(load_network(tmp_path / "out").state[name], load_network(start).state[name])
     start.rename(moved)
