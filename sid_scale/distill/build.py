@@ -23,7 +23,7 @@ from sid_scale.distill.provenance import compatibility_of, provenance_of
 from sid_scale.methods import GENERATOR, TEACHER, Method, Role, build_method
 from sid_scale.networks import Architecture
 from sid_scale.networks.denoiser import Denoiser
-from sid_scale.networks.folder import WEIGHTS, NetworkFolder
+from sid_scale.networks.folder import NetworkFolder
 from sid_scale.ranks import Ranks
 from sid_scale.seeding import seeded
 from sid_scale.zero.checkpoint import TrainingState
@@ -171,8 +171,7 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
         codec.check()
     index = check_data(config, source, codec)
     fixed = dict(method.fixed_networks(ranks.device))
-    guide_files = {name: folder / WEIGHTS for name, folder in method.guides().items()}
-    provenance = provenance_of(config, source, start, {**method.files(), **guide_files})
+    provenance = provenance_of(config, source, start, method.files(), method.guides())
     frozen = frozen_of(config, names, source, start, provenance["teacher_sha256"])
 
     # Networks: every role's, and those that are frozen for good.

@@ -30,16 +30,21 @@ METHOD_SETTINGS = (
 
 
 def provenance_of(
-    config: RunConfig, teacher: NetworkFolder, start: NetworkFolder, files: Mapping[str, Path]
+    config: RunConfig,
+    teacher: NetworkFolder,
+    start: NetworkFolder,
+    files: Mapping[str, Path],
+    guides: Mapping[str, Path],
 ) -> dict[str, Any]:
     """What the run's generators say of where they come from. Collective.
 
     Args:
         files: that the method's losses depend on, by name.
+        guides: folders of networks that guide the teacher, by name.
     """
-    # Gigabytes: one reader is enough.
-    digest = on_first_rank(lambda: sha256_file(Path(config.teacher) / WEIGHTS))
-    digests = on_first_rank(lambda: {name: sha256_file(file) for name, file in files.items()})
+    digest = _digests({"teacher": Path(config.teacher) / WEIGHTS})["teacher"]
+    of_files = _digests(files)
+    of_guides = _digests({name: folder / WEIGHTS for name, folder in guides.items()})
     settings = dataclasses.asdict(config)
     beginning = {k: v for k, v in start.provenance.items() if k in START_FACTS}
     return {
@@ -51,21 +56,26 @@ def provenance_of(
         "teacher_sha256": digest,
         "teacher_provenance": {k: v for k, v in teacher.provenance.items() if k in TEACHER_FACTS},
         **({"generator_init": beginning} if start is not teacher else {}),
-        **({"files_sha256": digests} if files else {}),
-        "settings": _with_names({key: settings[key] for key in METHOD_SETTINGS}, files.values()),
+        **({"files_sha256": of_files} if files else {}),
+        **({"guides_sha256": of_guides} if guides else {}),
+        "settings": _with_names(
+            {key: settings[key] for key in METHOD_SETTINGS}, {*files.values(), *guides.values()}
+        ),
     }
 
 
-def _with_names(settings: Any, files: Collection[Path]) -> Any:
-    """Settings that name files, or network folders, without the folders that these are in: they
-    mean nothing elsewhere."""
+def _digests(files: Mapping[str, Path]) -> dict[str, str]:
+    """SHA-256 of files, which may have gigabytes: one rank reads them. Collective."""
+    return on_first_rank(lambda: {name: sha256_file(file) for name, file in files.items()})
+
+
+def _with_names(settings: Any, paths: Collection[Path]) -> Any:
+    """Settings that name files or folders without where these are, which means nothing
+    elsewhere."""
     if isinstance(settings, dict):
-        return {key: _with_names(value, files) for key, value in settings.items()}
-    if not isinstance(settings, str):
-        return settings
-    path = Path(settings)
-    named = path in files or path / WEIGHTS in files
-    return path.name if named else settings
+        return {key: _with_names(value, paths) for key, value in settings.items()}
+    is_path = isinstance(settings, str) and Path(settings) in paths
+    return Path(settings).name if is_path else settings
 
 
 def compatibility_of(
@@ -94,6 +104,7 @@ def compatibility_of(
         "data_shape": shape,
         "teacher_sha256": provenance["teacher_sha256"],
         "files_sha256": provenance.get("files_sha256", {}),
+        "guides_sha256": provenance.get("guides_sha256", {}),
     }
 
 

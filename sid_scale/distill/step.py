@@ -35,8 +35,7 @@ def apply(run: Run, update: Update, stream: Iterator[Prepared], meter: Meter) ->
     of_whole_batch: Callable[[Tensor], Tensor] = _gathered
     if update.per_sample is not None and run.accumulation > 1:
         micro_batches = list(micro_batches)
-        values = _gathered(_per_sample(run, update, micro_batches))
-        of_whole_batch = lambda _: values  # noqa: E731
+        of_whole_batch = _gathered_before(run, update, micro_batches)
     for prepared in micro_batches:
         batch = prepared.batch
         if isinstance(batch, Batch):
@@ -63,8 +62,10 @@ def _gathered(values: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _per_sample(run: Run, update: Update, micro_batches: Sequence[Prepared]) -> Tensor:
-    """What an update's `per_sample` makes of this rank's micro-batches, one after the other."""
+def _gathered_before(
+    run: Run, update: Update, micro_batches: Sequence[Prepared]
+) -> Callable[[Tensor], Tensor]:
+    """A `MicroBatch.of_whole_batch` that goes through this rank's micro-batches now. Collective."""
     assert update.per_sample is not None
     values = []
     for prepared in micro_batches:
@@ -74,7 +75,8 @@ def _per_sample(run: Run, update: Update, micro_batches: Sequence[Prepared]) -> 
             networks[update.role].train()  # the dropout of the loss
             batch = _micro_batch(run, prepared, _gathered)
             values.append(update.per_sample({**run.fixed, **networks}, batch))
-    return torch.cat(values)
+    everyone = _gathered(torch.cat(values))
+    return lambda _: everyone
 
 
 @contextmanager

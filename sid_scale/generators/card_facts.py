@@ -5,7 +5,7 @@ It comes from the generator's `config.json` and, for a teacher that is known by 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sid_scale.networks.folder import NetworkFolder
@@ -18,6 +18,7 @@ METHODS = {
     "gdd": ("GDD", "distillation by an adversarial loss on real data alone"),
     "gdd_i": ("GDD-I", "GDD that leaves most of the teacher's convolutions as they are"),
 }
+REVERSE_KL = "reverse_kl"  # the divergence of SiD, which weighs no samples
 FAMILIES = {"edm": "EDM", "edm2": "EDM2"}  # as people and papers call them
 PAPERS = {
     "EDM": "https://arxiv.org/abs/2206.00364",
@@ -26,6 +27,10 @@ PAPERS = {
     "SiD": "https://arxiv.org/abs/2404.04057",
     "SiDA": "https://arxiv.org/abs/2410.14919",
     "GDD": "https://arxiv.org/abs/2405.20750",
+    "DMD2": "https://arxiv.org/abs/2405.14867",
+    "Uni-Instruct": "https://arxiv.org/abs/2505.20755",
+    "f-distill": "https://arxiv.org/abs/2502.15681",
+    "Autoguidance": "https://arxiv.org/abs/2406.02507",
 }
 METHOD_PAPERS = {
     "sid": ("SiD",),
@@ -79,7 +84,18 @@ def papers(network: NetworkFolder) -> list[str]:
     of_teacher = published.papers if published else (family,) if family else ()
     method = network.provenance.get("method")
     of_method = METHOD_PAPERS.get(str(method), ()) if method else ("SiD", "SiDA")
-    return [*of_teacher, *of_method]
+    return [*of_teacher, *of_method, *_option_papers(network.provenance)]
+
+
+def _option_papers(provenance: Mapping[str, Any]) -> Iterator[str]:
+    """Where options of SiD's family that a run took come from."""
+    objective = group(group(provenance, "settings"), "objective")
+    if objective.get("gradient") == "kl":
+        yield "DMD2"
+    if objective.get("divergence", REVERSE_KL) != REVERSE_KL:
+        yield from ("Uni-Instruct", "f-distill")
+    if objective.get("guide"):
+        yield "Autoguidance"
 
 
 def on_one_line(value: Any) -> str:

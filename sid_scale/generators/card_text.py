@@ -8,6 +8,7 @@ from sid_scale.generators.card_facts import (
     LICENCES,
     METHODS,
     PAPERS,
+    REVERSE_KL,
     group,
     on_one_line,
     papers,
@@ -82,6 +83,7 @@ def _facts(network: NetworkFolder) -> dict[str, Any]:
         "learning rate, generator": rates.get("generator"),
         "alpha": objective.get("alpha"),
         **_average(provenance, group(settings, "ema")),
+        **_options(provenance, objective),
         **_seen_through(provenance),
         "noise level at which the teacher's encoder looked": objective.get("teacher_sigma"),
         "weights left as they were": _listed(objective.get("freeze")),
@@ -104,6 +106,24 @@ def _average(provenance: Mapping[str, Any], settings: Mapping[str, Any]) -> dict
         "relative width of the average, reconstructed": post_hoc["relative_width"],
         "from averages of relative widths": ", ".join(sorted(post_hoc["snapshots"])),
         "at so many moments": len(moments),
+    }
+
+
+def _options(provenance: Mapping[str, Any], objective: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run of SiD's family did otherwise than the papers, by what is said of each."""
+    digests = group(provenance, "guides_sha256")
+    kl = objective.get("gradient") == "kl"
+    updates, divergence = objective.get("fake_score_updates"), objective.get("divergence")
+    of_fake_score = objective.get("guidance_fake_score")
+    return {
+        "gradient of the generator's loss": "that of the KL divergence" if kl else None,
+        "updates of the fake score for one of the generator": updates if updates != 1 else None,
+        "divergence that weighs samples": divergence if divergence != REVERSE_KL else None,
+        "guide of the teacher": objective.get("guide"),
+        "guidance of the teacher": objective.get("guidance"),
+        "guidance of the fake score": of_fake_score if digests else None,
+        "noise levels with guidance": _listed(objective.get("guidance_sigma")),
+        **{f"SHA-256 of the weights of the {name}": digest for name, digest in digests.items()},
     }
 
 

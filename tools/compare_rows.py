@@ -1,0 +1,60 @@
+"""The rows of `compare_methods.py`: what is compared, and with which settings."""
+
+from dataclasses import dataclass
+
+LATENTS, PIXELS = "latents", "pixels"
+GUIDE = "{guide}"  # in overrides: the folder of a weaker teacher
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method with its options, on the digits."""
+
+    name: str
+    preset: str
+    overrides: tuple[str, ...] = ()
+    rate: float = 1.0  # factor of the preset's learning rates
+    after: str | None = None  # row whose generator, at half of the images, this one starts from
+
+    @property
+    def domain(self) -> str:
+        return PIXELS if "pixels" in self.preset else LATENTS
+
+
+KL = ("objective.gradient=kl",)
+GUIDED = (f"objective.guide={GUIDE}", "objective.guidance=1.5")
+
+
+def _weighted(divergence: str) -> tuple[str, ...]:
+    return (f"objective.divergence={divergence}",)
+
+
+ROWS = (
+    Row("SiD", "digits", ("method=sid",)),
+    Row("SiD, KL gradient", "digits", ("method=sid", *KL)),
+    Row("SiD, guided", "digits", ("method=sid", *GUIDED)),
+    Row("SiDA", "digits"),
+    Row("SiDA, forward KL", "digits", _weighted("forward_kl")),
+    Row("SiDA, Jeffreys", "digits", _weighted("jeffreys")),
+    Row("SiDA, Jensen-Shannon", "digits", _weighted("jensen_shannon")),
+    Row("SiDA, KL gradient", "digits", KL),
+    Row("SiDA, KL gradient, 5 fake", "digits", (*KL, "objective.fake_score_updates=5")),
+    Row("SiDA, guided", "digits", GUIDED),
+    Row("SiDA, two steps", "digits", ("steps=2",)),
+    Row("SiDA, four steps", "digits", ("steps=4",)),
+    Row("SiD2A", "digits", ("method=sid2a",), after="SiD"),
+    Row("GDD", "digits-gdd"),
+    Row("GDD-I", "digits-gdd-i"),
+    Row("SiD, pixels", "digits-pixels", ("method=sid",)),
+    Row("SiDA, pixels", "digits-pixels"),
+    Row("SiDA, KL gradient, pixels", "digits-pixels", KL),
+    Row("SiDA, guided, pixels", "digits-pixels", GUIDED),
+    Row("SiD2A, pixels", "digits-pixels", ("method=sid2a",), after="SiD, pixels"),
+    Row("GDD, pixels", "digits-pixels-gdd"),
+    Row("GDD-I, pixels", "digits-pixels-gdd-i"),
+)
+
+
+def row_named(name: str) -> Row:
+    """Raises KeyError: there is none."""
+    return {row.name: row for row in ROWS}[name]
