@@ -22,8 +22,8 @@ from sid_scale.evaluate.samplers import (
 from sid_scale.generators.card_facts import group
 from sid_scale.generators.folder import POST_HOC_EMA
 from sid_scale.generators.generator import OneStepGenerator
-from sid_scale.guides import check_guide
 from sid_scale.networks.folder import read_description
+from sid_scale.networks.guides import check_guide
 from sid_scale.ranks import Ranks, joined_ranks
 
 EVALUATIONS = "63"  # of an image, if nothing else is said: EDM2's
