@@ -30,6 +30,7 @@ COMMANDS = {
     "train": ("sid_scale.commands.train", "distil a teacher (on ranks)"),
     "status": ("sid_scale.commands.status", "say how runs are"),
     "consolidate": ("sid_scale.commands.consolidate", "make network folders of a checkpoint"),
+    "phema": ("sid_scale.commands.phema", "make a generator of another average's width"),
     "generate": ("sid_scale.commands.generate", "make images with a generator"),
     "evaluate": ("sid_scale.commands.evaluate", "measure a generator or a teacher"),
     "report": ("sid_scale.commands.report", "write an HTML page of runs"),

@@ -1,11 +1,12 @@
 """One run of `compare_methods.py`: what is asked for, and the settings that follow."""
 
 import hashlib
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from compare_rows import Row, row_named
+from compare_rows import ROWS, Row, row_named
 
 from sid_scale.config.run import RunConfig, load_config
 
@@ -26,10 +27,10 @@ class Job:
     row: str
     seed: int  # of the training
     images: int  # of the whole road: a row that goes on from another trains on half of them
-    points: int  # snapshots that are judged, at equal distances
+    snapshots: int  # that are judged, at equal distances
     half: int  # of the real digits that generated ones are compared with: 0 even, 1 odd
     noise_seed: int  # of generated digits
-    rate: float = 1.0  # factor of the row's learning rates
+    rate: float | None = None  # factor of the learning rates instead of the row's
 
     @property
     def name(self) -> str:
@@ -41,7 +42,7 @@ class Job:
     def before(self) -> "Job | None":
         """The run that this one goes on from."""
         after = row_named(self.row).after
-        return None if after is None else replace(self, row=after, rate=1.0)
+        return None if after is None else replace(self, row=after)
 
     def _rows(self) -> list[Row]:
         before = self.before()
@@ -56,9 +57,9 @@ def config_of(job: Job, work: Path) -> RunConfig:
         half = work / before.name / "snapshots" / f"{job.images // 2:012d}"
         given.append(f"generator_init={half}")
     preset = load_config(row.preset, given)
-    scale = row.rate * job.rate
+    scale = row.rate if job.rate is None else job.rate
     given += [f"{key}={scale * rate}" for key in RATES if (rate := _setting(preset, key))]
-    every = job.images // job.points
+    every = job.images // job.snapshots
     return load_config(
         row.preset,
         [
@@ -78,6 +79,11 @@ def config_of(job: Job, work: Path) -> RunConfig:
     )
 
 
+def result_file(work: Path, job: Job) -> Path:
+    """What a run leaves when it is done."""
+    return work / f"{job.name}.json"
+
+
 def shards_folder(work: Path, domain: str) -> Path:
     return work / "shards" / domain
 
@@ -95,6 +101,13 @@ def references_file(work: Path, domain: str) -> Path:
 def described(job: Job) -> dict[str, Any]:
     """What the results keep of a job."""
     return {"name": job.name, **asdict(job)}
+
+
+def holds(result: Mapping[str, Any]) -> bool:
+    """Whether a run of today's rows would have this result: its row is what it was."""
+    job = Job(**{field.name: result[field.name] for field in fields(Job)})
+    known = job.row in {row.name for row in ROWS}
+    return known and job.name == result["name"]
 
 
 def _setting(config: Any, key: str) -> float | None:

@@ -15,13 +15,9 @@ of its snapshots, on a straight line.
 
 import argparse
 import json
-import os
 import signal
-import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +27,14 @@ from compare_job import (
     ODD,
     Job,
     guide_folder,
+    holds,
     references_file,
+    result_file,
     shards_folder,
 )
-from compare_rows import GUIDE, LATENTS, PIXELS, ROWS, Row
-from compare_table import choices, draw, replace_between, section
+from compare_rows import CHOSEN, GUIDE, LATENTS, PIXELS, ROWS, Row
+from compare_table import BEGIN, END, choices, draw, replace_between, section
+from compare_workers import run_all, tool
 
 from sid_scale.atomic import atomic_write
 from sid_scale.commands.arguments import positive
@@ -78,7 +77,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     length.add_argument("--short", action="store_true", help="a taste, for CI")
     parser.add_argument("--images", type=positive, help=f"of each run; {IMAGES}")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--rows", nargs="+", metavar="ROW", help="some rows; all")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="some rows instead of all")
     parser.add_argument("--at-once", type=positive, default=2, help="runs at once; 2")
     parser.add_argument(
         "--work", type=Path, default=Path("runs/compare"), help="folder of the runs"
@@ -87,6 +86,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.short:
         options.rows, options.seeds = list(SHORT), [SEEDS[0]]
+    elif options.choose:
+        options.rows = options.rows or list(CHOSEN)
     options.images = options.images or (
         SHORT_IMAGES if options.short else CHOOSING_IMAGES if options.choose else IMAGES
     )
@@ -98,21 +99,27 @@ def compare(options: argparse.Namespace) -> None:
     """Runs what is not done yet, and writes the results, or tells those of choosing.
 
     Raises:
-        UsageError: rows or images that cannot be.
+        UsageError: rows or images that cannot be, or that are not those of the page.
         RunError: a run failed; results are written without it.
     """
     if options.images % (BATCH * options.points):
         raise UsageError(f"--images {options.images} is no multiple of {BATCH * options.points}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    before = written_before(options.docs).get("images", options.images)
+    if not options.choose and before != options.images:
+        raise UsageError(
+            f"{options.docs / RESULTS} has runs of {before} images, not {options.images}: give "
+            "another folder with --docs"
+        )
     rows = chosen_rows(options.rows)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     list_jobs = choosing_jobs if options.choose else reported_jobs
     prepare(rows, options)
     failed = run_all(list_jobs(rows, options), options.work, options.at_once)
-    done = results_of(list_jobs(ROWS, options), options)
     if options.choose:
-        print(choices(done))
+        files = [result_file(options.work, job) for job in list_jobs(rows, options)]
+        print(choices(json.loads(file.read_text()) for file in files if file.is_file()))
     else:
-        write_results(options, done)
+        write_results(options, results_of(list_jobs(ROWS, options), options))
     if failed:
         logs = ", ".join(str(options.work / f"{job.name}.log") for job in failed)
         raise RunError(f"{len(failed)} runs failed, see {logs}; start again to go on")
@@ -181,79 +188,17 @@ def prepare(rows: Sequence[Row], options: argparse.Namespace) -> None:
         raise RunError(f"nothing to train on: see {work / 'prepare.log'}")
 
 
-def run_all(jobs: Sequence[Job], work: Path, at_once: int) -> list[Job]:
-    """Runs what has no result yet; returns the jobs that failed.
-
-    Rows that go on from another come last.
-    """
-    missing = [job for job in jobs if not result_file(work, job).is_file()]
-    failed = []
-    for later in (False, True):
-        turn = [job for job in missing if (job.before() is not None) == later]
-        with Workers(work, at_once) as workers:
-            failed += [job for job, done in zip(turn, workers.map(turn)) if not done]
-    return failed
-
-
-class Workers:
-    """Runs jobs in processes of their own, some at once. None of them outlives this context."""
-
-    def __init__(self, work: Path, at_once: int):
-        self._work, self._pool = work, ThreadPoolExecutor(at_once)
-        self._running: set[subprocess.Popen[bytes]] = set()
-
-    def __enter__(self) -> "Workers":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        for process in list(self._running):
-            process.terminate()
-
-    def map(self, jobs: Sequence[Job]) -> Iterator[bool]:
-        """Whether each job left a result, in their order."""
-        return self._pool.map(self._run, jobs)
-
-    def _run(self, job: Job) -> bool:
-        process = tool(self._work, f"{job.name}.log", "compare_run.py", json.dumps(asdict(job)))
-        self._running.add(process)
-        process.wait()
-        self._running.remove(process)
-        done = result_file(self._work, job).is_file()
-        print(
-            f"{'done' if done else 'FAILED'}: {job.row}, seed {job.seed}, x{job.rate:g}", flush=True
-        )
-        return done
-
-
-def tool(work: Path, log: str, script: str, *arguments: str) -> subprocess.Popen[bytes]:
-    """Starts one of the tools on one thread; what it says goes to a file in `work`."""
-    with open(work / log, "w") as said:
-        return subprocess.Popen(
-            [sys.executable, str(TOOLS / script), str(work), *arguments],
-            stdout=said,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-
-
 # --- what is written ----------------------------------------------------------------------
 
 
-def result_file(work: Path, job: Job) -> Path:
-    return work / f"{job.name}.json"
-
-
 def results_of(jobs: Iterable[Job], options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Results of `jobs`: from the folder of runs, else from those that were written before."""
-    before = {run["name"]: run for run in written_before(options.docs).get("runs", [])}
-    found = []
+    """Results of `jobs` in the folder of runs, and those written before that still hold."""
+    runs = {run["name"]: run for run in written_before(options.docs).get("runs", []) if holds(run)}
     for job in jobs:
         if (file := result_file(options.work, job)).is_file():
-            found.append(json.loads(file.read_text()))
-        elif job.name in before:
-            found.append(before[job.name])
-    return found
+            runs[job.name] = json.loads(file.read_text())
+    places = {row.name: place for place, row in enumerate(ROWS)}
+    return sorted(runs.values(), key=lambda run: (places[run["row"]], run["seed"]))
 
 
 def written_before(docs: Path) -> dict[str, Any]:
@@ -284,7 +229,8 @@ def write_page(docs: Path) -> None:
     """
     try:
         results = json.loads((docs / RESULTS).read_text())
-        page = replace_between((docs / PAGE).read_text(), section(results, FIGURE))
+        page = (docs / PAGE).read_text() if (docs / PAGE).is_file() else f"{BEGIN}{END}\n"
+        page = replace_between(page, section(results, FIGURE))
     except (FileNotFoundError, ValueError) as error:
         raise UsageError(f"{docs / PAGE}: {error}") from error
     draw(docs / FIGURE, results)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from compare_job import Job, config_of, described
+from compare_job import Job, config_of, described, result_file
 from compare_judge import figures, generator_images, real_digits
 
 from sid_scale.atomic import atomic_write
@@ -82,7 +82,7 @@ def main() -> int:
     result = measure(job, work)
     shutil.rmtree(work / job.name / "checkpoints")
     print(f"{time.perf_counter() - began:.1f} s in all")
-    with atomic_write(work / f"{job.name}.json") as partial:
+    with atomic_write(result_file(work, job)) as partial:
         partial.write_text(json.dumps(result))
     return 0
 

@@ -156,8 +156,8 @@ def section(results: Mapping[str, Any], figure: str) -> str:
     for domain, rows in by_domain(results).items():
         seeds = max(len(row.roads) for row in rows)
         told = (
-            f"### {TITLES[domain]}\n\n{results['images']:,} images, {seeds} seeds; equal time is "
-            f"{equal_seconds(rows):.0f} s of one core."
+            f"### {TITLES[domain]}\n\n{results['images']:,} images, {seeds} "
+            f"seed{'s' * (seeds > 1)}; equal time is {equal_seconds(rows):.0f} s of one core."
         )
         parts += [told, table(rows, results.get("references", {}).get(domain))]
     return "\n\n".join([*parts, f"![Distances of each method]({figure})"])

@@ -9,7 +9,7 @@ from step_clock import OTHER, StepClock
 
 from sid_scale.config.run import RunConfig
 from sid_scale.distill.build import Run, build_run
-from sid_scale.distill.loop import ema_decay_now
+from sid_scale.distill.loop import update_averages
 from sid_scale.distill.meter import Meter
 from sid_scale.distill.step import apply
 from sid_scale.methods import GENERATOR, Loss, MicroBatch, Networks, Update
@@ -51,7 +51,7 @@ class OwnStep:
             apply(run, timed, self._streams[update.role], self._meter)
             if update.role == GENERATOR:
                 clock.begin("average")
-                run.ema.update(ema_decay_now(run))
+                update_averages(run)
                 clock.begin(OTHER)
         run.progress.images_seen += run.config.batch_size
         return clock.stop()

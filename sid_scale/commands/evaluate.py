@@ -153,7 +153,20 @@ def _add_reference(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_shared(parser: argparse.ArgumentParser) -> None:
-    """What to measure, on how many samples, where to put it, and how to compute."""
+    """All that `run` and `teacher` have in common."""
+    parser.add_argument(
+        "--out", type=path, required=True, metavar="DIR", help="folder for metrics.json"
+    )
+    # Launchers take `--num` for the beginning of options of their own.
+    add_measurement(parser, "--num", "--images")
+
+
+def add_measurement(parser: argparse._ActionsContainer, *num: str) -> None:
+    """What to measure, on how many samples, and how to compute.
+
+    Args:
+        num: names of the option for the number of images, the last for use behind a launcher.
+    """
     parser.add_argument(
         "--metrics",
         default="fid",
@@ -170,14 +183,12 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
         help="EDM2's .pkl, EDM's or ADM's .npz, or what `reference` wrote; of several, each metric "
         "takes the first that has it",
     )
-    # Launchers take `--num` for the beginning of options of their own.
     parser.add_argument(
-        "--num",
-        "--images",
+        *num,
         type=int,
         default=PROTOCOL,
         metavar="N",
-        help="images (default: 50000); behind `deepspeed` or `torchrun` write --images",
+        help=f"images (default: 50000); behind `deepspeed` or `torchrun` write {num[-1]}",
     )
     parser.add_argument(
         "--first-seed", type=int, default=0, metavar="S", help="seeds are S to S + N - 1"
@@ -198,9 +209,6 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
         help="measure R times, each time with the next N seeds: mean, minimum, std",
     )
     parser.add_argument(
-        "--out", type=path, required=True, metavar="DIR", help="folder for metrics.json"
-    )
-    parser.add_argument(
         "--save-features", action="store_true", help="write features/METRIC.npy (N, D)"
     )
     add_detectors(parser)
@@ -213,7 +221,7 @@ def _add_shared(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_detectors(parser: argparse.ArgumentParser) -> None:
+def add_detectors(parser: argparse._ActionsContainer) -> None:
     """Where the detectors lie."""
     parser.add_argument(
         "--inception",
@@ -227,7 +235,7 @@ def add_detectors(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_vae(parser: argparse.ArgumentParser) -> None:
+def _add_vae(parser: argparse._ActionsContainer) -> None:
     """How latents become images."""
     parser.add_argument(
         "--vae", type=path, metavar="DIR", help="the VAE's folder, if config.json names another"

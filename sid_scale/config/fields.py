@@ -51,6 +51,12 @@ def _activations(value: Any) -> Any:
     raise ValueError("expected keep, checkpoint, offload or a list of resolutions")
 
 
+def _different_widths(values: tuple[float, ...]) -> tuple[float, ...]:
+    if len(values) < 2 or len(set(values)) < len(values):
+        raise ValueError("expected two or more different widths")
+    return values
+
+
 def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
     low, high = bounds
     if low >= high:
@@ -81,6 +87,10 @@ Natural = Annotated[Integer, Field(ge=0)]  # 0, 1, 2, ...
 Positive = Annotated[Integer, Field(ge=1)]
 PositiveNumber = Annotated[Number, Field(gt=0)]
 NotNegative = Annotated[Number, Field(ge=0)]
+RelativeWidth = Annotated[Number, Field(gt=0, lt=12**-0.5)]
+RelativeWidths = Annotated[
+    tuple[RelativeWidth, ...], BeforeValidator(_parts), AfterValidator(_different_widths)
+]
 Interval = Annotated[  # from and to
     tuple[NotNegative, PositiveNumber], BeforeValidator(_parts), AfterValidator(_rising)
 ]

@@ -17,6 +17,8 @@ from sid_scale.config.fields import (
     Number,
     Positive,
     PositiveNumber,
+    RelativeWidth,
+    RelativeWidths,
     Texts,
 )
 
@@ -52,8 +54,13 @@ class EMAConfig:
     """half-life in images"""
     ramp_up: NotNegative = 0.05
     """early on, the half-life is this share of the images seen; 0: no ramp-up"""
-    relative_width: Annotated[Number, Field(gt=0, lt=12**-0.5)] | None = None
+    relative_width: RelativeWidth | None = None
     """makes it EDM2's power-function average of this relative width instead; try 0.1"""
+    relative_widths: RelativeWidths | None = None
+    """relative widths of two or more power-function averages that are kept beside that one, for
+    `sid-scale phema`; try [0.05, 0.1]"""
+    snapshot_every_images: Positive | None = None
+    """images between two snapshots of these; null: a 32nd of total_images; one more at the end"""
 
 
 @dataclass(frozen=True, config=SETTINGS)

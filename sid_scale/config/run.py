@@ -49,6 +49,7 @@ from sid_scale.paths import expand
 
 PACKAGE = Path(__file__).parents[1]
 PRESETS = PACKAGE / "presets"
+EMA_SNAPSHOTS = 32  # of a run that does not say: any width between is then met to 0.1 %
 IN_PACKAGE = "package:"  # begins a path to a file that comes with the package
 
 
@@ -117,6 +118,11 @@ class RunConfig:
         """Share of the learning rates that holds by now."""
         ramp = self.learning_rate.ramp_down_images
         return min(1.0, (self.total_images - images_seen) / ramp) if ramp else 1.0
+
+    @property
+    def ema_snapshot_images(self) -> int:
+        """Images between two snapshots of the averages of `ema.relative_widths`."""
+        return self.ema.snapshot_every_images or max(1, self.total_images // EMA_SNAPSHOTS)
 
     def activations_of(self, networks: Iterable[str]) -> dict[str, Activations]:
         """What waits for the backward pass of each network, by name.

@@ -9,7 +9,10 @@
     outputs.py         sample grids, generators as folders;  provenance.py  what they descend from
     telemetry.py       progress bar, metrics.jsonl, TensorBoard;  meter.py  means over ranks
     evaluation.py      what the loop knows of evaluation
+    ema_snapshots.py   averages of several widths as snapshots;  phema.py  from those to a network
+                       folder of another width, offline
     consolidate.py     from a checkpoint to a network folder, offline
+    start_weights.py   what stayed frozen, for both
 
 Imports: config, networks, diffusion, methods, data, zero, generators. Names no method and, but for
 the generator, no role.

@@ -58,7 +58,8 @@ class Run:
     architectures: dict[str, Architecture]  # by role, of copies of the teacher; without dropout
     architecture: Architecture  # the teacher's
     fixed: dict[str, nn.Module]  # networks that are not trained, by name
-    ema: ShardedEMA
+    ema: ShardedEMA  # of the generator: what is evaluated and published
+    other_emas: dict[float, ShardedEMA]  # those of `ema.relative_widths`, for snapshots
     frozen: dict[str, Frozen]  # weights that stay as they are, by role that has some
     codec: Codec
     provenance: dict[str, Any]  # what a generator folder says of where it comes from
@@ -112,6 +113,7 @@ class Run:
         return TrainingState(
             networks=self.networks,
             emas={GENERATOR: self.ema},
+            other_emas={GENERATOR: self.other_emas},
         )
 
     @contextmanager
@@ -196,6 +198,7 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
         source.architecture,
         fixed,
         ShardedEMA(networks[GENERATOR]),
+        {width: ShardedEMA(networks[GENERATOR]) for width in config.ema.relative_widths or ()},
         frozen,
         codec,
         provenance,

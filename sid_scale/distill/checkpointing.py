@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from sid_scale.distill.build import Progress, Run
+from sid_scale.distill.ema_snapshots import forget_ema_snapshots_after
 from sid_scale.distill.meter import Meter, MeterSums
 from sid_scale.distill.outputs import descriptions, forget_metrics_after, versions
 from sid_scale.distill.resume import changes_since, checkpoints_folder, sound_checkpoint
@@ -46,7 +47,7 @@ class Checkpoints:
         run = self._run
         checkpoint, messages = sound_checkpoint(run.config)
         if checkpoint is None:
-            on_first_rank(lambda: forget_metrics_after(run, 0))
+            on_first_rank(lambda: _forget_after(run, 0))
             return Resumed(messages, {})
         counters = on_first_rank(lambda: read_state(checkpoint))
         messages += changes_since(checkpoint, counters, run.config, run.compatibility)
@@ -56,7 +57,7 @@ class Checkpoints:
             run.progress.skipped_samples = 0
         own = checkpoint.parent == checkpoints_folder(run.config)
         run.saved_at = run.progress.images_seen if own else None
-        on_first_rank(lambda: forget_metrics_after(run, run.progress.images_seen))
+        on_first_rank(lambda: _forget_after(run, run.progress.images_seen))
         ranks, stages = counters["layout"]["ranks"], counters["layout"]["stages"]
         stage = max(stages.values())  # of networks that are whole on every rank it is 2 at most
         moved = (ranks, stage) != (run.ranks.world_size, run.settings.stage)
@@ -106,6 +107,12 @@ class Checkpoints:
             "meters": meter.gather(),
         }
         return self._writer.save(seen, run.state, counters)
+
+
+def _forget_after(run: Run, images_seen: int) -> None:
+    """Drops what iterations have left that are about to happen again. For one rank to call."""
+    forget_metrics_after(run, images_seen)
+    forget_ema_snapshots_after(run, images_seen)
 
 
 def skipped_samples(run: Run) -> int:

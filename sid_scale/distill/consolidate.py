@@ -6,21 +6,16 @@ and unmapped every MAPPED_BYTES, since pages of a map count as memory while it l
 has no frozen weights: they come from the folder that the network started from.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from sid_scale.hashing import sha256_file
+from sid_scale.distill.start_weights import StartWeights, open_start
 from sid_scale.methods import GENERATOR
-from sid_scale.networks import Architecture
 from sid_scale.networks.folder import (
-    WEIGHTS,
     CheckpointError,
-    load_network,
-    map_weights,
     parse_description,
     refuse_other_folder,
     stream_network,
@@ -93,7 +88,8 @@ def consolidate(
         raise TrainingStateError(
             f"checkpoint {checkpoint} does not say how its {role} is built ({error})"
         ) from error
-    frozen = _frozen(checkpoint, role, state.get("frozen", {}).get(role), starts)
+    described = state.get("frozen", {}).get(role)
+    frozen = open_start(described, starts, f"checkpoint {checkpoint}: its {role}")
     with torch.device("meta"):
         shapes = {name: meta.shape for name, meta in architecture.build().state_dict().items()}
     with opened(checkpoint, parts) as slices, opened(checkpoint, buffers) as constants:
@@ -104,60 +100,6 @@ def consolidate(
         stream_network(out, description, gather, dtypes)
 
 
-def _frozen(
-    checkpoint: Path, role: str, described: Mapping[str, Any] | None, starts: Sequence[Path]
-) -> "_Start | None":
-    """The weights that the network has of the folder it started from; None: it has no such."""
-    if described is None:
-        return None
-    start = _find_start(described, starts, f"checkpoint {checkpoint}: its {role}")
-    return _Start(start, load_network(start).architecture, described["weights"])
-
-
-def _find_start(described: Mapping[str, Any], starts: Sequence[Path], what: str) -> Path:
-    """The folder with the frozen weights that a checkpoint describes.
-
-    Args:
-        described: see frozen.py.
-        starts: folders to look at before the one that the checkpoint names.
-        what: the checkpoint and its network, for messages.
-
-    Raises:
-        TrainingStateError: none of them has these weights.
-    """
-    seen = []
-    for folder in (*starts, Path(described["start"])):
-        try:
-            if sha256_file(folder / WEIGHTS) == described["sha256"]:
-                return folder
-            seen.append(f"{folder} holds other weights")
-        except OSError as error:
-            seen.append(f"{folder / WEIGHTS} cannot be read ({error.strerror})")
-    raise TrainingStateError(
-        f"{what} has frozen weights, which are in the folder that it started from alone, and "
-        f"{'; '.join(seen)}: name a copy of {described['start']} with --start FOLDER (SHA-256 of "
-        f"{WEIGHTS}: {described['sha256']})"
-    )
-
-
-class _Start:
-    """Some weights of the folder that a network started from, mapped while they are read."""
-
-    def __init__(self, folder: Path, architecture: Architecture, names: Sequence[str]):
-        self._folder, self._architecture = folder, architecture
-        self.names = names
-        self._state: dict[str, Tensor] = {}
-
-    def fill(self, values: Tensor, name: str, start: int) -> None:
-        """Copies elements [start, start + numel) of a weight into `values` (numel,)."""
-        self._state = self._state or map_weights(self._folder, self._architecture)
-        values.copy_(self._state[name].flatten()[start : start + len(values)])
-
-    def close(self) -> None:
-        """Gives the memory map back; the next `fill` maps anew."""
-        self._state = {}
-
-
 class _Gather:
     """Full tensors by name, each read when it is asked for."""
 
@@ -165,11 +107,13 @@ class _Gather:
         self,
         slices: Slices,
         buffers: Slices,
-        frozen: _Start | None,
+        frozen: StartWeights | None,
         shapes: dict[str, torch.Size],
         dtypes: dict[str, torch.dtype],
     ):
-        self._sources: dict[str, Slices | _Start] = dict.fromkeys(buffers.parameters(), buffers)
+        self._sources: dict[str, Slices | StartWeights] = dict.fromkeys(
+            buffers.parameters(), buffers
+        )
         if frozen is not None:
             self._sources |= dict.fromkeys(frozen.names, frozen)
         self._frozen = frozen

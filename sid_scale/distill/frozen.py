@@ -30,20 +30,21 @@ class Frozen:
     weights: Mapping[str, Tensor]  # by name, as the folder has them; mapped, not read
 
     def describe(self) -> dict[str, Any]:
-        """The entry of a checkpoint's state.json, which consolidate.py reads."""
+        """The entry of a checkpoint's state.json, which start_weights.py reads."""
         return {"start": str(self.start), "sha256": self.sha256, "weights": list(self.weights)}
 
     def trained_share(
-        self, role: str, trained: int, settings: DeepSpeedSettings, ranks: int
+        self, role: str, trained: int, settings: DeepSpeedSettings, ranks: int, averages: int
     ) -> str:
         """A line for the log: how much of the network is trained, and what memory that saves.
 
         Args:
             trained: number of its parameters that are.
             ranks: that share out the state of training.
+            averages: that are kept of the network.
         """
         frozen = sum(weight.numel() for weight in self.weights.values())
-        saved = settings.training_bytes(ranks, averaged=role == GENERATOR)
+        saved = settings.training_bytes(ranks, averages=averages)
         parts = [
             f"{frozen * saved[place] / 1e9:.3g} GB {where}"
             for place, where in (("GPU", "on each GPU"), ("host", "of host memory for each"))

@@ -7,10 +7,10 @@ from sid_scale.config.parse import ConfigError
 from sid_scale.config.run import RunConfig
 from sid_scale.data.remote import RetryPolicy
 from sid_scale.data.shards import ShardIndex, read_index
-from sid_scale.guides import GuideError, check_guide
 from sid_scale.methods import Method, Role
 from sid_scale.networks import Architecture
 from sid_scale.networks.folder import CheckpointError, NetworkFolder, load_network
+from sid_scale.networks.guides import GuideError, check_guide
 
 
 def load_start(setting: str, folder: str) -> NetworkFolder:

@@ -6,6 +6,7 @@ from typing import Protocol
 from sid_scale.config.run import RunConfig
 from sid_scale.distill.build import Progress, Run, build_run
 from sid_scale.distill.checkpointing import Checkpoints, skipped_samples
+from sid_scale.distill.ema_snapshots import write_ema_snapshot
 from sid_scale.distill.evaluation import OpenEvaluation, no_evaluation
 from sid_scale.distill.meter import Meter
 from sid_scale.distill.outputs import (
@@ -57,7 +58,8 @@ def train(
     """Distils a teacher as `config` says, until it is done or asked to stop. Collective.
 
     Leaves config.yaml, metrics.jsonl, tensorboard/, samples/, checkpoints/, best_generator/ (if it
-    is evaluated) and, at the end, generator/ in the run folder.
+    is evaluated), ema_snapshots/ (if it keeps several averages) and, at the end, generator/ in the
+    run folder.
 
     Args:
         stop: None: the run is never asked to stop.
@@ -96,7 +98,7 @@ def train(
                     telemetry.say(_searches(update.role, scale, network.loss_scale))
                 count_skipped(run, applied, update.role, meter, searching=searching)
                 if update.role == GENERATOR:
-                    run.ema.update(ema_decay_now(run))
+                    update_averages(run)
             progress.images_seen += config.batch_size
             telemetry.tick(config.batch_size)
 
@@ -113,6 +115,8 @@ def train(
                 show_samples(run, telemetry)
             if run.is_due(config.snapshot.every_images):
                 write_generator(run, run.snapshot_folder())
+            if finished or run.is_due(config.ema_snapshot_images):
+                write_ema_snapshot(run)  # before the checkpoint: a resumed run has it, too
             checkpoints.save_if_due(meter, telemetry)
             evaluation.link_best()  # before a complete checkpoint takes an old one's place
             stopping = checkpoints.agree(stop.asked(), telemetry)
@@ -136,7 +140,16 @@ def trained_shares(run: Run) -> Iterator[str]:
         shapes = parameter_shapes(run.networks[role].engine).values()
         trained = sum(shape.numel() for shape in shapes)
         settings = exact(run.settings) if run.roles[role].exact else run.settings
-        yield frozen.trained_share(role, trained, settings, run.ranks.world_size)
+        averages = 1 + len(run.other_emas) if role == GENERATOR else 0
+        yield frozen.trained_share(role, trained, settings, run.ranks.world_size, averages)
+
+
+def update_averages(run: Run) -> None:
+    """Moves all averages of the generator towards its weights, after its update."""
+    batch = run.config.batch_size
+    run.ema.update(ema_decay_now(run))
+    for width, ema in run.other_emas.items():
+        ema.update(power_ema.decay(width, run.progress.images_seen + batch, batch))
 
 
 def ema_decay_now(run: Run) -> float:

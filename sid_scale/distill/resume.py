@@ -25,6 +25,7 @@ MUST_MATCH = (
     "teacher_sha256",
     "files_sha256.",
     "guides_sha256.",
+    "ema.relative_widths",  # an average has no other beginning than the run's
     "architecture.",
     "data_shape",
     "data_shape.",

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,12 @@ from sid_scale.estimate.decoder import decoder
 from sid_scale.estimate.roofline import IterationTime, Rates, iteration_time
 from sid_scale.estimate.state import ESTIMATES, GPUMemory, Sharding, gpu_memory
 from sid_scale.estimate.step import StepCount, build_networks, count_step
-from sid_scale.estimate.traffic import checkpoint_bytes, communication, host_bytes
+from sid_scale.estimate.traffic import (
+    checkpoint_bytes,
+    communication,
+    host_bytes,
+    snapshot_bytes,
+)
 from sid_scale.methods import build_method
 from sid_scale.networks import Architecture
 from sid_scale.networks.folder import CheckpointError, read_description
@@ -92,7 +98,8 @@ def _plan(
     networks = build_networks(
         method, architecture, guides, config, settings.stage, settings.compute_dtype
     )
-    sharding = Sharding.of(networks, settings, nodes * gpus_per_node)
+    averages = 1 + len(config.ema.relative_widths or ())
+    sharding = Sharding.of(networks, settings, nodes * gpus_per_node, averages)
     decode = decoder(codec, architecture.sample_shape[0], Path(config.teacher))
     count = count or count_step(
         method,
@@ -201,8 +208,22 @@ def _surroundings(plan: Plan) -> list[str]:
         f"memory of each node: {sum(host.values()) / 1e9:.1f} GB of state"
         + (f" ({parts})" if host else ""),
         f"a checkpoint: {checkpoint_bytes(s) / 1e9:.1f} GB",
+        *_snapshots(plan),
         f"sent by each GPU: {nbytes / 1e9:.1f} GB an iteration"
         + (f", and {sent.host / 1e9:.1f} GB to and from its node's memory" if sent.host else ""),
+    ]
+
+
+def _snapshots(plan: Plan) -> list[str]:
+    """What the snapshots of averages of other widths take of the disk by the end."""
+    nbytes = snapshot_bytes(plan.sharding)
+    if not nbytes:
+        return []
+    every = max(plan.config.ema_snapshot_images, plan.config.batch_size)
+    count = math.ceil(plan.config.total_images / every)
+    return [
+        f"snapshots of {plan.sharding.averages - 1} averages: {count} of {nbytes / 1e9:.1f} GB, "
+        f"{count * nbytes / 1e9:,.1f} GB by the end"
     ]
 
 

@@ -42,21 +42,27 @@ class Sharding:
     fixed: int  # bytes of networks that are not trained
     settings: DeepSpeedSettings
     ranks: int
+    averages: int = 1  # that the run keeps of the generator
     beside: "Sharding | None" = None
 
     @classmethod
-    def of(cls, networks: RunNetworks, settings: DeepSpeedSettings, ranks: int) -> "Sharding":
+    def of(
+        cls, networks: RunNetworks, settings: DeepSpeedSettings, ranks: int, averages: int = 1
+    ) -> "Sharding":
         """`networks` are those of `build_networks`."""
         whole = {n: network for n, network in networks.trained.items() if n in networks.exact}
         others = {n: network for n, network in networks.trained.items() if n not in whole}
-        sharding = cls._of(networks._replace(trained=others), settings, ranks)
+        sharding = cls._of(networks._replace(trained=others), settings, ranks, averages)
         if not whole:
             return sharding
         whole_ones = networks._replace(trained=whole, fixed={})
-        return replace(sharding, beside=cls._of(whole_ones, exact(settings), ranks))
+        beside = cls._of(whole_ones, exact(settings), ranks, averages)
+        return replace(sharding, beside=beside)
 
     @classmethod
-    def _of(cls, networks: RunNetworks, settings: DeepSpeedSettings, ranks: int) -> "Sharding":
+    def _of(
+        cls, networks: RunNetworks, settings: DeepSpeedSettings, ranks: int, averages: int
+    ) -> "Sharding":
         roles = networks.trained
         sizes = {name: [p.numel() for p in n.parameters()] for name, n in roles.items()}
         trained = {
@@ -87,6 +93,7 @@ class Sharding:
             fixed=sum(t.nbytes for t in fixed),
             settings=settings,
             ranks=ranks,
+            averages=averages,
         )
 
     @property
@@ -96,8 +103,8 @@ class Sharding:
 
     @property
     def averaged(self) -> int:
-        """Parameters of which the run keeps an average."""
-        return self.parameters.get(GENERATOR, 0)
+        """Parameters of all averages that the run keeps."""
+        return self.averages * self.parameters.get(GENERATOR, 0)
 
     @property
     def stage(self) -> int:

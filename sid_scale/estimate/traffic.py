@@ -5,11 +5,18 @@ from dataclasses import astuple, dataclass
 
 from sid_scale.estimate.state import ADAM, FLOAT32, Sharding
 from sid_scale.estimate.step import StepCount
+from sid_scale.methods import GENERATOR
 
 
 def checkpoint_bytes(sharding: Sharding) -> float:
-    """Size of a checkpoint: masters and Adam of every network, the generator's average."""
+    """Size of a checkpoint: masters and Adam of every network, the generator's averages."""
     return sum(_trained_state(s) for s in sharding.parts)
+
+
+def snapshot_bytes(sharding: Sharding) -> float:
+    """Size of a snapshot of the averages that are kept beside the published one."""
+    others = ((s.averages - 1) * s.parameters.get(GENERATOR, 0) for s in sharding.parts)
+    return float(sum(others) * FLOAT32)
 
 
 def _trained_state(s: Sharding) -> float:

@@ -19,9 +19,11 @@ from sid_scale.evaluate.samplers import (
     describe_network,
     open_teacher,
 )
+from sid_scale.generators.card_facts import group
+from sid_scale.generators.folder import POST_HOC_EMA
 from sid_scale.generators.generator import OneStepGenerator
-from sid_scale.guides import check_guide
 from sid_scale.networks.folder import read_description
+from sid_scale.networks.guides import check_guide
 from sid_scale.ranks import Ranks, joined_ranks
 
 EVALUATIONS = "63"  # of an image, if nothing else is said: EDM2's
@@ -53,12 +55,26 @@ def evaluate_generator(options: argparse.Namespace, ranks: Ranks) -> None:
     Raises:
         SidScaleError: something given cannot be used.
     """
-    folder = options.generator
+    job = generator_job(options.generator, options.steps, options.out, options, ranks)
+    run_evaluation(job, options, ranks)
+
+
+def generator_job(
+    folder: Path, steps: int | None, out: Path, options: argparse.Namespace, ranks: Ranks
+) -> Job:
+    """The evaluation of a generator's folder into `out`. Collective.
+
+    Args:
+        steps: NFE of an image; None: its own.
+
+    Raises:
+        SidScaleError: the generator cannot be used.
+    """
     generator = OneStepGenerator.from_pretrained(
         folder, vae=options.vae, dtype=torch_dtype(options.dtype), batch_size=options.batch_size
     ).to(ranks.device)
     set_vae_options(generator.codec, options)
-    sampler = GeneratorSampler(generator, options.steps)
+    sampler = GeneratorSampler(generator, steps)
     described = describe_network(folder, sampler.architecture)
     inputs = {
         **described,
@@ -66,16 +82,18 @@ def evaluate_generator(options: argparse.Namespace, ranks: Ranks) -> None:
         "steps": sampler.steps,
         "dtype": options.dtype,
     }
+    provenance = read_description(folder).provenance
     network = {
         "kind": "generator",
         "path": str(folder),
         "sha256": described["weights_sha256"],
-        "images_seen": read_description(folder).provenance.get("images_seen"),
+        "images_seen": provenance.get("images_seen"),
         "evaluations": sampler.steps,
         "guidance": None,
     }
-    codec = describe_codec(sampler.codec)
-    run_evaluation(Job(sampler, options.out, network, inputs, codec), options, ranks)
+    if post_hoc := group(provenance, POST_HOC_EMA):
+        network["relative_width"] = post_hoc.get("relative_width")
+    return Job(sampler, out, network, inputs, describe_codec(sampler.codec))
 
 
 def evaluate_teacher(options: argparse.Namespace, ranks: Ranks) -> None:

@@ -19,7 +19,7 @@ from sid_scale.generators.card_facts import (
     teacher_name,
     title,
 )
-from sid_scale.generators.folder import SAMPLES, VAE
+from sid_scale.generators.folder import POST_HOC_EMA, SAMPLES, VAE
 from sid_scale.networks import parameter_count
 from sid_scale.networks.folder import NetworkFolder
 
@@ -82,7 +82,7 @@ def _facts(network: NetworkFolder) -> dict[str, Any]:
         "batch": settings.get("batch_size"),
         "learning rate, generator": rates.get("generator"),
         "alpha": objective.get("alpha"),
-        "half-life of the average, images": _thousands(group(settings, "ema").get("half_life")),
+        **_average(provenance, group(settings, "ema")),
         **_options(provenance, objective),
         **_seen_through(provenance),
         "noise level at which the teacher's encoder looked": objective.get("teacher_sigma"),
@@ -94,6 +94,19 @@ def _facts(network: NetworkFolder) -> dict[str, Any]:
         f"{architecture.label_dim or 'no'} classes, codec {network.codec.get('kind')}",
     }
     return {name: value for name, value in known.items() if value is not None}
+
+
+def _average(provenance: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What the weights are an average over: as the run published it, or as it was reconstructed."""
+    post_hoc = group(provenance, POST_HOC_EMA)
+    if not post_hoc:
+        return {"half-life of the average, images": _thousands(settings.get("half_life"))}
+    moments = {moment for of_width in post_hoc["snapshots"].values() for moment in of_width}
+    return {
+        "relative width of the average, reconstructed": post_hoc["relative_width"],
+        "from averages of relative widths": ", ".join(sorted(post_hoc["snapshots"])),
+        "at so many moments": len(moments),
+    }
 
 
 def _options(provenance: Mapping[str, Any], objective: Mapping[str, Any]) -> dict[str, Any]:

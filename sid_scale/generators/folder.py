@@ -25,6 +25,7 @@ from sid_scale.networks.folder import CONFIG, NetworkFolder
 
 VAE = "vae"
 SAMPLES = "samples.png"
+POST_HOC_EMA = "post_hoc_ema"  # in provenance: the average was reconstructed, and of what
 
 
 class GeneratorError(SidScaleError):

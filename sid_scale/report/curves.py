@@ -35,6 +35,7 @@ class Curve:
     high: np.ndarray
     per_point: int = 1  # records that a point stands for, at most
     num: int | None = None  # images that a metric rests on
+    widths: np.ndarray | None = None  # of averages at one moment; then nothing is over the others
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def metric_curve(run: RunFolder, metric: str) -> Curve | None:
     for evaluation in run.evaluations:
         network = evaluation.network
         of_the_run = network.kind == GENERATOR and network.images_seen is not None
+        of_the_run = of_the_run and network.relative_width is None
         if of_the_run and metric in evaluation.values:
             points_of_num = by_num.setdefault(evaluation.num, {})
             points_of_num[float(network.images_seen or 0)] = evaluation.values[metric]
@@ -85,6 +87,25 @@ def metric_curve(run: RunFolder, metric: str) -> Curve | None:
     ]
     curve = _curve(run.name, points)
     return curve and replace(curve, num=num)
+
+
+def width_curves(run: RunFolder, metric: str) -> list[Curve]:
+    """A metric over the relative width of averages that were reconstructed, a curve for each moment
+    and number of images that it rests on."""
+    found: dict[tuple[int, int], dict[float, float]] = {}
+    for evaluation in run.evaluations:
+        network = evaluation.network
+        if network.relative_width is not None and metric in evaluation.values:
+            sweep = found.setdefault((network.images_seen or 0, evaluation.num or 0), {})
+            sweep[network.relative_width] = evaluation.values[metric]
+    curves = []
+    for (images_seen, num), points in sorted(found.items()):
+        widths, values = np.array(sorted(points.items())).T
+        nowhere = np.full(len(widths), np.nan)
+        label = f"{images_seen:,} images seen"
+        curve = Curve(label, nowhere, nowhere, values, values, values, num=num, widths=widths)
+        curves.append(curve)
+    return curves
 
 
 def training_evaluations(run: RunFolder) -> list[Measurement]:

@@ -71,6 +71,7 @@ class Network:
     images_seen: int | None = None
     evaluations: int | None = None  # of the network, for one image
     guidance: float | None = None
+    relative_width: float | None = None  # of an average that was reconstructed after the run
 
     @property
     def title(self) -> str:
@@ -81,7 +82,8 @@ class Network:
             many = f", {self.evaluations} evaluations" if self.evaluations else ""
             return f"teacher{many}{guidance}"
         seen = f", {self.images_seen:,} images" if self.images_seen is not None else ""
-        return f"{self.kind}{seen}{guidance}"
+        width = f", average of width {self.relative_width:g}" if self.relative_width else ""
+        return f"{self.kind}{seen}{width}{guidance}"
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,7 @@ def read_demo_summary(path: Path) -> list[Measurement]:
 
 
 def _network(fields: Mapping[str, Any]) -> Network:
-    guidance = fields.get("guidance")
+    guidance, width = fields.get("guidance"), fields.get("relative_width")
     if isinstance(guidance, Mapping):
         guidance = guidance.get("weight", guidance.get("guidance"))
     return Network(
@@ -202,6 +204,7 @@ def _network(fields: Mapping[str, Any]) -> Network:
         _integer(fields.get("images_seen")),
         _integer(fields.get("evaluations")),
         float(guidance) if is_number(guidance) else None,
+        float(width) if is_number(width) else None,
     )
 
 

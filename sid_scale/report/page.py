@@ -16,7 +16,13 @@ from sid_scale.report.curves import training_evaluations
 from sid_scale.report.measurements import Measurement
 from sid_scale.report.neighbours import Findings
 from sid_scale.report.pictures import Picture, chosen_grids, grid_picture, thumbnail
-from sid_scale.report.quantities import Plots, loss_plots, metric_plots, other_plots
+from sid_scale.report.quantities import (
+    Plots,
+    loss_plots,
+    metric_plots,
+    other_plots,
+    width_plots,
+)
 from sid_scale.report.read import ReportError, RunFolder
 from sid_scale.report.tables import (
     Table,
@@ -71,6 +77,7 @@ class RunView:
     notices: list[str]
     metrics: Table
     metric_plots: list[Plots]
+    width_plots: list[Plots]
     loss_plots: list[Plots]
     other_plots: list[Plots]
     grids: list[GridView]
@@ -130,6 +137,7 @@ def _run_view(run: RunFolder, anchor: str, look: Look) -> RunView:
         notices,
         metrics_table([*run.evaluations, *training_evaluations(run)]),
         metric_plots([run], anchor),
+        width_plots(run, anchor),
         loss_plots([run], anchor),
         other_plots(run, anchor),
         grids,

@@ -69,7 +69,7 @@ def draw(
     Args:
         curves: of one quantity, one a run, None where a run has none; the place gives the colour.
         name: a word that no other plot of the page has, for its ids.
-        over: "images" or "hours".
+        over: "images", "hours" or "widths".
         levels: the teachers' lines.
         description: of the plot, for those who do not see it. Its heading on the page names the
             quantity.
@@ -80,7 +80,7 @@ def draw(
     drawn = [
         (place, thinned(curve))
         for place, curve in enumerate(curves)
-        if curve is not None and np.isfinite(getattr(curve, over)).any()
+        if curve is not None and _is_over(curve, over)
     ]
     if not drawn:
         return None
@@ -111,6 +111,11 @@ def draw(
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(file, format="svg", metadata=nothing)
     return _for_the_page(file.getvalue(), name, description)
+
+
+def _is_over(curve: Curve, over: str) -> bool:
+    axis: np.ndarray | None = getattr(curve, over)
+    return axis is not None and bool(np.isfinite(axis).any())
 
 
 def _draw_curve(axes: Axes, curve: Curve, x: np.ndarray, index: int) -> None:
@@ -168,6 +173,8 @@ class _Unit(NamedTuple):
 def _unit(over: str, longest: float) -> _Unit:
     if over == "images":
         return _Unit(IMAGES_SEEN)
+    if over == "widths":
+        return _Unit("relative width of the average")
     return _Unit("hours of training") if longest >= 1 else _Unit("minutes of training", 60.0)
 
 

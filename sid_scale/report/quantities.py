@@ -13,11 +13,12 @@ from sid_scale.report.curves import (
     levels_of,
     metric_curve,
     metrics_of,
+    width_curves,
 )
 from sid_scale.report.measurements import in_order, metric_kind
 from sid_scale.report.plots import draw
 from sid_scale.report.read import RunFolder
-from sid_scale.report.tables import count, heading
+from sid_scale.report.tables import count, heading, number
 
 LOSS = "loss/"
 NO_CURVE = {"images_seen", "time", "images_per_second_per_device"}
@@ -45,6 +46,33 @@ def metric_plots(runs: Sequence[RunFolder], prefix: str) -> list[Plots]:
         if drawings:
             plots.append(Plots(heading(metric), drawings, _samples_note(curves, levels)))
     return plots
+
+
+def width_plots(run: RunFolder, prefix: str) -> list[Plots]:
+    """Every metric that is known of a run's averages of several widths, over the width."""
+    plots = []
+    for metric in in_order(metrics_of(run)):
+        curves = width_curves(run, metric)
+        drawing = draw(
+            curves,
+            name=f"{prefix}-{_word(metric)}-widths",
+            over="widths",
+            description=f"{metric_kind(metric).title} over the relative width of the average",
+        )
+        if drawing is not None:
+            note = ", ".join(dict.fromkeys(_best_width(curve, metric) for curve in curves))
+            plots.append(Plots(heading(metric), (drawing,), f"{_samples_note(curves, ())} {note}"))
+    return plots
+
+
+def _best_width(curve: Curve, metric: str) -> str:
+    """At which width a metric is best, in a few words; nothing if it does not say what is."""
+    better = metric_kind(metric).better
+    if not better or curve.widths is None:
+        return ""
+    best = curve.values.argmin() if better == "lower" else curve.values.argmax()
+    value = number(float(curve.values[best]))
+    return f"Best: {value} at width {curve.widths[best]:g}, {curve.run}."
 
 
 def loss_plots(runs: Sequence[RunFolder], prefix: str) -> list[Plots]:

@@ -6,7 +6,7 @@ of ranks and any ZeRO stage. What is loaded is what was saved, bit for bit.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from sid_scale.zero.fragments import (
     parameter_shapes,
     stage_of,
 )
+from sid_scale.zero.power_ema import width_name
 from sid_scale.zero.saved import (
     BUFFERS,
     Manifest,
@@ -47,6 +48,8 @@ class TrainingState:
 
     networks: Mapping[str, ShardedNetwork]
     emas: Mapping[str, ShardedEMA]
+    # By role, those of other widths that are kept beside that one: relative width -> average.
+    other_emas: Mapping[str, Mapping[float, ShardedEMA]] = field(default_factory=dict)
 
     def share(self, role: str) -> dict[str, list[tuple[Fragment, Tensor]]]:
         """This rank's fragments of one network and their values, by kind."""
@@ -55,9 +58,11 @@ class TrainingState:
         stepped = [f for f in fragments if f.flat in adam]  # none before the first update
         found = {MASTER: [(f, f.master) for f in fragments]}
         found |= {moment: [(f, f.of(adam[f.flat][moment])) for f in stepped] for moment in MOMENTS}
-        if role in self.emas:
-            ema = self.emas[role]
-            found[EMA] = list(zip(ema.fragments, ema.values, strict=True))
+        averages = {EMA: self.emas[role]} if role in self.emas else {}
+        for width, ema in self.other_emas.get(role, {}).items():
+            averages[f"{EMA}_{width_name(width)}"] = ema
+        for kind, ema in averages.items():
+            found[kind] = list(zip(ema.fragments, ema.values, strict=True))
         return found
 
 

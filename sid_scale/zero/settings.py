@@ -67,10 +67,10 @@ class DeepSpeedSettings:
             return True
         return self.stage == 2 and self.gradient_bytes > self.weight_bytes
 
-    def training_bytes(self, ranks: int, *, averaged: bool) -> dict[str, float]:
+    def training_bytes(self, ranks: int, *, averages: int) -> dict[str, float]:
         """What each rank keeps for a parameter that is trained, beside its forward weight: master,
-        Adam's moments, gradient and, if it is `averaged`, the average. By place: "GPU", "host"."""
-        state = (FLOAT32 + ADAM + averaged * FLOAT32) / (ranks if self.stage else 1)
+        Adam's moments, gradient and its `averages`. By place: "GPU", "host"."""
+        state = (FLOAT32 + ADAM + averages * FLOAT32) / (ranks if self.stage else 1)
         gradient = self.gradient_bytes / (ranks if self.stage >= 2 else 1)
         found = {"GPU": 0.0, "host": 0.0}
         found["host" if self.offloads_optimizer else "GPU"] += state

@@ -262,3 +262,29 @@ def test_every_number_and_switch_refuses_what_pydantic_would_convert():
             groups += [hint] if is_dataclass(hint) and hint not in groups else []
             bare += [f"{group.__name__}.{name}"] if hint in (int, float, bool) else []
     assert not bare
+
+
+def test_a_run_that_does_not_say_takes_32_snapshots_of_its_averages():
+    given = ["run_dir=r", "data=d", "ema.relative_widths=0.05,0.1", "total_images=64_000"]
+    config = load_config("digits", given)
+    assert config.ema.relative_widths == (0.05, 0.1)
+    assert config.ema_snapshot_images == 2000
+    config = load_config("digits", [*given, "ema.snapshot_every_images=7"])
+    assert config.ema_snapshot_images == 7
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("widths", "message"),
+    [
+        ("[0.05]", "two or more different widths"),
+        ("[0.05, 5e-2]", "two or more different widths"),
+        ("[]", "two or more different widths"),
+        ("[0.05, 0.3]", "0.3 is not below 0.289"),
+        ("[0, 0.1]", "0 is not above 0"),
+        ("0.1", "expected a list"),
+    ],
+)
+def test_widths_that_no_average_can_be_reconstructed_of_are_refused(widths: str, message: str):
+    with pytest.raises(ConfigError, match=f"ema.relative_widths: .*{message}"):
+        load_config("digits", ["run_dir=r", "data=d", f"ema.relative_widths={widths}"])

@@ -7,7 +7,12 @@ import pytest
 
 from sid_scale.estimate.report import Plan, at_stage, describe
 from sid_scale.estimate.state import buffer_bytes, state_bytes, step_bytes
-from sid_scale.estimate.traffic import checkpoint_bytes, communication, host_bytes
+from sid_scale.estimate.traffic import (
+    checkpoint_bytes,
+    communication,
+    host_bytes,
+    snapshot_bytes,
+)
 from sid_scale.zero.settings import read_deepspeed_json
 from tests.estimate.plans import BF16, FLOAT32_GRADIENTS, plan
 from tests.tiny import freezing_generator, write_deepspeed_json
@@ -125,6 +130,25 @@ def test_a_checkpoint_and_its_copy_in_host_memory(xxl):
     assert sum(host_bytes(sharding, 8, async_save=False).values()) == 0
 
 
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_each_average_takes_four_bytes_a_parameter(tmp_path: Path, stage: int):
+    """On GPUs in shards, in checkpoints and their copies, and in snapshots, which add up."""
+    more = {"ema__relative_widths": "[0.05,0.1]", "total_images": 128}
+    one, three = (plan(tmp_path, stage, gpus=2, batch_size=4, **s) for s in ({}, more))
+    parameters = one.sharding.parameters["generator"]
+    before, after = (state_bytes(p.sharding) for p in (one, three))
+    shards = 2 if stage else 1
+    assert after["average"] - before["average"] == 2 * 4 * parameters / shards
+    assert {**after, "average": 0} == {**before, "average": 0}
+    sizes = [checkpoint_bytes(p.sharding) for p in (one, three)]
+    assert sizes[1] - sizes[0] == snapshot_bytes(three.sharding) == 2 * 4 * parameters
+    assert snapshot_bytes(one.sharding) == 0
+    gigabytes = 2 * 4 * parameters / 1e9
+    told = f"snapshots of 2 averages: 32 of {gigabytes:.1f} GB, {32 * gigabytes:,.1f} GB by the end"
+    assert told in describe(three, memory_limit=80)[0]
+    assert "snapshots" not in describe(one, memory_limit=80)[0]
+
+
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_frozen_weights_are_read_and_nothing_more(tmp_path: Path, stage: int):
     """They take no state, no room in a checkpoint, and no gradients are sent."""
@@ -142,7 +166,7 @@ def test_frozen_weights_are_read_and_nothing_more(tmp_path: Path, stage: int):
     expected = {"optimizer": 12 * frozen / 8, "average": 4 * frozen / 8}
     expected |= {"weights": 0, "fixed": 0}
     assert {name: saved[name] for name in expected} == pytest.approx(expected)
-    of_each = whole.settings.training_bytes(8, averaged=True)
+    of_each = whole.settings.training_bytes(8, averages=1)
     gradient = 2 * frozen if stage == 1 else 2 * frozen / 8
     assert of_each == pytest.approx({"GPU": (16 * frozen / 8 + gradient) / frozen, "host": 0})
     sizes = [checkpoint_bytes(p.sharding) for p in (whole, part)]

@@ -13,9 +13,9 @@ from sid_scale.errors import UsageError
 from sid_scale.evaluate.features import latent_features
 from sid_scale.evaluate.samplers import classes_of
 from sid_scale.generators.folder import GeneratorError
-from sid_scale.guides import GuideError
 from sid_scale.networks.edm2.network import EDM2
 from sid_scale.networks.folder import load_network, save_network
+from sid_scale.networks.guides import GuideError
 from tests.evaluate.evaluations import read, work
 from tests.evaluate.test_training import write_real
 from tests.generators.tiny import tiny_generator

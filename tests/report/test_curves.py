@@ -13,6 +13,7 @@ from sid_scale.report.curves import (
     metrics_of,
     thinned,
     training_evaluations,
+    width_curves,
 )
 from sid_scale.report.read import RunFolder, read_run
 from tests.report.folders import record, write_evaluation, write_records, write_run
@@ -125,3 +126,31 @@ def test_a_thinned_curve_hides_no_peak(tmp_path: Path):
     assert few.values[0] == pytest.approx(losses[:11].mean())
     assert few.values[-1] == pytest.approx(losses[1005 - 1005 % 11 :].mean())
     assert thinned(curve, most=1005) is curve
+
+
+def test_averages_of_other_widths_are_curves_of_their_own(tmp_path: Path):
+    """One for each moment and number of images. That over images is the published average's."""
+    folder = write_run(tmp_path / "run")
+    before = metric_curve(read_run(folder, "run"), "fd_pixels")
+    for name, fd, more in [
+        ("a", 0.25, {"network__relative_width": 0.1}),
+        ("b", 0.5, {"network__relative_width": 0.05}),
+        ("c", 0.75, {"network__relative_width": 0.05, "network__images_seen": 2000}),
+        ("d", 1.0, {"network__relative_width": 0.05, "num": 9}),
+    ]:
+        write_evaluation(folder / "evaluation" / name / "metrics.json", fd_pixels=fd, **more)
+    run = read_run(folder, "run")
+    found = [
+        (curve.run, curve.num, curve.widths.tolist(), curve.values.tolist())
+        for curve in width_curves(run, "fd_pixels")
+        if curve.widths is not None
+    ]
+    assert found == [
+        ("2,000 images seen", 50_000, [0.05], [0.75]),
+        ("4,000 images seen", 9, [0.05], [1.0]),
+        ("4,000 images seen", 50_000, [0.05, 0.1], [0.5, 0.25]),
+    ]
+    after = metric_curve(run, "fd_pixels")
+    assert before is not None
+    assert after is not None
+    assert after.values.tolist() == before.values.tolist()

@@ -149,3 +149,15 @@ def test_thousands_of_records_make_no_giant(tmp_path: Path):
     page = page_of(run)
     assert "8,000 records: the line is the mean of up to 27, the band their range." in page
     assert len(page) < 1_000_000
+
+
+def test_a_metric_over_the_width_of_the_average_is_a_plot(tmp_path: Path):
+    folder = write_run(tmp_path / "run")
+    assert "Averages of other widths" not in page_of(folder)
+    for width, fd in {0.05: 0.5, 0.07: 0.25, 0.1: 0.375}.items():
+        file = folder / "evaluation" / "phema" / f"{width:g}" / "metrics.json"
+        write_evaluation(file, fd_pixels=fd, network__relative_width=width)
+    page = page_of(folder)
+    assert "<title>FD in pixels over the relative width of the average</title>" in page
+    assert "Best: 0.2500 at width 0.07, 4,000 images seen." in page
+    assert cells(page, "generator, 4,000 images, average of width 0.07")[0] == "0.2500"

@@ -5,10 +5,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-import compare_methods
+import compare_workers
 import pytest
-from compare_job import Job, config_of
-from compare_methods import Workers, chosen_rows, main, parse_options, reported_jobs, run_all
+from compare_job import Job, config_of, described
+from compare_methods import (
+    chosen_rows,
+    main,
+    parse_options,
+    reported_jobs,
+    results_of,
+)
 from compare_rows import ROWS, row_named
 from compare_table import (
     BEGIN,
@@ -22,6 +28,7 @@ from compare_table import (
     table,
     whole_road,
 )
+from compare_workers import Workers, run_all
 
 from sid_scale.errors import UsageError
 from tests.conftest import ROOT
@@ -137,10 +144,14 @@ def test_every_row_is_a_run_that_the_presets_allow(tmp_path: Path):
         assert row.after is None or row_named(row.after).domain == row.domain
 
 
-def test_rates_are_scaled_together(tmp_path: Path):
-    one, two = (config_of(Job("SiDA", 5, 768, 2, 1, 0, rate), tmp_path) for rate in (1.0, 2.0))
-    assert two.learning_rate.generator == 2 * one.learning_rate.generator
-    assert two.objective.fake_score.learning_rate == 2 * one.objective.fake_score.learning_rate
+def test_all_rates_are_scaled_together_by_the_row_or_by_the_choice(tmp_path: Path):
+    def rates(rate: float | None) -> tuple[float, float]:
+        config = config_of(Job("SiDA", 5, 768, 2, 1, 0, rate), tmp_path)
+        return config.learning_rate.generator, config.objective.fake_score.learning_rate
+
+    presets = rates(1.0)
+    assert rates(2.0) == tuple(2 * rate for rate in presets)
+    assert rates(None) == tuple(row_named("SiDA").rate * rate for rate in presets)
 
 
 def test_a_row_brings_the_one_that_it_goes_on_from():
@@ -166,6 +177,31 @@ def test_images_that_do_not_divide_are_refused(
     assert capsys.readouterr().err == "error: --images 1000 is no multiple of 384\n"
 
 
+def test_results_that_were_written_stay_while_their_rows_do(tmp_path: Path):
+    (job,) = jobs_named("SiD")
+    stays = {**described(job), "points": []}
+    changed, gone = {**stays, "name": "sid-5-0"}, {**stays, "row": "SiE"}
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    results = {"images": 768, "runs": [changed, stays, gone]}
+    (docs / "methods.json").write_text(json.dumps(results))
+    options = parse_options(["--docs", str(docs), "--work", str(tmp_path)])
+    others = jobs_named("SiDA", "GDD")
+    measured_now = {**described(others[0]), "points": []}
+    (tmp_path / f"{others[0].name}.json").write_text(json.dumps(measured_now))
+    assert results_of(others, options) == [stays, measured_now]
+
+
+def test_results_of_other_images_are_not_overwritten(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    (tmp_path / "methods.json").write_text('{"images": 768, "runs": []}')
+    monkeypatch.setattr("sys.argv", ["compare_methods.py", "--short", "--docs", str(tmp_path)])
+    assert main() == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {tmp_path / 'methods.json'} has runs of 768 images, not 256: ")
+
+
 FAKE_RUN = f"""
 import json, sys, time
 sys.path[:0] = {[str(ROOT / "tools"), str(ROOT)]!r}
@@ -184,7 +220,7 @@ open(f"{{work}}/{{job.name}}.json", "x").write("{{}}")
 def fake_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Runs of SiD end well, those of SiDA badly, and those of GDD not at all; -> their folder."""
     (tmp_path / "compare_run.py").write_text(FAKE_RUN)
-    monkeypatch.setattr(compare_methods, "TOOLS", tmp_path)
+    monkeypatch.setattr(compare_workers, "TOOLS", tmp_path)
     return tmp_path
 
 
@@ -213,8 +249,6 @@ def test_no_run_outlives_the_comparison(fake_runs: Path):
 @pytest.mark.distributed
 def test_a_short_comparison_fills_the_page_and_is_not_run_twice(start: Start, tmp_path: Path):
     docs, work = tmp_path / "docs", tmp_path / "work"
-    docs.mkdir()
-    (docs / "methods.md").write_text(f"# Methods\n\n{BEGIN}\n{END}\n")
     words = ["--short", "--work", work, "--docs", docs]
     first = start(ROOT / "tools" / "compare_methods.py", *words)
     assert "done: SiD2A, seed 101" in first.communicate()[0]
@@ -229,7 +263,7 @@ def test_a_short_comparison_fills_the_page_and_is_not_run_twice(start: Start, tm
     assert page.count("| SiD2A | ") == 1
     assert (docs / "methods.png").stat().st_size > 1000
 
-    (docs / "methods.md").write_text(f"{BEGIN}\n{END}\n")
+    (docs / "methods.md").write_text(f"# Methods\n{BEGIN}\n{END}\n")
     again = start(ROOT / "tools" / "compare_methods.py", *words)
     assert "done" not in again.communicate()[0]
     assert "| SiD2A | " in (docs / "methods.md").read_text()
