@@ -44,6 +44,14 @@ def test_later_ones_and_half_written_ones_are_removed(tmp_path: Path):
     remove_after(tmp_path / "nothing", 0)
 
 
+def test_what_has_no_snapshots_name_is_passed_over(tmp_path: Path):
+    """A superscript is a digit, and no number."""
+    write(tmp_path, 10)
+    for name in (".000000000040.partial", "notes", "\N{SUPERSCRIPT TWO}"):
+        (tmp_path / "ema_snapshots" / name).mkdir()
+    assert [s.images_seen for s in read_snapshots(tmp_path)] == [10]
+
+
 @pytest.mark.faults
 def test_a_failure_leaves_the_one_before_and_nothing_half_written(tmp_path: Path, monkeypatch):
     def full(*_: object) -> None:
