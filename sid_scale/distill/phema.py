@@ -66,7 +66,8 @@ class Blend:
         moments = len({part.snapshot.images_seen for part in self.parts})
         return (
             f"width {self.relative_width:g} at {self.images_seen:,} images, of {len(self.parts)} "
-            f"averages in {moments} snapshots, error of the fit {self.error:.2g}"
+            f"averages in {moments} snapshot{'s' * (moments > 1)}, error of the fit "
+            f"{self.error:.2g}"
         )
 
     @property
@@ -100,10 +101,10 @@ def check_new(out: Path) -> None:
 
 
 def open_snapshots(run: Path) -> list[Snapshot]:
-    """The snapshots in a run folder, the oldest first, with every file compared with its checksum.
+    """The snapshots in a run folder, the oldest first; see `check_files` for their files.
 
     Raises:
-        SnapshotError: there are none, one is damaged, or they are of different networks.
+        SnapshotError: there are none, a description is damaged, or they are of different networks.
     """
     snapshots = read_snapshots(run)
     last = snapshots[-1]
@@ -113,9 +114,17 @@ def open_snapshots(run: Path) -> list[Snapshot]:
                 f"snapshots {snapshot.folder} and {last.folder} are of different networks "
                 f"({differs}): remove those that are not of this run"
             )
+    return snapshots
+
+
+def check_files(snapshots: Sequence[Snapshot]) -> None:
+    """Compares all files with their checksums: of large networks, minutes.
+
+    Raises:
+        SnapshotError: one is damaged.
+    """
     for snapshot in snapshots:
         snapshot.check_files()
-    return snapshots
 
 
 def _difference(a: Snapshot, b: Snapshot) -> str:

@@ -317,6 +317,16 @@ def test_what_cannot_be_reconstructed_is_one_line(
 
 
 @pytest.mark.faults
+@pytest.mark.parametrize("words", [["--width", 0.3], ["--width", 0.07, "--images", 17]])
+def test_what_was_asked_for_is_refused_before_files_are_read(
+    run: Path, tmp_path: Path, capsys, words: list[object]
+):
+    damage("0.050.safetensors", flip_last_bit)(run)
+    assert phema(run, *words, tmp_path / "out") == 2
+    assert "checksum" not in capsys.readouterr().err
+
+
+@pytest.mark.faults
 @pytest.mark.parametrize("width", ["0", "-0.1", "nan", "wide"])
 def test_a_width_that_is_none_is_refused(run: Path, tmp_path: Path, width: str):
     with pytest.raises(SystemExit) as ended:
