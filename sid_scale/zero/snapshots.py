@@ -21,6 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sid_scale.atomic import flush_folder, write_durably
 from sid_scale.errors import SidScaleError
 from sid_scale.tensor_file import Entry, Written, write_tensors
 from sid_scale.zero import retention
@@ -99,13 +100,18 @@ def write_snapshot(
             "network": network,
             "frozen": frozen,
         }
-        (partial / SNAPSHOT).write_text(json.dumps(described, indent=2) + "\n")
+        write_durably(partial / SNAPSHOT, f"{json.dumps(described, indent=2)}\n".encode())
+        flush_folder(partial)
         if folder.exists():
             retention.remove(folder)
         os.replace(partial, folder)
+        flush_folder(root)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise SnapshotError(f"snapshot {folder} cannot be written: {error}") from error
+        raise SnapshotError(
+            f"snapshot {folder} cannot be written: {error}. Make room or lift the restriction and "
+            "start the same command again: resume: auto goes on from the newest checkpoint"
+        ) from error
     return folder
 
 
