@@ -167,6 +167,10 @@ class Method(ABC):
         denoise the same images."""
         return {}
 
+    def check_guides(self, guides: Mapping[str, Architecture]) -> None:
+        """Raises SidScaleError for guides of such architectures that the losses cannot call."""
+        return
+
     def fixed_networks(self, device: torch.device) -> Mapping[str, nn.Module]:
         """Frozen networks of other kinds that the losses call, by name.
 
