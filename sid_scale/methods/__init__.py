@@ -2,8 +2,9 @@
 
 A method is one file here: `Roles` name the networks, `Updates` say in which order they learn from
 which loss. It knows no ranks, engines, accumulation or checkpoints: `distill/step.py` carries out
-any update of any role. Pure losses of SiD are in `losses.py`, the settings of each method in
-`settings.py`; `freezing.py` finds the weights that a role leaves as they are.
+any update of any role. SiD's losses are in `sid_losses.py`, their mathematics in `losses.py`, the
+settings of each method in `settings.py`; `freezing.py` finds the weights that a role leaves as they
+are, `guidance.py` has a denoiser that is guided by another.
 `METHODS` finds a method by its name; `register` adds one from outside the package.
 
 Importing this package is cheap: a method's module, which needs torch, is imported when it is built.

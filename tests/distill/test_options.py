@@ -134,6 +134,8 @@ def test_a_generator_says_what_guided_its_teacher(runs: Path):
         "| guidance of the teacher | 1.5 |",
         f"| SHA-256 of the weights of the guide | {weights} |",
         "- Autoguidance: https://arxiv.org/abs/2406.02507",
+        "- Guidance in a limited interval: https://arxiv.org/abs/2404.07724",
+        "- SiD-LSG: https://arxiv.org/abs/2406.01561",
     ):
         assert told in card
 
