@@ -41,6 +41,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "sid": {"method": "sid"},
     "sida": {"method": "sida"},
     "two steps": {"method": "sida", "steps": 2},
+    "kl gradient": {
+        "method": "sida",
+        "objective__gradient": "kl",
+        "objective__divergence": "forward_kl",
+        "objective__fake_score_updates": 2,
+    },
     "gdd": {
         "method": "gdd",
         "warm_up": False,
