@@ -43,7 +43,7 @@ from sid_scale.errors import SidScaleError, UsageError
 TOOLS = Path(__file__).parent
 PAGE, RESULTS, FIGURE = "methods.md", "methods.json", "methods.png"
 
-IMAGES, POINTS = 9216, 6
+IMAGES, POINTS = 6144, 6
 BATCH = 64  # of the presets
 SEEDS = (101, 102, 103)  # reported; no setting was chosen with them
 CHOOSING_IMAGES, CHOOSING_SEED, CHOOSING_NOISE_SEED = 3072, 1, 0

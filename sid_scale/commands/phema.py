@@ -65,6 +65,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _reconstruct(options: argparse.Namespace) -> int:
     from sid_scale.distill.phema import (
+        check_files,
         check_new,
         complete,
         open_snapshots,
@@ -73,9 +74,11 @@ def _reconstruct(options: argparse.Namespace) -> int:
     )
 
     check_new(options.out)
-    blend = plan_blend(open_snapshots(options.run), options.width, options.images)
+    snapshots = open_snapshots(options.run)
+    blend = plan_blend(snapshots, options.width, options.images)
     if blend.warning:
         print(f"warning: {blend.warning}")
+    check_files(snapshots)
     reconstruct(blend, options.out, options.start)
     for message in complete(options.out, options.run):
         print(message)

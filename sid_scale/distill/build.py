@@ -165,6 +165,7 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     codec = open_codec(source.codec, beside=config.teacher)
     guides = load_guides(method, source, codec)
     beside = {name: guide.architecture for name, guide in guides.items()}
+    method.check_guides(beside)
     check_blocks(config, method, source.architecture, beside, ranks.device)
     names = frozen_names(roles.values(), source.architecture)
     if config.log.samples_every_images or method.decodes:

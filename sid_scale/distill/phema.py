@@ -9,7 +9,6 @@ Needs no GPU and no ranks. One parameter of one stored average is in memory at a
 sum in float64.
 """
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,12 @@ from sid_scale.distill.start_weights import StartWeights, open_start
 from sid_scale.errors import SidScaleError
 from sid_scale.generators.card import CARD, write_card
 from sid_scale.generators.folder import POST_HOC_EMA, adopt_class_names, adopt_vae, codec_of
-from sid_scale.networks.folder import parse_description, read_description, stream_network
+from sid_scale.networks.folder import (
+    describe,
+    parse_description,
+    read_description,
+    stream_network,
+)
 from sid_scale.zero.power_ema import reconstruction, width_name
 from sid_scale.zero.snapshots import BUFFERS_FILE, Snapshot, SnapshotError, read_snapshots
 
@@ -62,7 +66,8 @@ class Blend:
         moments = len({part.snapshot.images_seen for part in self.parts})
         return (
             f"width {self.relative_width:g} at {self.images_seen:,} images, of {len(self.parts)} "
-            f"averages in {moments} snapshots, error of the fit {self.error:.2g}"
+            f"averages in {moments} snapshot{'s' * (moments > 1)}, error of the fit "
+            f"{self.error:.2g}"
         )
 
     @property
@@ -96,10 +101,10 @@ def check_new(out: Path) -> None:
 
 
 def open_snapshots(run: Path) -> list[Snapshot]:
-    """The snapshots in a run folder, the oldest first, with every file compared with its checksum.
+    """The snapshots in a run folder, the oldest first; see `check_files` for their files.
 
     Raises:
-        SnapshotError: there are none, one is damaged, or they are of different networks.
+        SnapshotError: there are none, a description is damaged, or they are of different networks.
     """
     snapshots = read_snapshots(run)
     last = snapshots[-1]
@@ -109,9 +114,17 @@ def open_snapshots(run: Path) -> list[Snapshot]:
                 f"snapshots {snapshot.folder} and {last.folder} are of different networks "
                 f"({differs}): remove those that are not of this run"
             )
+    return snapshots
+
+
+def check_files(snapshots: Sequence[Snapshot]) -> None:
+    """Compares all files with their checksums: of large networks, minutes.
+
+    Raises:
+        SnapshotError: one is damaged.
+    """
     for snapshot in snapshots:
         snapshot.check_files()
-    return snapshots
 
 
 def _difference(a: Snapshot, b: Snapshot) -> str:
@@ -178,15 +191,17 @@ def reconstruct(blend: Blend, out: Path, starts: Sequence[Path] = ()) -> None:
     # What is told of the network is what the run said of it at that moment, or next after it.
     snapshots = [part.snapshot for part in blend.parts]
     told = next(s for s in snapshots if s.images_seen >= blend.images_seen)
-    description = copy.deepcopy(told.network)
-    architecture, _, _ = parse_description(description, f"snapshot {told.folder}")
-    description["provenance"]["images_seen"] = blend.images_seen
-    description["provenance"][POST_HOC_EMA] = blend.describe()
+    where = f"snapshot {told.folder}"
+    architecture, codec, provenance = parse_description(told.network, where)
+    provenance |= {"images_seen": blend.images_seen, POST_HOC_EMA: blend.describe()}
     with torch.device("meta"):
-        shapes = {name: meta.shape for name, meta in architecture.build().state_dict().items()}
-    buffers = load_file(told.folder / BUFFERS_FILE)
-    start = open_start(told.frozen, starts, f"snapshot {told.folder}: its generator")
-    tensors = _Blended(blend, shapes, buffers, start)
+        network = architecture.build()
+    shapes = {name: meta.shape for name, meta in network.state_dict().items()}
+    file = told.folder / BUFFERS_FILE
+    _check_tensors(file, {name: shapes[name] for name, _ in network.named_buffers()})
+    start = open_start(told.frozen, starts, f"{where}: its generator")
+    tensors = _Blended(blend, shapes, load_file(file), start)
+    description = describe(architecture, codec, provenance)
     stream_network(out, description, tensors, dict.fromkeys(shapes, torch.float32))
 
 
@@ -208,7 +223,7 @@ class _Blended:
         ]
         trained = {n: s for n, s in shapes.items() if n not in self._frozen and n not in buffers}
         for file, _ in self._files:
-            _check_parameters(file, trained)
+            _check_tensors(file, trained)
 
     def __call__(self, name: str) -> Tensor:
         if name in self._buffers:
@@ -227,8 +242,8 @@ class _Blended:
         return total.float()
 
 
-def _check_parameters(file: Path, expected: Mapping[str, torch.Size]) -> None:
-    """Raises SnapshotError if a file holds other parameters than those of the architecture."""
+def _check_tensors(file: Path, expected: Mapping[str, torch.Size]) -> None:
+    """Raises SnapshotError if a file holds other tensors than those of the architecture."""
     try:
         with safe_open(file, framework="pt") as stored:
             found = {name: stored.get_slice(name).get_shape() for name in stored.keys()}  # noqa: SIM118
@@ -237,7 +252,7 @@ def _check_parameters(file: Path, expected: Mapping[str, torch.Size]) -> None:
     odd = sorted(n for n in found.keys() | expected.keys() if found.get(n) != _list(expected, n))
     if odd:
         raise SnapshotError(
-            f"snapshot {file} holds other parameters than its architecture has: "
+            f"snapshot {file} holds other tensors than its architecture has: "
             f"{', '.join(odd[:4])}{' ...' if len(odd) > 4 else ''}"
         )
 

@@ -21,9 +21,19 @@ class StartWeights:
         self._state: dict[str, Tensor] = {}
 
     def fill(self, values: Tensor, name: str, start: int) -> None:
-        """Copies elements [start, start + numel) of a weight into `values` (numel,)."""
+        """Copies elements [start, start + numel) of a weight into `values` (numel,).
+
+        Raises:
+            TrainingStateError: the folder does not hold all of them.
+        """
         self._state = self._state or map_weights(self._folder, self._architecture)
-        values.copy_(self._state[name].flatten()[start : start + len(values)])
+        part = self._state.get(name, values[:0]).flatten()[start : start + len(values)]
+        if len(part) != len(values):
+            raise TrainingStateError(
+                f"{self._folder} lacks {len(values) - len(part)} of {len(values)} elements of "
+                f"{name}, which is to come from there; it is another network's"
+            )
+        values.copy_(part)
 
     def close(self) -> None:
         """Gives the memory map back; the next `fill` maps anew."""
@@ -41,12 +51,21 @@ def open_start(
         what: the network and where its other weights are, for messages.
 
     Raises:
-        TrainingStateError: none of the folders has these weights.
+        TrainingStateError: none of the folders has these weights, or the description is damaged.
     """
     if described is None:
         return None
+    if not _is_description(described):
+        raise TrainingStateError(f"{what}: the description of its frozen weights is damaged")
     start = _find_start(described, starts, what)
     return StartWeights(start, load_network(start).architecture, described["weights"])
+
+
+def _is_description(described: Mapping[str, Any]) -> bool:
+    weights = described.get("weights")
+    texts = [described.get("start"), described.get("sha256")]
+    texts += weights if isinstance(weights, list) else [None]
+    return all(isinstance(text, str) and "\0" not in text for text in texts)
 
 
 def _find_start(described: Mapping[str, Any], starts: Sequence[Path], what: str) -> Path:

@@ -22,6 +22,7 @@ from sid_scale.estimate.traffic import (
 from sid_scale.methods import build_method
 from sid_scale.networks import Architecture
 from sid_scale.networks.folder import CheckpointError, read_description
+from sid_scale.networks.guides import check_guide_architecture
 from sid_scale.networks.teachers import published_architecture
 from sid_scale.zero.settings import DeepSpeedSettings, settings_of
 
@@ -91,10 +92,11 @@ def _plan(
 ) -> Plan:
     architecture, codec = described_teacher(config.teacher)
     method = build_method(config, architecture)
-    guides = {
-        name: described_teacher(str(folder), f"objective.{name}")[0]
-        for name, folder in method.guides().items()
-    }
+    guides = {}
+    for name, folder in method.guides().items():
+        guides[name], _ = described_teacher(str(folder), f"objective.{name}")
+        check_guide_architecture(architecture, guides[name], folder)
+    method.check_guides(guides)
     networks = build_networks(
         method, architecture, guides, config, settings.stage, settings.compute_dtype
     )

@@ -77,6 +77,20 @@ def smoke_test(
     return sizes
 
 
+def open_yardsticks(
+    options: argparse.Namespace, ranks: Ranks
+) -> tuple[Detectors, dict[str, Reference]]:
+    """What the metrics that are asked for need besides images.
+
+    Raises:
+        SidScaleError: a file is missing or damaged, or there are no such seeds.
+    """
+    check_seeds(options.first_seed, options.num * options.repeats)
+    files = DetectorFiles(options.inception, options.dinov2)
+    detectors = open_detectors(options.metrics, files, ranks.device)
+    return detectors, find_references(options.metrics, options.reference)
+
+
 def run_evaluation(job: Job, options: argparse.Namespace, ranks: Ranks) -> None:
     """Evaluates one sampler into one folder. Collective.
 
@@ -86,10 +100,7 @@ def run_evaluation(job: Job, options: argparse.Namespace, ranks: Ranks) -> None:
     """
     began = time.perf_counter()
     metrics = options.metrics
-    check_seeds(options.first_seed, options.num * options.repeats)
-    files = DetectorFiles(options.inception, options.dinov2)
-    detectors = open_detectors(metrics, files, ranks.device)
-    references = find_references(metrics, options.reference)
+    detectors, references = open_yardsticks(options, ranks)
     sizes = smoke_test(job.sampler, detectors, references)
     store = BlockStore(job.out)
     label_dim = job.sampler.architecture.label_dim

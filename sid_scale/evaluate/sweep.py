@@ -9,10 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from sid_scale.atomic import atomic_write
-from sid_scale.distill.phema import Blend, complete, open_snapshots, plan_blend, reconstruct
+from sid_scale.distill.phema import (
+    Blend,
+    check_files,
+    complete,
+    open_snapshots,
+    plan_blend,
+    reconstruct,
+)
 from sid_scale.errors import SidScaleError
 from sid_scale.evaluate.features import HIGHER_IS_BETTER
-from sid_scale.evaluate.job import run_evaluation
+from sid_scale.evaluate.job import open_yardsticks, run_evaluation
 from sid_scale.evaluate.offline import generator_job
 from sid_scale.evaluate.results import METRICS_FILE
 from sid_scale.ranks import Ranks, on_first_rank
@@ -37,6 +44,8 @@ def sweep_widths(options: argparse.Namespace, ranks: Ranks) -> None:
     run: Path = options.run
     snapshots = on_first_rank(lambda: open_snapshots(run))
     blends = [plan_blend(snapshots, width, options.images) for width in options.widths]
+    open_yardsticks(options, ranks)  # what is missing is told before hours of reading
+    on_first_rank(lambda: check_files(snapshots))
     folder = run / "evaluation" / "phema" / f"{blends[0].images_seen:012d}"
     measured = {}
     for blend in blends:

@@ -31,6 +31,8 @@ PAPERS = {
     "Uni-Instruct": "https://arxiv.org/abs/2505.20755",
     "f-distill": "https://arxiv.org/abs/2502.15681",
     "Autoguidance": "https://arxiv.org/abs/2406.02507",
+    "Guidance in a limited interval": "https://arxiv.org/abs/2404.07724",
+    "SiD-LSG": "https://arxiv.org/abs/2406.01561",
 }
 METHOD_PAPERS = {
     "sid": ("SiD",),
@@ -96,6 +98,10 @@ def _option_papers(provenance: Mapping[str, Any]) -> Iterator[str]:
         yield from ("Uni-Instruct", "f-distill")
     if objective.get("guide"):
         yield "Autoguidance"
+    if objective.get("guidance_sigma"):
+        yield "Guidance in a limited interval"
+    if objective.get("guidance_fake_score", 1) != 1:
+        yield "SiD-LSG"
 
 
 def on_one_line(value: Any) -> str:

@@ -2,8 +2,9 @@
 
 A method is one file here: `Roles` name the networks, `Updates` say in which order they learn from
 which loss. It knows no ranks, engines, accumulation or checkpoints: `distill/step.py` carries out
-any update of any role. Pure losses of SiD are in `losses.py`, the settings of each method in
-`settings.py`; `freezing.py` finds the weights that a role leaves as they are.
+any update of any role. SiD's losses are in `sid_losses.py`, their mathematics in `losses.py`, the
+settings of each method in `settings.py`; `freezing.py` finds the weights that a role leaves as they
+are, `guidance.py` has a denoiser that is guided by another.
 `METHODS` finds a method by its name; `register` adds one from outside the package.
 
 Importing this package is cheap: a method's module, which needs torch, is imported when it is built.
@@ -166,6 +167,10 @@ class Method(ABC):
         """Folders of frozen networks that the losses call as they call the teacher, by name: they
         denoise the same images."""
         return {}
+
+    def check_guides(self, guides: Mapping[str, Architecture]) -> None:
+        """Raises SidScaleError for guides of such architectures that the losses cannot call."""
+        return
 
     def fixed_networks(self, device: torch.device) -> Mapping[str, nn.Module]:
         """Frozen networks of other kinds that the losses call, by name.

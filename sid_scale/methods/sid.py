@@ -86,6 +86,17 @@ class SiD(Method):
     def guides(self) -> Mapping[str, Path]:
         return {} if self.objective.guide is None else {GUIDE: Path(self.objective.guide)}
 
+    def check_guides(self, guides: Mapping[str, Architecture]) -> None:
+        # The fake score sees augmented images where it is trained, and with it what guides it.
+        told = self.objective.augmentation and self.objective.guidance_fake_score != 1
+        for guide in guides.values():
+            if told and guide.augment_dim != AUGMENT_LABELS:
+                raise MethodError(
+                    f"guide {self.objective.guide} takes {guide.augment_dim} augmentation labels, "
+                    f"not {AUGMENT_LABELS}: set objective.augmentation to 0, or "
+                    "objective.guidance_fake_score to 1"
+                )
+
     def updates(self, images_seen: int) -> Iterator[Update]:
         for _ in range(self.objective.fake_score_updates):
             yield Update(FAKE_SCORE, self._fake_score_loss)

@@ -22,6 +22,17 @@ def check_guide(
     Raises:
         GuideError: says how they differ.
     """
+    check_guide_architecture(teacher, guide, folder)
+    ours, theirs = codec.describe(), guide_codec.describe()
+    if key := differing_key(ours, theirs):
+        raise GuideError(
+            f"guide {folder} has codec {key} {theirs.get(key)}, the teacher {ours.get(key)}: "
+            "a guide sees what its teacher sees"
+        )
+
+
+def check_guide_architecture(teacher: Architecture, guide: Architecture, folder: Path) -> None:
+    """What `check_guide` makes sure of without the codecs, whose files may not be there yet."""
     if teacher.sample_shape != guide.sample_shape:
         raise GuideError(
             f"guide {folder} makes images {guide.sample_shape}, the teacher {teacher.sample_shape}"
@@ -30,10 +41,4 @@ def check_guide(
         raise GuideError(
             f"guide {folder} knows {guide.label_dim} classes, the teacher {teacher.label_dim}; "
             "a guide knows the same or none"
-        )
-    ours, theirs = codec.describe(), guide_codec.describe()
-    if key := differing_key(ours, theirs):
-        raise GuideError(
-            f"guide {folder} has codec {key} {theirs.get(key)}, the teacher {ours.get(key)}: "
-            "a guide sees what its teacher sees"
         )

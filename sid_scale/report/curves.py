@@ -90,19 +90,24 @@ def metric_curve(run: RunFolder, metric: str) -> Curve | None:
 
 
 def width_curves(run: RunFolder, metric: str) -> list[Curve]:
-    """A metric over the relative width of averages that were reconstructed, a curve for each moment
-    and number of images that it rests on."""
-    found: dict[tuple[int, int], dict[float, float]] = {}
+    """A metric over the relative width of averages that were reconstructed.
+
+    A curve joins what can be compared: of one moment, one number of images, the same seeds and one
+    reference. Widths differ by less than other seeds make.
+    """
+    found: dict[tuple[int, int, int, str], dict[float, float]] = {}
     for evaluation in run.evaluations:
         network = evaluation.network
         if network.relative_width is not None and metric in evaluation.values:
-            sweep = found.setdefault((network.images_seen or 0, evaluation.num or 0), {})
+            moment, num, seed = network.images_seen, evaluation.num, evaluation.first_seed
+            reference = evaluation.hashes.get(f"reference {metric}", "")
+            sweep = found.setdefault((moment or 0, num or 0, seed or 0, reference), {})
             sweep[network.relative_width] = evaluation.values[metric]
     curves = []
-    for (images_seen, num), points in sorted(found.items()):
+    for (images_seen, num, seed, _), points in sorted(found.items()):
         widths, values = np.array(sorted(points.items())).T
         nowhere = np.full(len(widths), np.nan)
-        label = f"{images_seen:,} images seen"
+        label = f"{images_seen:,} images seen, seeds from {seed:,}"
         curve = Curve(label, nowhere, nowhere, values, values, values, num=num, widths=widths)
         curves.append(curve)
     return curves

@@ -60,7 +60,7 @@ def width_plots(run: RunFolder, prefix: str) -> list[Plots]:
             description=f"{metric_kind(metric).title} over the relative width of the average",
         )
         if drawing is not None:
-            note = ", ".join(dict.fromkeys(_best_width(curve, metric) for curve in curves))
+            note = " ".join(dict.fromkeys(_best_width(curve, metric) for curve in curves))
             plots.append(Plots(heading(metric), (drawing,), f"{_samples_note(curves, ())} {note}"))
     return plots
 

@@ -24,7 +24,7 @@ def folder_name(images_seen: int) -> str:
 
 def checkpoints(folder: Path) -> list[Path]:
     """What bears a checkpoint's name in a folder, sound or not, oldest first."""
-    found = [p for p in folder.glob("*") if p.name.isdigit() and p.is_dir()]
+    found = [p for p in folder.glob("*") if p.name.isdecimal() and p.is_dir()]
     return sorted(found, key=lambda p: int(p.name))
 
 

@@ -14,7 +14,7 @@ nothing here can carry code.
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -89,6 +89,16 @@ def _whose(name: str) -> str:
     return f" (of rank {int(part[1])} of {int(part[2])})" if part else ""
 
 
+def are_files(entries: Mapping[str, Any]) -> bool:
+    """Whether these are files of one folder by their plain names, each with size and SHA-256."""
+    return all(
+        re.fullmatch(r"\w[\w.-]*", name)
+        and isinstance(entry["bytes"], int)
+        and isinstance(entry["sha256"], str)
+        for name, entry in entries.items()
+    )
+
+
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a checkpoint.
 
@@ -99,12 +109,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         stored = json.loads((folder / MANIFEST).read_text())
         version, files = stored["format_version"], stored["files"]
-        sound = STATE in files and all(
-            Path(name).name == name
-            and isinstance(entry["bytes"], int)
-            and isinstance(entry["sha256"], str)
-            for name, entry in files.items()
-        )
+        sound = STATE in files and are_files(files)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DamagedError(
             f"{folder} is no checkpoint: it has no {MANIFEST}. Name a folder such as "

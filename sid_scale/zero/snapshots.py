@@ -21,11 +21,12 @@ from typing import Any
 
 from torch import Tensor
 
+from sid_scale.atomic import flush_folder, write_durably
 from sid_scale.errors import SidScaleError
 from sid_scale.tensor_file import Entry, Written, write_tensors
 from sid_scale.zero import retention
-from sid_scale.zero.power_ema import width_name
-from sid_scale.zero.saved import BUFFERS, Manifest
+from sid_scale.zero.power_ema import exponent, width_name
+from sid_scale.zero.saved import BUFFERS, Manifest, are_files
 
 EMA_SNAPSHOTS = "ema_snapshots"  # in a run folder
 SNAPSHOT = "snapshot.json"
@@ -99,13 +100,18 @@ def write_snapshot(
             "network": network,
             "frozen": frozen,
         }
-        (partial / SNAPSHOT).write_text(json.dumps(described, indent=2) + "\n")
+        write_durably(partial / SNAPSHOT, f"{json.dumps(described, indent=2)}\n".encode())
+        flush_folder(partial)
         if folder.exists():
             retention.remove(folder)
         os.replace(partial, folder)
+        flush_folder(root)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise SnapshotError(f"snapshot {folder} cannot be written: {error}") from error
+        raise SnapshotError(
+            f"snapshot {folder} cannot be written: {error}. Make room or lift the restriction and "
+            "start the same command again: resume: auto goes on from the newest checkpoint"
+        ) from error
     return folder
 
 
@@ -157,21 +163,30 @@ def _read(folder: Path) -> Snapshot:
                 f"{FORMAT_VERSION}"
             )
         averages = {float(width): file for file, width in stored["averages"].items()}
+        for width in averages:
+            exponent(width)  # refuses what is no relative width
         files, frozen, network = stored["files"], stored["frozen"], stored["network"]
         sound = (
-            stored["images_seen"] == int(folder.name)
+            stored["images_seen"] == int(folder.name) > 0
             and averages
             and {*averages.values(), BUFFERS_FILE} == set(files)
-            and all(Path(name).name == name for name in files)
-            and all({"bytes", "sha256"} <= entry.keys() for entry in files.values())
+            and are_files(files)
             and isinstance(network, dict)
-            and (frozen is None or {"start", "sha256", "weights"} <= frozen.keys())
+            and isinstance(frozen, dict | None)
         )
         if not sound:
             raise ValueError("odd entries")
     except SnapshotError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        OSError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise SnapshotError(
             f"snapshot {folder}: {SNAPSHOT} is missing or damaged ({error}); remove the folder to "
             "reconstruct without it"

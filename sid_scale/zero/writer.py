@@ -22,6 +22,7 @@ import psutil
 import torch.distributed as dist
 from torch import Tensor
 
+from sid_scale.atomic import flush_folder, write_durably
 from sid_scale.ranks import on_first_rank
 from sid_scale.tensor_file import Entry, Written, write_tensors
 from sid_scale.zero import retention
@@ -126,9 +127,9 @@ class CheckpointWriter:
         partial, folder = self._partial(name), self._folder / name
         try:
             _write_text(partial / MANIFEST, json.dumps(manifest, indent=1))
-            _flush_folder(partial)
+            flush_folder(partial)
             os.replace(partial, folder)
-            _flush_folder(self._folder)
+            flush_folder(self._folder)
         except OSError as error:
             raise self._failure(name, f"{error}") from error
         return folder
@@ -183,7 +184,7 @@ class _Writing:
                 written[name] = write_tensors(self._partial / name, entries, tensors.values())
             for name, text in self._texts.items():
                 written[name] = _write_text(self._partial / name, text)
-            _flush_folder(self._partial)
+            flush_folder(self._partial)
             self._outcome = written
         except Exception as error:  # reported by all ranks together
             self._outcome = f"{type(error).__name__}: {error}"
@@ -229,17 +230,5 @@ def _left_in_control_groups() -> Iterator[int]:
 
 def _write_text(path: Path, text: str) -> Written:
     data = text.encode()
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    write_durably(path, data)
     return Written(len(data), hashlib.sha256(data).hexdigest())
-
-
-def _flush_folder(folder: Path) -> None:
-    """Makes the folder's own entries survive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,9 +12,11 @@ from sid_scale.demo.prepare import TEACHER
 from sid_scale.distill.loop import train
 from sid_scale.errors import SidScaleError
 from sid_scale.hashing import sha256_file
-from sid_scale.networks.folder import CheckpointError, load_network, save_network
+from sid_scale.methods.sid import MethodError
+from sid_scale.networks.folder import CheckpointError, NetworkFolder, load_network, save_network
 from sid_scale.zero.saved import STATE, TrainingStateError, read_manifest
 from tests.distill.test_resume import losses, records
+from tests.networks.edm.published import DDPMPP, random_state
 from tests.ranks import joined, run_ranks
 from tests.tiny import ARCHITECTURE, config, prepare, tiny_folder
 
@@ -132,6 +134,8 @@ def test_a_generator_says_what_guided_its_teacher(runs: Path):
         "| guidance of the teacher | 1.5 |",
         f"| SHA-256 of the weights of the guide | {weights} |",
         "- Autoguidance: https://arxiv.org/abs/2406.02507",
+        "- Guidance in a limited interval: https://arxiv.org/abs/2404.07724",
+        "- SiD-LSG: https://arxiv.org/abs/2406.01561",
     ):
         assert told in card
 
@@ -142,6 +146,9 @@ def test_what_cannot_guide_is_told_before_the_first_iteration(runs: Path, tmp_pa
         architecture = dataclasses.replace(ARCHITECTURE, **differs)
         save_network(tmp_path / name, tiny_folder(architecture=architecture))
     save_network(tmp_path / "other guide", tiny_folder(6))
+    for name, labels in {"pixels": 9, "untold": 0}.items():
+        architecture = dataclasses.replace(DDPMPP, augment_dim=labels)
+        save_network(tmp_path / name, NetworkFolder(architecture, random_state(architecture)))
     run_ranks(1, _refused, runs, tmp_path)
 
 
@@ -156,6 +163,15 @@ def _refused(rank: int, folder: Path, out: Path) -> None:
         given = {"objective.guide": out / guide, "run_dir": out / "run"}
         with pytest.raises(error, match=message):
             train(config(folder, **settings(folder, "guided", **given)), joined())
+    untold = {
+        "teacher": out / "pixels",
+        "objective.guide": out / "untold",
+        "objective.augmentation": 0.12,
+        "objective.logvar_weighting": "false",
+        "run_dir": out / "run",
+    }
+    with pytest.raises(MethodError, match="untold takes 0 augmentation labels, not 9: set"):
+        train(config(folder, **settings(folder, "guided", **untold)), joined())
     given = {"activations.guide": "64", "run_dir": out / "run"}
     with pytest.raises(ConfigError, match=r"activations\.guide: .* has no blocks of resolution 64"):
         train(config(folder, **settings(folder, "guided", **given)), joined())

@@ -6,18 +6,21 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sid_scale.cli import main
 from sid_scale.generators.generator import OneStepGenerator
 from sid_scale.hashing import sha256_file
 from sid_scale.networks.folder import load_network, save_network
 from sid_scale.zero.power_ema import reconstruction
-from sid_scale.zero.snapshots import EMA_SNAPSHOTS
+from sid_scale.zero.snapshots import BUFFERS_FILE, EMA_SNAPSHOTS
 from tests.conftest import ROOT, flip_last_bit
 from tests.distill.snapshots import (
     GENERATOR,
@@ -125,6 +128,19 @@ def test_frozen_weights_come_from_the_folder_that_the_run_started_from(tmp_path:
     assert phema(run, "--width", 0.07, "--start", moved, tmp_path / "out2") == 0
 
 
+@pytest.mark.faults
+def test_frozen_weights_that_the_folder_lacks_are_told(tmp_path: Path, capsys):
+    run, start = tmp_path / "run", tmp_path / "start"
+    save_network(start, tiny_folder(3, dataclasses.replace(GENERATOR, model_channels=8)))
+    name = numbered_parameter()
+    trained = {n: value for n, value in random_parameters(1)[0].items() if n != name}
+    digest = sha256_file(start / "model.safetensors")
+    described = {"start": str(start), "sha256": digest, "weights": [name]}
+    write_averages(run, 8, {0.05: trained, 0.1: trained}, frozen=described)
+    assert phema(run, "--width", 0.07, tmp_path / "out") == 1
+    assert f"of {name}, which is to come from there" in capsys.readouterr().err
+
+
 # Reconstructs a small network first, which imports all there is to import.
 MEASURE = """
 import resource, sys
@@ -184,10 +200,63 @@ def one_width(run: Path) -> None:
         write_averages(run, images, {0.02: average_of(images, 0.05)})
 
 
-def same_width_twice(path: Path) -> None:
-    described = json.loads(path.read_text())
+def same_width_twice(described: dict[str, Any]) -> None:
     described["averages"] = dict.fromkeys(described["averages"], 0.05)
-    path.write_text(json.dumps(described))
+
+
+def renamed(described: dict[str, Any], name: str) -> None:
+    for of_file in (described["averages"], described["files"]):
+        of_file[name] = of_file.pop("0.050.safetensors")
+
+
+def described(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    """Harm that changes the description of the last snapshot."""
+
+    def harm(run: Path) -> None:
+        path = run / EMA_SNAPSHOTS / "000000000016" / "snapshot.json"
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+
+    return harm
+
+
+def entry(key: str, value: object) -> Callable[[Path], None]:
+    return described(lambda content: content["files"]["0.050.safetensors"].update({key: value}))
+
+
+def width(value: object) -> Callable[[Path], None]:
+    return described(lambda content: content["averages"].update({"0.050.safetensors": value}))
+
+
+def frozen(**changes: object) -> Callable[[Path], None]:
+    """Harm to what all snapshots say of frozen weights."""
+
+    def harm(run: Path) -> None:
+        for path in (run / EMA_SNAPSHOTS).glob("*/snapshot.json"):
+            content = json.loads(path.read_text())
+            content["frozen"] = {"start": "gone", "sha256": "0", "weights": ["w"], **changes}
+            path.write_text(json.dumps(content))
+
+    return harm
+
+
+def other_buffers(tensors: dict[str, torch.Tensor]) -> Callable[[Path], None]:
+    """Harm with checksums that agree."""
+
+    def harm(run: Path) -> None:
+        file = run / EMA_SNAPSHOTS / "000000000016" / BUFFERS_FILE
+        save_file(tensors, file)
+        told = {"bytes": file.stat().st_size, "sha256": sha256_file(file)}
+        described(lambda content: content["files"].update({BUFFERS_FILE: told}))(run)
+
+    return harm
+
+
+def of_no_images(run: Path) -> None:
+    root = run / EMA_SNAPSHOTS
+    path = (root / "000000000008").rename(root / "000000000000") / "snapshot.json"
+    path.write_text(path.read_text().replace('"images_seen": 8', '"images_seen": 0', 1))
 
 
 @pytest.mark.faults
@@ -207,9 +276,26 @@ def same_width_twice(path: Path) -> None:
         (damage("0.100.safetensors", flip_last_bit), [], 1, r"another checksum"),
         (damage("0.100.safetensors", lambda p: p.unlink()), [], 1, r"is missing"),
         (damage("snapshot.json", lambda p: p.write_text("{")), [], 1, r"missing or damaged"),
-        (damage("snapshot.json", same_width_twice), [], 1, r"missing or damaged \(odd entries\)"),
+        (described(same_width_twice), [], 1, r"missing or damaged \(odd entries\)"),
+        (described(lambda d: renamed(d, "..")), [], 1, r"missing or damaged \(odd entries\)"),
+        (described(lambda d: renamed(d, "a\0b")), [], 1, r"missing or damaged \(odd entries\)"),
+        (entry("bytes", "many"), [], 1, r"missing or damaged \(odd entries\)"),
+        (entry("sha256", None), [], 1, r"missing or damaged \(odd entries\)"),
+        (of_no_images, [], 1, r"missing or damaged \(odd entries\)"),
+        (width(5), [], 1, r"snapshot.json is .* damaged \(a relative width is in \(0, 0\.289\)"),
+        (width(10**400), [], 1, r"snapshot.json is missing or damaged \(int too large"),
+        (frozen(start=5), [], 1, r"the description of its frozen weights is damaged"),
+        (frozen(weights=5), [], 1, r"the description of its frozen weights is damaged"),
+        (frozen(start="no\0name"), [], 1, r"the description of its frozen weights is damaged"),
+        (other_buffers({}), [], 1, r"buffers\.safetensors holds other tensors than its arch"),
+        (
+            other_buffers({name: torch.ones(2, 2) for name in random_parameters(0)[1]}),
+            [],
+            1,
+            r"buffers\.safetensors holds other tensors than its architecture has",
+        ),
         (other_architecture, [], 1, r"are of different networks \(architecture\)"),
-        (other_parameters, [], 1, r"holds other parameters than its architecture"),
+        (other_parameters, [], 1, r"holds other tensors than its architecture"),
         (lambda run: (run.parent / "out").write_text("thesis"), [], 2, r"OUT .* exists"),
         (lambda run: write_run(run.parent / "out"), [], 2, r"OUT .* exists"),
         (lambda run: None, ["--width", "0.3"], 2, r"a relative width is in \(0, 0\.289\)"),
@@ -228,6 +314,16 @@ def test_what_cannot_be_reconstructed_is_one_line(
     assert error.count("\n") == 1
     assert re.search(message, error), error
     assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("words", [["--width", 0.3], ["--width", 0.07, "--images", 17]])
+def test_what_was_asked_for_is_refused_before_files_are_read(
+    run: Path, tmp_path: Path, capsys, words: list[object]
+):
+    damage("0.050.safetensors", flip_last_bit)(run)
+    assert phema(run, *words, tmp_path / "out") == 2
+    assert "checksum" not in capsys.readouterr().err
 
 
 @pytest.mark.faults

@@ -1,5 +1,6 @@
 """What the options of SiD's family cost, by count."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,12 @@ import pytest
 from sid_scale.errors import SidScaleError
 from sid_scale.estimate.report import Plan
 from sid_scale.estimate.traffic import communication
+from sid_scale.methods.sid import MethodError
+from sid_scale.networks.folder import NetworkFolder, save_network
+from sid_scale.networks.guides import GuideError
 from tests.estimate.plans import BF16, plan
 from tests.estimate.test_step import flop
+from tests.networks.edm.published import DDPMPP
 
 S = "edm2-img512-s-2147483-0.130"
 KL = {"objective__gradient": "kl"}
@@ -82,6 +87,21 @@ def test_a_guide_is_in_memory_and_has_passes_of_its_own(folder: Path, sida: Plan
 def test_a_guide_that_nobody_knows_is_told(folder: Path):
     with pytest.raises(SidScaleError, match=r"^objective\.guide: there is no mine/guide, nor is"):
         plan(folder, 2, objective__guide="mine/guide", objective__guidance=2)
+
+
+def test_a_guide_that_cannot_guide_is_told(folder: Path):
+    changes = {"pixels": {}, "untold": {"augment_dim": 0}, "larger": {"img_resolution": 16}}
+    for name, change in changes.items():
+        architecture = dataclasses.replace(DDPMPP, **change)
+        save_network(folder / name, NetworkFolder(architecture, architecture.build().state_dict()))
+    given = {"teacher": folder / "pixels", "objective__logvar_weighting": "false"}
+    guided = {**given, "objective__guidance": 2, "objective__guide": folder / "untold"}
+    with pytest.raises(GuideError, match=r"makes images \(3, 16, 16\), the teacher \(3, 8, 8\)"):
+        plan(folder, 2, **{**guided, "objective__guide": folder / "larger"})
+    augmented = {**guided, "objective__augmentation": 0.12}
+    plan(folder, 2, **augmented)  # the guide sees no augmented images
+    with pytest.raises(MethodError, match="untold takes 0 augmentation labels, not 9: set"):
+        plan(folder, 2, **augmented, objective__guidance_fake_score=2)
 
 
 def _per_image(counted: Plan) -> float:

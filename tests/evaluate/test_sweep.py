@@ -15,7 +15,8 @@ from sid_scale.commands.phema import add_arguments, parse_sweep
 from sid_scale.errors import UsageError
 from sid_scale.evaluate.sweep import sweep_widths
 from sid_scale.networks.folder import load_network
-from tests.conftest import ROOT
+from sid_scale.zero.snapshots import EMA_SNAPSHOTS
+from tests.conftest import ROOT, flip_last_bit
 from tests.distill.snapshots import write_run
 from tests.evaluate.evaluations import evaluate, read
 from tests.ranks import joined, run_ranks
@@ -107,6 +108,17 @@ def _swept(rank: int, place: Path) -> None:
     options = parser.parse_args([str(word) for word in words])
     options.metrics, options.widths = options.metrics.split(","), parse_sweep(options.sweep, 3)
     sweep_widths(options, joined())
+
+
+@pytest.mark.faults
+def test_a_reference_that_is_missing_is_told_before_files_are_read(tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    flip_last_bit(run / EMA_SNAPSHOTS / "000000000008" / "0.050.safetensors")
+    words = ["phema", run, *SWEEP, tmp_path / "out", *measured(tmp_path)]
+    command = [sys.executable, "-m", "sid_scale", *words]
+    done = subprocess.run([str(w) for w in command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"error: reference {tmp_path / 'real.npz'}: cannot be read" in done.stderr
 
 
 def test_widths_lie_at_equal_distances():

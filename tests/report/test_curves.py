@@ -129,7 +129,8 @@ def test_a_thinned_curve_hides_no_peak(tmp_path: Path):
 
 
 def test_averages_of_other_widths_are_curves_of_their_own(tmp_path: Path):
-    """One for each moment and number of images. That over images is the published average's."""
+    """One for each moment, number of images, first seed and reference: what can be compared. That
+    over images is the published average's."""
     folder = write_run(tmp_path / "run")
     before = metric_curve(read_run(folder, "run"), "fd_pixels")
     for name, fd, more in [
@@ -137,6 +138,8 @@ def test_averages_of_other_widths_are_curves_of_their_own(tmp_path: Path):
         ("b", 0.5, {"network__relative_width": 0.05}),
         ("c", 0.75, {"network__relative_width": 0.05, "network__images_seen": 2000}),
         ("d", 1.0, {"network__relative_width": 0.05, "num": 9}),
+        ("e", 1.25, {"network__relative_width": 0.07, "first_seed": 1000}),
+        ("f", 1.5, {"network__relative_width": 0.08, "references": {"fd_pixels": "01"}}),
     ]:
         write_evaluation(folder / "evaluation" / name / "metrics.json", fd_pixels=fd, **more)
     run = read_run(folder, "run")
@@ -146,9 +149,11 @@ def test_averages_of_other_widths_are_curves_of_their_own(tmp_path: Path):
         if curve.widths is not None
     ]
     assert found == [
-        ("2,000 images seen", 50_000, [0.05], [0.75]),
-        ("4,000 images seen", 9, [0.05], [1.0]),
-        ("4,000 images seen", 50_000, [0.05, 0.1], [0.5, 0.25]),
+        ("2,000 images seen, seeds from 0", 50_000, [0.05], [0.75]),
+        ("4,000 images seen, seeds from 0", 9, [0.05], [1.0]),
+        ("4,000 images seen, seeds from 0", 50_000, [0.08], [1.5]),
+        ("4,000 images seen, seeds from 0", 50_000, [0.05, 0.1], [0.5, 0.25]),
+        ("4,000 images seen, seeds from 1,000", 50_000, [0.07], [1.25]),
     ]
     after = metric_curve(run, "fd_pixels")
     assert before is not None

@@ -157,7 +157,9 @@ def test_a_metric_over_the_width_of_the_average_is_a_plot(tmp_path: Path):
     for width, fd in {0.05: 0.5, 0.07: 0.25, 0.1: 0.375}.items():
         file = folder / "evaluation" / "phema" / f"{width:g}" / "metrics.json"
         write_evaluation(file, fd_pixels=fd, network__relative_width=width)
+    others = folder / "evaluation" / "others" / "metrics.json"
+    write_evaluation(others, fd_pixels=0.625, network__relative_width=0.06, first_seed=1000)
     page = page_of(folder)
     assert "<title>FD in pixels over the relative width of the average</title>" in page
-    assert "Best: 0.2500 at width 0.07, 4,000 images seen." in page
+    assert "Best: 0.2500 at width 0.07, 4,000 images seen, seeds from 0. Best: 0.6250 at" in page
     assert cells(page, "generator, 4,000 images, average of width 0.07")[0] == "0.2500"

@@ -1,5 +1,6 @@
 """Snapshots of averages: complete or absent, and of one history."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,32 @@ def test_later_ones_and_half_written_ones_are_removed(tmp_path: Path):
     remove_after(tmp_path / "nothing", 0)
 
 
+def test_all_of_it_is_on_the_disk_when_it_takes_its_name(tmp_path: Path, monkeypatch):
+    flushed, fsync, replace = [], os.fsync, os.replace
+
+    def recorded_fsync(descriptor: int) -> None:
+        flushed.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    def recorded_replace(old: Path, new: Path) -> None:
+        flushed.append(f"named {new.name}")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(os, "replace", recorded_replace)
+    folder = write(tmp_path, 3)
+    assert set(flushed[:-2]) == {p.name for p in folder.iterdir()} | {".000000000003.partial"}
+    assert flushed[-2:] == ["named 000000000003", "ema_snapshots"]
+
+
+def test_what_has_no_snapshots_name_is_passed_over(tmp_path: Path):
+    """A superscript is a digit, and no number."""
+    write(tmp_path, 10)
+    for name in (".000000000040.partial", "notes", "\N{SUPERSCRIPT TWO}"):
+        (tmp_path / "ema_snapshots" / name).mkdir()
+    assert [s.images_seen for s in read_snapshots(tmp_path)] == [10]
+
+
 @pytest.mark.faults
 def test_a_failure_leaves_the_one_before_and_nothing_half_written(tmp_path: Path, monkeypatch):
     def full(*_: object) -> None:
@@ -52,7 +79,9 @@ def test_a_failure_leaves_the_one_before_and_nothing_half_written(tmp_path: Path
     write(tmp_path, 3)
     monkeypatch.setattr("sid_scale.zero.snapshots.write_tensors", full)
     for images in (3, 4):
-        with pytest.raises(SnapshotError, match=r"000000000\d+ cannot be written: No space left"):
+        with pytest.raises(
+            SnapshotError, match=r"000000000\d+ cannot be written: No space left.*resume"
+        ):
             write(tmp_path, images)
     assert [p.name for p in (tmp_path / "ema_snapshots").iterdir()] == ["000000000003"]
     read_snapshots(tmp_path)[0].check_files()
