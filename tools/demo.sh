@@ -2,11 +2,11 @@
 # The whole road on real handwritten digits: shards, distillation, judgement of decoded images.
 #
 #     bash tools/demo.sh                           minutes on two cores; see README
-#     bash tools/demo.sh --preset digits-pixels    another preset of the digits
+#     bash tools/demo.sh --preset digits           another preset of the digits: SiDA
 #     bash tools/demo.sh --full                    the long run
 #     bash tools/demo.sh --short                   a taste, for CI
 #
-# Leaves in the preset's run_dir (of digits runs/demo/): summary.json, samples.png, curve.png,
+# Leaves in the preset's run_dir (by default runs/demo/): summary.json, samples.png, curve.png,
 # tensorboard/, generator/. With a GPU it trains there in bfloat16, one rank a GPU. RUN_DIR puts it
 # elsewhere.
 set -euo pipefail
@@ -19,7 +19,7 @@ usage() {
     echo "usage: bash tools/demo.sh [--preset NAME] [--full | --short]; presets: $presets" >&2
     exit 2
 }
-preset=digits length=
+preset=digits-latents-gdd length=
 while [ $# -gt 0 ]; do
     case "$1" in
         --preset) [ $# -ge 2 ] || usage; preset=$2; shift ;;
