@@ -48,6 +48,7 @@ ROWS = (
     Row("SiD2A", "digits", ("method=sid2a",), rate=4, after="SiD"),
     Row("GDD", "digits-gdd", rate=2),
     Row("GDD-I", "digits-gdd-i", rate=4),
+    Row("GDD, teacher's features", "digits-latents-gdd"),
     Row("SiD, pixels", "digits-pixels", ("method=sid",)),
     Row("SiDA, pixels", "digits-pixels"),
     Row("SiDA, KL gradient, pixels", "digits-pixels", KL),

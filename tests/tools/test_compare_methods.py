@@ -124,6 +124,13 @@ def test_only_what_is_between_the_markers_is_replaced():
         replace_between("# Methods\n", "new")
 
 
+def test_the_page_is_what_the_results_give():
+    results = json.loads((ROOT / "docs" / "methods.json").read_text())
+    page = (ROOT / "docs" / "methods.md").read_text()
+    remedy = "run python tools/compare_methods.py --table"
+    assert page == replace_between(page, section(results, "methods.png")), remedy
+
+
 def test_learning_rates_are_told_row_by_row():
     runs = [
         {**run_of("SiD", 1, point(100, 1, 0.5)), "rate": 1.0},
