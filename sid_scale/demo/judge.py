@@ -94,14 +94,14 @@ class Judge:
         even = FeatureStatistics.of(self._features[::2])
         return frechet_distance(even, self._unseen_half)
 
-    def teacher(self, evaluations: int) -> Judgement:
-        """The teacher's samples at so many network evaluations."""
+    def teacher(self, evaluations: int, seed: int = SEED) -> Judgement:
+        """The teacher's samples at so many network evaluations, from noise of that seed."""
         network = self._teacher.build()
 
         def sample(noise: Tensor, labels: Tensor) -> Tensor:
             return heun_sample(denoiser(network, labels), noise, steps_for(evaluations))
 
-        return self._judge(sample, SEED)
+        return self._judge(sample, seed)
 
     def student(self, folder: Path, seed: int = SEED) -> Judgement:
         """The samples of a generator folder, from noise of that seed."""

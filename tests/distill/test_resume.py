@@ -20,7 +20,7 @@ from sid_scale.demo.prepare import TEACHER, write_digit_shards
 from sid_scale.distill.loop import train
 from sid_scale.networks.folder import load_network, save_network
 from sid_scale.ranks import joined_ranks
-from sid_scale.zero.saved import TrainingStateError
+from sid_scale.zero.saved import STATE, TrainingStateError, read_manifest
 from tests.conftest import ROOT, flip_last_bit
 from tests.ranks import PRELOADED, free_port, joined, run_ranks
 from tests.tiny import (
@@ -52,6 +52,15 @@ def losses(run: Path) -> list[dict]:
 def same_weights(a: Path, b: Path) -> bool:
     left, right = load_network(a).state, load_network(b).state
     return all(torch.equal(left[name], right[name]) for name in left)
+
+
+def assert_same_run(whole: Path, parts: Path) -> None:
+    """Two run folders end in the same checkpoint, bit by bit, and have recorded the same losses."""
+    ours, theirs = (read_manifest(run / "checkpoints" / "latest").files for run in (whole, parts))
+    assert ours.keys() == theirs.keys()
+    differ = [file for file in ours if ours[file] != theirs[file]]
+    assert differ == [STATE]  # which says when
+    assert losses(whole) == losses(parts)
 
 
 # --- kills --------------------------------------------------------------------------------
