@@ -19,7 +19,7 @@ install_everything() { # install_everything EXTRA, as in pyproject.toml
         # In a folder of their own, which tests/timm_beside.py adds: PyPI's torchvision is built for
         # CUDA. Beside a torch for the CPU, diffusers and transformers fail where they find it.
         "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
-            --constraint constraints.txt --no-deps --upgrade --target "$VENV/timm" timm torchvision
+            --constraint constraints.txt --no-deps --upgrade --target "$VENV/timm" timm torchvision torch-fidelity
         echo "$wanted" >"$VENV/.installed"
     fi
     PATH=$PWD/$VENV/bin:$PATH
