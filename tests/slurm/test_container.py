@@ -42,7 +42,7 @@ def test_what_it_installs_runs_without_root(tmp_path: Path):
         },
     )
     assert SECTIONS["environment"].strip() == "export PATH=/opt/sid_scale/bin:$PATH"
-    as_somebody = dict(user=65534, group=65534) if os.geteuid() == 0 else {}
+    as_somebody = {"user": 65534, "group": 65534} if os.geteuid() == 0 else {}
     for folder in [place, *place.parents][:-2]:
         folder.chmod(0o755)
     told = subprocess.run(
