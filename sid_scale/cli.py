@@ -35,7 +35,10 @@ COMMANDS = {
     "evaluate": ("sid_scale.commands.evaluate", "measure a generator or a teacher"),
     "report": ("sid_scale.commands.report", "write an HTML page of runs"),
     "card": ("sid_scale.commands.card", "complete a generator folder for publication"),
-    "export": ("sid_scale.commands.export", "write weights under their publisher's names"),
+    "export": (
+        "sid_scale.commands.export",
+        "write weights under their publisher's names, or for diffusers",
+    ),
 }
 RESUMABLE = ("shards", "encode", "generate", "evaluate")
 DESCRIPTION = "Distils diffusion teachers into one-step generators, from one GPU to a cluster."

@@ -161,6 +161,10 @@ class VAECodec:
     def load(self, device: torch.device) -> None:
         self._load(device)
 
+    def use(self, vae: Any) -> None:
+        """Takes an `AutoencoderKL` that is loaded already, and computes in its dtype."""
+        self._vae, self.dtype = vae, vae.dtype
+
     @torch.no_grad()
     def encode(self, images: Tensor, at_once: int | None = None) -> Tensor:
         vae = self._load(images.device)

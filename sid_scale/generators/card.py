@@ -22,10 +22,9 @@ from sid_scale.generators.card_facts import (
     title,
 )
 from sid_scale.generators.card_text import card_text
-from sid_scale.generators.folder import SAMPLES, VAE, trained_for
+from sid_scale.generators.folder import CARD, SAMPLES, VAE, trained_for
 from sid_scale.networks.folder import NetworkFolder, read_description
 
-CARD = "README.md"
 TAGS = ["image-generation", "distillation"]
 
 

@@ -4,6 +4,7 @@
     vae/                              the VAE that decodes its latents
     classes.txt                       names of its classes, if they have any
     samples.png  README.md            the sample grid and the model card (`card.py`)
+    model_index.json ...              for diffusers (`diffusers_folder.py`)
 
 The first two make a generator. The others are copied or drawn beside them.
 """
@@ -25,6 +26,7 @@ from sid_scale.networks.folder import CONFIG, NetworkFolder
 
 VAE = "vae"
 SAMPLES = "samples.png"
+CARD = "README.md"
 POST_HOC_EMA = "post_hoc_ema"  # in provenance: the average was reconstructed, and of what
 
 

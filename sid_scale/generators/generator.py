@@ -12,6 +12,7 @@ rounding.
 import operator
 import os
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from sid_scale.codecs import Codec, CodecError, IdentityCodec
 from sid_scale.diffusion.few_step import generate, generator_inputs
 from sid_scale.diffusion.noise import SeededNoise
 from sid_scale.dtypes import COMPUTE
+from sid_scale.generators.diffusers_folder import write_diffusers_folder
 from sid_scale.generators.folder import GeneratorError, codec_of, trained_for
 from sid_scale.networks import Architecture
 from sid_scale.networks.denoiser import Denoiser
@@ -52,6 +54,7 @@ class OneStepGenerator:
         init_sigma: noise level that it was trained to start from.
         steps: number of steps that it was trained for.
         batch_size: samples that a GPU computes at once.
+        folder: where it was loaded from; None: nowhere.
     """
 
     def __init__(
@@ -61,10 +64,12 @@ class OneStepGenerator:
         init_sigma: float,
         steps: int = 1,
         batch_size: int = BATCH,
+        folder: Path | None = None,
     ):
         self.network, self.codec = network, codec
         self.init_sigma, self.steps = init_sigma, steps
         self.batch_size = batch_size
+        self.folder = folder
         self.device = torch.device("cpu")
 
     @classmethod
@@ -97,7 +102,8 @@ class OneStepGenerator:
         saved = load_network(folder)
         init_sigma, steps = trained_for(saved, folder)
         network = saved.build(dtype)
-        return cls(network, codec_of(saved, folder, vae), init_sigma, steps, batch_size)
+        codec = codec_of(saved, folder, vae)
+        return cls(network, codec, init_sigma, steps, batch_size, Path(folder))
 
     @property
     def at_once(self) -> int:
@@ -158,6 +164,29 @@ class OneStepGenerator:
         """`sample_latents` in one batch, on a CPU too: quicker there, but the others in the
         batch show in the rounding."""
         return self._latents(self._check(class_labels, seeds, steps))
+
+    def to_diffusers(self, folder: str | os.PathLike[str], *, replace: bool = False) -> Path:
+        """Writes the generator as a folder that diffusers and `from_pretrained` read.
+
+            DiffusionPipeline.from_pretrained(
+                folder, custom_pipeline="pipeline", trust_remote_code=True
+            )
+
+        makes the same images. Weights go as they are in the generator's own folder, whatever they
+        are computed in; that folder itself is completed where it is.
+
+        Args:
+            folder: what is written.
+            replace: whether a network folder that is there may go.
+
+        Raises:
+            CodecError: the VAE is not there.
+            SidScaleError: the generator comes from no folder, something is there, or it cannot be
+                written.
+        """
+        if self.folder is None:
+            raise GeneratorError("to_diffusers: the generator was loaded from no folder")
+        return write_diffusers_folder(self.folder, Path(folder), self.codec, replace=replace)
 
     def _each(self, samples: Samples, make: Callable[[Samples], Tensor]) -> Tensor:
         """`make` of all samples, in parts that suit the device."""
