@@ -89,9 +89,6 @@ def test_nothing_here_runs_the_files_of_a_folder(folder: Path, tmp_path: Path):
     (folder / "model_index.json").write_text(json.dumps(index))
     generator = OneStepGenerator.from_pretrained(folder)
     assert generator.generate([0], [0]).dtype == torch.uint8
-    out = tmp_path / "images"
-    arguments = ["--classes", "0", "--seeds", "0", "--out", str(out)]
-    assert main(["generate", "--generator", str(folder), *arguments]) == 0
     assert main(["card", str(folder), "--samples", "4"]) == 0
     assert export(folder, tmp_path / "d") == 0
     assert not (tmp_path / "ran").exists()
