@@ -18,6 +18,7 @@ BASE = {
     "errors",
     "image_grid",
     "inputs_changed",
+    "measurements",
     "metrics_log",
     "paths",
     "process_pool",

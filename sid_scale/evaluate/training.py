@@ -36,6 +36,7 @@ from sid_scale.evaluate.references.files import find_references
 from sid_scale.evaluate.samplers import UNIFORM, check_seeds, class_histogram
 from sid_scale.generators.folder import adopt_class_names, adopt_vae
 from sid_scale.generators.generator import condition_of
+from sid_scale.measurements import BASIS, PREFIX, read_basis
 from sid_scale.methods import GENERATOR
 from sid_scale.metrics_log import read_metrics
 from sid_scale.networks.compile_blocks import sampling
@@ -43,9 +44,7 @@ from sid_scale.ranks import on_first_rank
 from sid_scale.zero import retention
 from sid_scale.zero.saved import MANIFEST
 
-PREFIX = "evaluation/"  # of the figures' names in metrics.jsonl and TensorBoard
 BEST_GENERATOR = "best_generator"
-BASIS = "evaluation.json"  # what figures were measured with
 
 
 class AverageSampler:
@@ -219,22 +218,13 @@ def comparable_metrics(
     Raises:
         OutputError: the disk is full, the folder read-only ...
     """
-    before = _read_basis(run / BASIS)
+    before = read_basis(run / BASIS)
     same = before.get("measured_with") == basis
     since = min(before["since_images"], images_seen) if same else images_seen
     now = {"since_images": since, "measured_with": basis}
     if now != before:
         write_text(run / BASIS, json.dumps(now, indent=2) + "\n")
     return {seen: figure for seen, figure in _logged_metrics(run, metric).items() if seen > since}
-
-
-def _read_basis(path: Path) -> dict[str, Any]:
-    """What evaluation.json says; nothing if it is not there or damaged."""
-    try:
-        basis = json.loads(path.read_text())
-        return basis if isinstance(basis["since_images"], int) else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
 
 
 def _logged_metrics(run: Path, metric: str) -> dict[int, float]:
