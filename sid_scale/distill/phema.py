@@ -271,7 +271,7 @@ def complete(folder: Path, run: Path) -> list[str]:
     additions: dict[str, Callable[[], object]] = {
         "VAE": lambda: adopt_vae(folder, codec_of(read_description(folder), folder)),
         "class names": lambda: adopt_class_names(folder, _teacher(run)),
-        CARD: lambda: write_card(folder),
+        CARD: lambda: write_card(folder, run=run),
     }
     for what, add in additions.items():
         try:
