@@ -216,8 +216,8 @@ def test_figures_come_back_from_the_card_with_their_protocol(folder: Path):
     }
     assert (
         "| fd_pixels | 0.625 | 50,000 images, mean of 2 times (min 0.5, std 0.125), "
-        "seeds 0 to 99,999, classes: uniform, NFE 1, bfloat16, against reference.npz (SHA-256 cdcdcdcdcd), "
-        "in evaluation/final/metrics.json |"
+        "seeds 0 to 99,999, classes: uniform, NFE 1, bfloat16, "
+        "against reference.npz (SHA-256 cdcdcdcdcd), in evaluation/final/metrics.json |"
     ) in written.text
     assert str(folder.parent) not in str(written)
     figures.unlink()
