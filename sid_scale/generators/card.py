@@ -13,7 +13,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from sid_scale.atomic import atomic_write
 from sid_scale.codecs import VAE_CONFIG
-from sid_scale.errors import SidScaleError
+from sid_scale.errors import SidScaleError, UsageError
 from sid_scale.generators.card_facts import (
     METHODS,
     on_one_line,
@@ -137,9 +137,9 @@ def _is_numeric(figure: Figure) -> bool:
 
 
 def _check_id(name: str | None) -> None:
-    """Raises CardError for what can be no id of a model or data set on the hub."""
+    """Raises UsageError for what can be no id of a model or data set on the hub."""
     try:
         if name is not None:
             validate_repo_id(name)
     except HFValidationError as error:
-        raise CardError(f"{name!r:.80} is no id on the hub, such as user/repo: {error}") from error
+        raise UsageError(f"{name!r:.80} is no id on the hub, such as user/repo") from error

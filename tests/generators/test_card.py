@@ -12,7 +12,8 @@ from huggingface_hub import ModelCard
 
 from sid_scale import OneStepGenerator
 from sid_scale.demo.prepare import TEACHER
-from sid_scale.generators.card import CardError, write_card
+from sid_scale.errors import UsageError
+from sid_scale.generators.card import write_card
 from sid_scale.generators.folder import GeneratorError
 from sid_scale.hashing import sha256_file
 from sid_scale.networks.folder import NetworkFolder, load_network, save_network
@@ -235,7 +236,7 @@ def test_data_that_nobody_knows_have_no_name_unless_one_is_given(folder: Path):
 @pytest.mark.faults
 @pytest.mark.parametrize("option", ["repo", "base_model", "dataset"])
 def test_what_is_no_id_on_the_hub_is_told(folder: Path, option: str):
-    with pytest.raises(CardError, match=r"'a b\\nc' is no id on the hub, such as user/repo"):
+    with pytest.raises(UsageError, match=r"'a b\\nc' is no id on the hub, such as user/repo"):
         write_card(folder, **{option: "a b\nc"})
     assert not (folder / "README.md").exists()
 

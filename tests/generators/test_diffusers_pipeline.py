@@ -15,6 +15,7 @@ from diffusers.utils import dynamic_modules_utils
 
 from sid_scale import OneStepGenerator
 from sid_scale.errors import SidScaleError
+from sid_scale.generators.diffusers_pipeline import OneStepNetwork, OneStepPipeline
 from sid_scale.generators.folder import GeneratorError
 from tests.conftest import ROOT
 from tests.generators.tiny import demo_generator, save_generator, tiny_generator
@@ -127,6 +128,16 @@ def test_a_vae_that_is_given_takes_the_place_of_the_folders(latent: Path, tmp_pa
         vae.decoder.conv_out.bias += 1
     images = load(folder, vae=vae)(CLASSES, seeds=SEEDS).images
     assert bits(images).float().mean() > generator.generate(CLASSES, SEEDS).float().mean() + 20
+
+
+@pytest.mark.parametrize("kind", ["latent", "pixel"])
+def test_it_loads_without_trust_where_the_classes_are_named(kind: str, tmp_path: Path, request):
+    generator = OneStepGenerator.from_pretrained(request.getfixturevalue(kind))
+    folder = generator.to_diffusers(tmp_path / "d")
+    for name in ("pipeline.py", "generator/sid_scale.generators.diffusers_pipeline.py"):
+        (folder / name).write_text("raise AssertionError\n")
+    pipe = OneStepPipeline.from_pretrained(folder, generator=OneStepNetwork.from_pretrained(folder))
+    assert torch.equal(bits(pipe(CLASSES, seeds=SEEDS).images), generator.generate(CLASSES, SEEDS))
 
 
 def test_outputs_are_those_of_other_pipelines(pixel: Path, pipe):
