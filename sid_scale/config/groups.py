@@ -111,6 +111,21 @@ class SnapshotConfig:
 
 
 @dataclass(frozen=True, config=SETTINGS)
+class WandbConfig:
+    """The run on Weights & Biases, which the package wandb logs to."""
+
+    project: str
+    """project that the run belongs to"""
+    entity: str | None = None
+    """user or team that the project belongs to; null: the account's own"""
+    name: str | None = None
+    """of the run; null: that of run_dir"""
+    mode: Literal["online", "offline", "disabled"] | None = None
+    """offline writes to run_dir/wandb alone, for `wandb sync`; null: as WANDB_MODE says, else
+    online"""
+
+
+@dataclass(frozen=True, config=SETTINGS)
 class LogConfig:
     """When metrics and sample grids are logged."""
 
@@ -120,6 +135,8 @@ class LogConfig:
     """images between two sample grids; 0: none"""
     samples: Positive = 36
     """images in a grid"""
+    wandb: WandbConfig | None = None
+    """logs to Weights & Biases, too, all that TensorBoard shows; null: no"""
 
 
 @dataclass(frozen=True, config=SETTINGS)

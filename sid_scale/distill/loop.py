@@ -17,9 +17,10 @@ from sid_scale.distill.outputs import (
 )
 from sid_scale.distill.step import apply
 from sid_scale.distill.telemetry import Telemetry
+from sid_scale.distill.wandb_board import check_wandb
 from sid_scale.errors import SidScaleError
 from sid_scale.methods import GENERATOR
-from sid_scale.ranks import Ranks, limit_waiting, on_any_rank
+from sid_scale.ranks import Ranks, limit_waiting, on_any_rank, on_first_rank
 from sid_scale.zero import power_ema
 from sid_scale.zero.ema import ema_decay
 from sid_scale.zero.fragments import parameter_shapes
@@ -57,9 +58,9 @@ def train(
 ) -> Progress:
     """Distils a teacher as `config` says, until it is done or asked to stop. Collective.
 
-    Leaves config.yaml, metrics.jsonl, tensorboard/, samples/, checkpoints/, best_generator/ (if it
-    is evaluated), ema_snapshots/ (if it keeps several averages) and, at the end, generator/ in the
-    run folder.
+    Leaves config.yaml, metrics.jsonl, tensorboard/, wandb/ (if it is asked for), samples/,
+    checkpoints/, best_generator/ (if it is evaluated), ema_snapshots/ (if it keeps several
+    averages) and, at the end, generator/ in the run folder.
 
     Args:
         stop: None: the run is never asked to stop.
@@ -71,6 +72,7 @@ def train(
         SidScaleError: something given cannot be used, or updates keep failing.
     """
     stop = stop or NoStopRequest()
+    on_first_rank(lambda: check_wandb(config))
     run = build_run(config, ranks)
     limit_waiting(config.collective_timeout_seconds)
     checkpoints = Checkpoints(run)

@@ -1,20 +1,16 @@
-"""The log of a run: a progress bar, metrics.jsonl, TensorBoard. Rank 0 alone writes."""
+"""The log of a run: a progress bar, lines, and boards (boards.py). Rank 0 alone writes."""
 
-import json
-import math
 import resource
 import sys
 import time
-from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from sid_scale.config.run import RunConfig
+from sid_scale.distill.boards import open_boards
 from sid_scale.distill.build import Progress
-from sid_scale.metrics_log import METRICS
 from sid_scale.ranks import Ranks
 
 LOSS = "loss/"  # prefix of the terms that the line beside the bar shows
@@ -25,13 +21,9 @@ class Telemetry:
 
     def __init__(self, config: RunConfig, ranks: Ranks, images_seen: int):
         self._ranks = ranks
-        self._folder = Path(config.run_dir)
         self._noted: dict[str, float] = {}
         self.start_clock(images_seen)
         if ranks.is_first:
-            self._metrics = open(self._folder / METRICS, "a", buffering=1)  # noqa: SIM115
-            board = str(self._folder / "tensorboard")
-            self._board = SummaryWriter(board, purge_step=images_seen + 1)
             self._bar = tqdm(
                 total=config.total_images,
                 initial=images_seen,
@@ -42,6 +34,7 @@ class Telemetry:
                 mininterval=1.0 if sys.stderr.isatty() else 60.0,  # seconds; logs stay short
                 file=sys.stderr,
             )
+            self._boards = open_boards(config, images_seen, self.say)
 
     def start_clock(self, images_seen: int) -> None:
         """The first iteration begins now."""
@@ -54,11 +47,11 @@ class Telemetry:
     def __enter__(self) -> "Telemetry":
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object, *exception: object) -> None:
         if self._ranks.is_first:
             self._bar.close()
-            self._board.close()
-            self._metrics.close()
+            for board in self._boards:
+                board.close(failed=kind is not None)
 
     def tick(self, images: int) -> None:
         """`images` more have been seen."""
@@ -82,15 +75,8 @@ class Telemetry:
         values["memory_gb"] = _memory_gb(self._ranks.device)
         values["skipped_updates"] = skipped_updates
         values.update({f"learning_rate/{role}": lr for role, lr in learning_rates.items()})
-        record = {
-            "images_seen": images_seen,
-            "time": round(time.time(), 1),  # seconds since 1970
-            **{name: value if math.isfinite(value) else None for name, value in values.items()},
-        }
-        self._metrics.write(json.dumps(record) + "\n")
-        for name, value in values.items():
-            self._board.add_scalar(name, value, images_seen)
-        self._board.flush()
+        for board in self._boards:
+            board.scalars(values, images_seen)
         shown = {tag: value for tag, value in means.items() if tag.startswith(LOSS)}
         losses = " ".join(f"{tag.removeprefix(LOSS)} {v:.4g}" for tag, v in shown.items())
         line = (
@@ -112,7 +98,8 @@ class Telemetry:
 
     def image(self, name: str, image: Tensor, images_seen: int) -> None:
         """Logs a uint8 image (3, H, W). For rank 0."""
-        self._board.add_image(name, image, images_seen)
+        for board in self._boards:
+            board.image(name, image, images_seen)
 
 
 def _memory_gb(device: torch.device) -> float:

@@ -1,0 +1,236 @@
+"""Runs on Weights & Biases, with the real package; its server is a few lines of this file."""
+
+import json
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+import wandb
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from sid_scale import cli
+from sid_scale.config.parse import ConfigError
+from sid_scale.config.run import RunConfig
+from sid_scale.distill import wandb_board
+from sid_scale.distill.loop import train
+from sid_scale.distill.wandb_board import check_wandb
+from sid_scale.metrics_log import read_metrics
+from tests.distill.wandb_files import attempts, config_of, history, run_of
+from tests.ranks import free_port, joined, run_ranks
+from tests.tiny import config, prepare, settings
+
+KEY = "0" * 40
+OFFLINE = {"log.wandb.project": "digits", "log.wandb.mode": "offline"}
+ONLINE = {"log.wandb.project": "digits", "log.wandb.mode": "online"}
+
+
+def at_home(folder: Path, server: str = "http://127.0.0.1:9", key: str = KEY) -> dict[str, str]:
+    """An environment in which wandb knows nothing but what is here."""
+    home = {name: str(folder) for name in ("HOME", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR")}
+    return {**home, "NETRC": str(folder / "netrc"), "WANDB_BASE_URL": server, "WANDB_API_KEY": key}
+
+
+# --- offline -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run whose first attempt died at 24 images, its newest checkpoint being that
+    of 16, and whose second went on from there to 32."""
+    folder = prepare(tmp_path_factory.mktemp("offline"))
+    run_ranks(2, _two_attempts, folder)
+    return folder / "run"
+
+
+def _two_attempts(rank: int, folder: Path) -> None:
+    os.environ.update(at_home(folder))
+    with redirect_stdout(StringIO()):
+        train(config(folder, total_images=24, **OFFLINE), joined())
+        dist.barrier()
+        if rank == 0:
+            shutil.rmtree(folder / "run" / "checkpoints" / "000000000024")
+        dist.barrier()
+        train(config(folder, total_images=32, **OFFLINE), joined())
+
+
+@pytest.mark.distributed
+def test_all_attempts_are_one_run_named_after_the_folder(interrupted: Path):
+    first, second = map(run_of, attempts(interrupted))
+    assert first.run_id == second.run_id
+    assert (first.project, first.display_name) == ("digits", "run")
+
+
+@pytest.mark.distributed
+def test_what_tensorboard_shows_is_there_at_the_same_images_seen(interrupted: Path):
+    board = EventAccumulator(str(interrupted / "tensorboard"), {"scalars": 0, "images": 0})
+    board.Reload()
+    rows = [row for path in attempts(interrupted) for row in history(path)]
+    for name in board.Tags()["scalars"]:
+        shown = {event.step: event.value for event in board.Scalars(name)}
+        logged = {row["images_seen"]: row[name] for row in rows if name in row}
+        assert logged == pytest.approx(shown, rel=1e-6, nan_ok=True), name
+    pictures = {row["images_seen"]: row["samples"] for row in rows if "samples" in row}
+    assert list(pictures) == [event.step for event in board.Images("samples")] == [0, 16, 32]
+    for picture in pictures.values():
+        assert (picture["width"], picture["height"]) == (16, 16)
+        assert list((interrupted / "wandb").glob(f"*/files/{picture['path']}"))
+
+
+@pytest.mark.distributed
+def test_what_a_resumed_run_repeats_comes_later_at_the_same_images_seen(interrupted: Path):
+    first, second = map(history, attempts(interrupted))
+    scalars = [
+        [row["images_seen"] for row in rows if "samples" not in row] for rows in (first, second)
+    ]
+    assert scalars == [[8, 16, 24], [24, 32]]
+    steps = [row["_step"] for row in (*first, *second)]
+    assert steps == list(range(len(steps)))  # none is dropped, none overwritten
+
+
+@pytest.mark.distributed
+def test_the_settings_of_the_last_attempt_are_logged(interrupted: Path):
+    logged = config_of(attempts(interrupted)[-1])
+    assert (logged["batch_size"], logged["total_images"]) == (8, 32)
+    assert logged["objective"]["fake_score"]["learning_rate"] == 5e-5
+
+
+# --- servers that fail ---------------------------------------------------------------------------
+
+
+class Server(BaseHTTPRequestHandler):
+    """Answers what wandb asks until it has a run's first metrics; then no more."""
+
+    gone = threading.Event()
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path.endswith("file_stream") and b"images_seen" in body:
+            self.gone.set()
+        if self.gone.is_set():
+            return  # closes the connection
+        bucket = {"id": "x", "name": "x", "project": {"name": "p", "entity": {"name": "e"}}}
+        answers = {
+            "upsertBucket": {"bucket": bucket, "inserted": True},
+            "createRunFiles": {"runID": "x", "uploadHeaders": [], "files": []},
+            "model": {"bucket": None},  # there is no such run yet
+        }
+        text = json.dumps({"data": answers}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def serving() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.mark.faults
+@pytest.mark.distributed
+def test_a_server_that_fails_ends_no_run_and_loses_nothing(tmp_path: Path):
+    prepare(tmp_path)
+    run_ranks(1, _failing_servers, tmp_path)
+    for name in ("never", "later"):
+        run = tmp_path / name
+        (path,) = [path for path in attempts(run) if history(path)]
+        logged = [row["loss/fake_score"] for row in history(path) if "loss/fake_score" in row]
+        assert logged == [record["loss/fake_score"] for record in read_metrics(run)]
+        assert run_of(path).run_id == json.loads((run / "wandb.json").read_text())["id"]
+
+
+def _failing_servers(rank: int, folder: Path) -> None:
+    wandb_board.PATIENCE_SECONDS = 1.0
+    never = f"http://127.0.0.1:{free_port()}"
+    told = _trained(folder, "never", never)
+    assert "the server cannot be used (" in told
+    assert f"this attempt is logged offline: `wandb sync {folder}" in told
+    with serving() as server:
+        told = _trained(folder, "later", server)
+    assert f"wandb: {server}/e/p/runs/" in told
+    assert Server.gone.is_set()
+
+
+def _trained(folder: Path, name: str, server: str) -> str:
+    """What a run says."""
+    os.environ.update(at_home(folder, server))
+    with redirect_stdout(StringIO()) as told:
+        train(config(folder, run_dir=folder / name, total_images=16, **ONLINE), joined())
+    wandb.teardown()
+    assert "done after 16 images" in told.getvalue()
+    return told.getvalue()
+
+
+# --- before anything starts ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A config that asks for wandb, at home; wandb has forgotten what it knew."""
+    (tmp_path / "run.yaml").write_text("")
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    for name, value in at_home(tmp_path, key="").items():
+        monkeypatch.setenv(name, value)
+
+    def wanted(**overrides: str) -> RunConfig:
+        given = {f"log.wandb.{name}": value for name, value in overrides.items()}
+        return config(tmp_path, **{"log.wandb.project": "digits", **given})
+
+    wandb.teardown()
+    yield wanted
+    wandb.teardown()
+
+
+def test_without_a_login_nothing_starts_but_offline(wanted, monkeypatch: pytest.MonkeyPatch):
+    for settings_of_run in (wanted(), wanted(mode="online")):
+        with pytest.raises(ConfigError, match=r"nobody is logged in .*mode=offline"):
+            check_wandb(settings_of_run)
+    check_wandb(wanted(mode="offline"))
+    check_wandb(wanted(mode="disabled"))
+    monkeypatch.setenv("WANDB_MODE", "offline")  # a site's own choice
+    check_wandb(wanted())
+
+
+def test_with_a_login_it_starts(wanted, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    check_wandb(wanted())
+
+
+@pytest.mark.faults
+def test_what_wandb_refuses_is_one_error(wanted, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(ConfigError, match=r"log\.wandb: .*project"):
+        check_wandb(wanted(project="a/b", mode="offline"))
+    monkeypatch.setenv("WANDB_API_KEY", "too short")
+    with pytest.raises(ConfigError, match=r"log\.wandb: WANDB_API_KEY invalid"):
+        check_wandb(wanted())
+    monkeypatch.setenv("WANDB_MODE", "of")
+    with pytest.raises(ConfigError, match=r"WANDB_MODE=of is none of online, offline, disabled"):
+        check_wandb(wanted())
+
+
+@pytest.mark.faults
+def test_without_the_package_nothing_starts(
+    wanted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    check_wandb(wanted(mode="disabled"))
+    prepare(tmp_path)
+    options = ["--check", "--config", str(tmp_path / "run.yaml")]
+    assert cli.main(["train", *options, *settings(tmp_path, **OFFLINE)]) == 2
+    assert "error: log.wandb: the package wandb is not installed: `pip install" in (
+        capsys.readouterr().err
+    )
