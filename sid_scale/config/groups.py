@@ -135,6 +135,9 @@ class LogConfig:
     """images between two sample grids; 0: none"""
     samples: Positive = 36
     """images in a grid"""
+    peak_tflops: PositiveNumber | None = None
+    """TFLOP/s of a device that `mfu` is the share of; null: as measured at the start, with matrix
+    products in the dtype that the networks compute in"""
     wandb: WandbConfig | None = None
     """logs to Weights & Biases, too, all that TensorBoard shows; null: no"""
 

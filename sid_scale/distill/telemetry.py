@@ -3,6 +3,8 @@
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from tqdm import tqdm
 from sid_scale.config.run import RunConfig
 from sid_scale.distill.boards import open_boards
 from sid_scale.distill.build import Progress
+from sid_scale.distill.throughput import Throughput, Work
 from sid_scale.ranks import Ranks
 
 LOSS = "loss/"  # prefix of the terms that the line beside the bar shows
@@ -19,10 +22,10 @@ LOSS = "loss/"  # prefix of the terms that the line beside the bar shows
 class Telemetry:
     """The log of one run. Use as a context manager."""
 
-    def __init__(self, config: RunConfig, ranks: Ranks, images_seen: int):
+    def __init__(self, config: RunConfig, ranks: Ranks, images_seen: int, work: Work):
         self._ranks = ranks
         self._noted: dict[str, float] = {}
-        self.start_clock(images_seen)
+        self._throughput = Throughput(config, ranks, work)
         if ranks.is_first:
             self._bar = tqdm(
                 total=config.total_images,
@@ -38,11 +41,18 @@ class Telemetry:
 
     def start_clock(self, images_seen: int) -> None:
         """The first iteration begins now."""
-        self._clock, self._images_then = time.perf_counter(), images_seen
+        self._throughput.start(images_seen)
 
     def pause(self, seconds: float) -> None:
         """Leaves out time in which something else than training was done, for the rates."""
-        self._clock += seconds
+        self._throughput.pause(seconds)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, something else than training is done."""
+        began = time.perf_counter()
+        yield
+        self.pause(time.perf_counter() - began)
 
     def __enter__(self) -> "Telemetry":
         return self
@@ -53,25 +63,33 @@ class Telemetry:
             for board in self._boards:
                 board.close(failed=kind is not None)
 
+    def updated(self, label: str) -> None:
+        """A batch went through an update."""
+        self._throughput.updated(label)
+
     def tick(self, images: int) -> None:
         """`images` more have been seen."""
         if self._ranks.is_first:
             self._bar.update(images)
 
     def report(
-        self, progress: Progress, means: dict[str, float], learning_rates: dict[str, float]
+        self,
+        progress: Progress,
+        means: dict[str, float],
+        learning_rates: dict[str, float],
+        waited: float,
     ) -> None:
-        """Writes one logging interval."""
+        """Writes one logging interval. Collective.
+
+        Args:
+            waited: seconds that this rank has waited for data since the first iteration.
+        """
         images_seen, skipped_updates = progress.images_seen, progress.skipped_updates
-        now = time.perf_counter()
-        rate = (images_seen - self._images_then) / (now - self._clock)
-        self._clock, self._images_then = now, images_seen
+        rates = self._throughput.read(images_seen, waited)
         if not self._ranks.is_first:
             return
-        values = {**means, **self._noted}
+        values = {**means, **self._noted, **rates}
         self._noted = {}
-        values["images_per_second"] = rate
-        values["images_per_second_per_device"] = rate / self._ranks.world_size
         values["memory_gb"] = _memory_gb(self._ranks.device)
         values["skipped_updates"] = skipped_updates
         values.update({f"learning_rate/{role}": lr for role, lr in learning_rates.items()})
