@@ -143,6 +143,20 @@ class LogConfig:
 
 
 @dataclass(frozen=True, config=SETTINGS)
+class ProfileConfig:
+    """Which iterations PyTorch's profiler looks at."""
+
+    at_images: Natural
+    """images seen when the first of them begins"""
+    steps: Annotated[Positive, Field(le=20)] = 3
+    """iterations"""
+    memory: Flag = True
+    """whether a memory snapshot is written, too; of GPUs alone"""
+    ranks: Literal["first", "all"] = "first"
+    """ranks that write one"""
+
+
+@dataclass(frozen=True, config=SETTINGS)
 class EvaluationConfig:
     """When the averaged generator is measured, and by what."""
 

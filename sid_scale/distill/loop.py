@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
+from torch.profiler import record_function
+
 from sid_scale.config.run import RunConfig
 from sid_scale.distill.ahead import waited
 from sid_scale.distill.build import Progress, Run, build_run
@@ -16,6 +18,7 @@ from sid_scale.distill.outputs import (
     write_final_generator,
     write_generator,
 )
+from sid_scale.distill.profile import ProfileWindow
 from sid_scale.distill.step import apply
 from sid_scale.distill.telemetry import Telemetry
 from sid_scale.distill.throughput import CountFlop, work_of
@@ -61,9 +64,9 @@ def train(
 ) -> Progress:
     """Distils a teacher as `config` says, until it is done or asked to stop. Collective.
 
-    Leaves config.yaml, metrics.jsonl, tensorboard/, wandb/ (if it is asked for), samples/,
-    checkpoints/, best_generator/ (if it is evaluated), ema_snapshots/ (if it keeps several
-    averages) and, at the end, generator/ in the run folder.
+    Leaves config.yaml, metrics.jsonl, tensorboard/, samples/, checkpoints/, best_generator/ (if it
+    is evaluated), ema_snapshots/ (if it keeps several averages), wandb/ and profile/ (if asked for)
+    and, at the end, generator/ in the run folder.
 
     Args:
         stop: None: the run is never asked to stop.
@@ -88,6 +91,7 @@ def train(
     with (
         run.open_streams() as streams,
         Telemetry(config, ranks, progress.images_seen, work) as telemetry,
+        ProfileWindow(config, ranks, telemetry) as window,
     ):
         for line in (*messages, *trained_shares(run), *work.messages, *resumed.messages):
             telemetry.say(line)
@@ -99,11 +103,13 @@ def train(
         stopping, _ = on_any_rank(stop.asked(), False)
         while progress.images_seen < config.total_images and not stopping:
             # One iteration: every update of the method.
+            window.next_iteration(progress.images_seen)
             run.set_learning_rates()
             for update in run.method.updates(progress.images_seen):
                 network = run.networks[update.role]
                 searching, scale = network.loss_scale_can_fall, network.loss_scale
-                applied = apply(run, update, streams[update.role], meter)
+                with record_function(f"{update.label} update"):  # its name in `profile`'s trace
+                    applied = apply(run, update, streams[update.role], meter)
                 telemetry.updated(update.label)
                 if not applied and searching:
                     telemetry.say(_searches(update.role, scale, network.loss_scale))

@@ -152,6 +152,9 @@ def test_presets_load(name: str):
         ({"method": "sid2a"}, "sid2a starts from a given generator: set generator_init"),
         ({"log": {"wandb": {"projct": "p"}}}, r"unknown key log\.wandb\.projct; did you mean 'pro"),
         ({"log": {"wandb": {"name": "n"}}}, r"log\.wandb\.project is missing and has no default"),
+        ({"profile": {"steps": 2}}, r"profile\.at_images is missing and has no default"),
+        ({"profile": {"at_images": 0, "steps": 21}}, r"profile\.steps: 21 is above 20"),
+        ({"profile": {"at_images": 10}}, r"at_images 10 is not below total_images 10"),
         ({"log": {"wandb": True}}, r"log\.wandb: expected a group of settings, got True"),
         (
             {"log": {"wandb": {"project": "p", "mode": "of"}}},
