@@ -87,15 +87,16 @@ class WandbBoard:
         self._id, self._step = _read_identity(self._folder)
         self._run: Any = None
         try:
-            self._run = self._start(config, settings)
+            run = self._start(config, settings)
+            self._step = max(self._step, run.step)
+            run.define_metric(STEP_AXIS)
+            run.define_metric("*", step_metric=STEP_AXIS)
         except Exception as error:
             say(f"wandb: no run could be started, there will be none: {_in_one_line(error)}")
+            _end_service()
             return
-        self._step = max(self._step, self._run.step)
-        self._keep_identity()
-        self._run.define_metric(STEP_AXIS)
-        self._run.define_metric("*", step_metric=STEP_AXIS)
-        say(f"wandb: {self._run.url or self._run.settings.sync_dir}")
+        say(f"wandb: {run.settings.sync_dir if run.offline else run.url}")
+        self._run = run
         self._queue: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._hand_over, name="wandb", daemon=True)
         self._thread.start()
@@ -112,10 +113,10 @@ class WandbBoard:
             return
         self._failed = failed
         self._queue.put(None)
-        self._thread.join(self._patience + 10)
+        self._thread.join(2 * self._patience)
         if self._thread.is_alive():
             self._say("wandb: its process does not answer and is ended; `wandb sync` completes it")
-            _end_service()  # else this process would wait for it when it ends
+            _end_service()
 
     def _log(self, values: Mapping[str, Any], images_seen: int) -> None:
         if self._run is not None:
@@ -219,6 +220,7 @@ def _read_identity(folder: Path) -> tuple[str, int]:
 
 
 def _end_service() -> None:
+    """Ends wandb's process: else this one would wait for it at its own end."""
     for child in psutil.Process().children():
         if child.name().startswith("wandb-core"):
             child.kill()

@@ -1,21 +1,21 @@
-"""Runs on Weights & Biases, with the real package; its server is a few lines of this file."""
+"""Runs on Weights & Biases, with the real package; its server is a few lines (wandb_server.py)."""
 
 import json
 import os
 import shutil
+import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 import torch.distributed as dist
-import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import wandb
 from sid_scale import cli
 from sid_scale.config.parse import ConfigError
 from sid_scale.config.run import RunConfig
@@ -24,15 +24,17 @@ from sid_scale.distill.loop import train
 from sid_scale.distill.wandb_board import check_wandb
 from sid_scale.metrics_log import read_metrics
 from tests.distill.wandb_files import attempts, config_of, history, run_of
-from tests.ranks import free_port, joined, run_ranks
+from tests.distill.wandb_server import serving
+from tests.ranks import joined, run_ranks
 from tests.tiny import config, prepare, settings
 
 KEY = "0" * 40
+NOBODY = "http://127.0.0.1:9"  # a port on which nobody listens
 OFFLINE = {"log.wandb.project": "digits", "log.wandb.mode": "offline"}
 ONLINE = {"log.wandb.project": "digits", "log.wandb.mode": "online"}
 
 
-def at_home(folder: Path, server: str = "http://127.0.0.1:9", key: str = KEY) -> dict[str, str]:
+def at_home(folder: Path, server: str = NOBODY, key: str = KEY) -> dict[str, str]:
     """An environment in which wandb knows nothing but what is here."""
     home = {name: str(folder) for name in ("HOME", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR")}
     return {**home, "NETRC": str(folder / "netrc"), "WANDB_BASE_URL": server, "WANDB_API_KEY": key}
@@ -96,83 +98,114 @@ def test_what_a_resumed_run_repeats_comes_later_at_the_same_images_seen(interrup
 
 
 @pytest.mark.distributed
+def test_wandb_sync_makes_one_run_of_all_attempts(interrupted: Path):
+    with serving() as server:
+        subprocess.run(
+            [Path(sys.executable).with_name("wandb"), "sync", "--yes", interrupted / "wandb"],
+            env={**os.environ, **at_home(interrupted, server.url)},
+            check=True,
+            capture_output=True,
+        )
+        rows = [json.loads(row) for row in server.history]
+    assert [row["_step"] for row in rows] == list(range(len(rows)))
+    assert [row["images_seen"] for row in rows if "samples" not in row] == [
+        *(8, 16, 24),
+        *(24, 32),
+    ]
+
+
+@pytest.mark.distributed
 def test_the_settings_of_the_last_attempt_are_logged(interrupted: Path):
     logged = config_of(attempts(interrupted)[-1])
     assert (logged["batch_size"], logged["total_images"]) == (8, 32)
     assert logged["objective"]["fake_score"]["learning_rate"] == 5e-5
 
 
-# --- servers that fail ---------------------------------------------------------------------------
+# --- online --------------------------------------------------------------------------------------
 
 
-class Server(BaseHTTPRequestHandler):
-    """Answers what wandb asks until it has a run's first metrics; then no more."""
-
-    gone = threading.Event()
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.path.endswith("file_stream") and b"images_seen" in body:
-            self.gone.set()
-        if self.gone.is_set():
-            return  # closes the connection
-        bucket = {"id": "x", "name": "x", "project": {"name": "p", "entity": {"name": "e"}}}
-        answers = {
-            "upsertBucket": {"bucket": bucket, "inserted": True},
-            "createRunFiles": {"runID": "x", "uploadHeaders": [], "files": []},
-            "model": {"bucket": None},  # there is no such run yet
-        }
-        text = json.dumps({"data": answers}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text)
-
-    def log_message(self, *_: object) -> None:
-        pass
+@pytest.fixture(scope="module")
+def online(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of runs with servers that behave or do not, and of what each said."""
+    folder = prepare(tmp_path_factory.mktemp("online"))
+    run_ranks(1, _online, folder)
+    return folder
 
 
-@contextmanager
-def serving() -> Iterator[str]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+def _online(rank: int, folder: Path) -> None:
+    wandb_board.PATIENCE_SECONDS = 2.0
+    with serving() as server:
+        _train(folder, "requeued", server.url, total_images=16)
+        _train(folder, "requeued", server.url, total_images=32)
+        (folder / "history.json").write_text(json.dumps([json.loads(r) for r in server.history]))
+    with serving(dies=True) as server:
+        _train(folder, "left", server.url)
+        assert server.is_dead
+    _train(folder, "alone", NOBODY)
+    _freeze_when_metrics_come()
+    _train(folder, "frozen", NOBODY, **{"log.wandb.mode": "offline"})
+
+
+def _train(folder: Path, name: str, server: str, **given: object) -> None:
+    os.environ.update(at_home(folder, server))
+    settings_of_run = {**ONLINE, "total_images": 16, "run_dir": folder / name, **given}
+    with redirect_stdout(StringIO()) as told:
+        train(config(folder, **settings_of_run), joined())
+    (folder / f"{name}.txt").write_text(told.getvalue())
+    wandb.teardown()
+
+
+def _freeze_when_metrics_come() -> None:
+    """From now on wandb's process hangs when there is something to log."""
+    log = wandb_board.WandbBoard.scalars
+
+    def freeze_and_log(*arguments: Any) -> None:
+        for child in psutil.Process().children():
+            if child.name().startswith("wandb-core"):
+                child.suspend()
+        log(*arguments)
+
+    wandb_board.WandbBoard.scalars = freeze_and_log
+    wandb.teardown = lambda: None  # there is nothing left to tear down
+
+
+@pytest.mark.distributed
+def test_online_a_requeued_run_goes_on_behind_what_the_server_has(online: Path):
+    rows = json.loads((online / "history.json").read_text())
+    assert [row["_step"] for row in rows] == list(range(len(rows)))
+    assert [row["images_seen"] for row in rows if "samples" not in row] == [8, 16, 24, 32]
+    assert "/entity/project/runs/" in (online / "requeued.txt").read_text()
 
 
 @pytest.mark.faults
 @pytest.mark.distributed
-def test_a_server_that_fails_ends_no_run_and_loses_nothing(tmp_path: Path):
-    prepare(tmp_path)
-    run_ranks(1, _failing_servers, tmp_path)
-    for name in ("never", "later"):
-        run = tmp_path / name
-        (path,) = [path for path in attempts(run) if history(path)]
-        logged = [row["loss/fake_score"] for row in history(path) if "loss/fake_score" in row]
-        assert logged == [record["loss/fake_score"] for record in read_metrics(run)]
-        assert run_of(path).run_id == json.loads((run / "wandb.json").read_text())["id"]
+@pytest.mark.parametrize("name", ["left", "alone"])
+def test_a_server_that_fails_ends_no_run_and_loses_nothing(online: Path, name: str):
+    assert "done after 16 images" in (online / f"{name}.txt").read_text()
+    (path,) = [path for path in attempts(online / name) if history(path)]
+    logged = [row["loss/fake_score"] for row in history(path) if "loss/fake_score" in row]
+    assert logged == [record["loss/fake_score"] for record in read_metrics(online / name)]
+    assert run_of(path).run_id == identity(online / name)
 
 
-def _failing_servers(rank: int, folder: Path) -> None:
-    wandb_board.PATIENCE_SECONDS = 1.0
-    never = f"http://127.0.0.1:{free_port()}"
-    told = _trained(folder, "never", never)
-    assert "the server cannot be used (" in told
-    assert f"this attempt is logged offline: `wandb sync {folder}" in told
-    with serving() as server:
-        told = _trained(folder, "later", server)
-    assert f"wandb: {server}/e/p/runs/" in told
-    assert Server.gone.is_set()
+@pytest.mark.faults
+@pytest.mark.distributed
+def test_without_a_server_an_attempt_is_offline_and_says_how_to_send_it(online: Path):
+    told = (online / "alone.txt").read_text()
+    assert "wandb: the server cannot be used (" in told
+    assert f"logged offline: `wandb sync {online / 'alone' / 'wandb' / 'offline-run-'}" in told
 
 
-def _trained(folder: Path, name: str, server: str) -> str:
-    """What a run says."""
-    os.environ.update(at_home(folder, server))
-    with redirect_stdout(StringIO()) as told:
-        train(config(folder, run_dir=folder / name, total_images=16, **ONLINE), joined())
-    wandb.teardown()
-    assert "done after 16 images" in told.getvalue()
-    return told.getvalue()
+@pytest.mark.faults
+@pytest.mark.distributed
+def test_wandbs_process_may_hang(online: Path):
+    told = (online / "frozen.txt").read_text()
+    assert "done after 16 images" in told
+    assert "wandb: its process does not answer and is ended" in told
+
+
+def identity(run: Path) -> str:
+    return json.loads((run / "wandb.json").read_text())["id"]
 
 
 # --- before anything starts ----------------------------------------------------------------------
