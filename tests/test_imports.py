@@ -49,7 +49,7 @@ MAY_IMPORT = {
     "presets": {"config", "networks"},
     "report": RUN | {"evaluate", "generators", "jobs"},
     "demo": RUN | {"evaluate", "generators"},
-    "train": RUN | {"evaluate", "jobs", "cli"},
+    "train": RUN | {"estimate", "evaluate", "jobs", "cli"},
     "commands": RUN | {"estimate", "evaluate", "generators", "jobs", "presets", "report", "train"},
     "cli": {"commands"},
     "__init__": {"generators"},

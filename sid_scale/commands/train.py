@@ -45,6 +45,9 @@ def run(options: argparse.Namespace) -> int:
 
     settings_of(config, accumulation=1)  # before the ranks are joined
     if options.check:
+        from sid_scale.distill.wandb_board import check_wandb
+
+        check_wandb(config)
         print(f"{options.config}: settings are sound, and so is deepspeed {config.deepspeed}")
         return 0
     return train(config, options.stop_file)

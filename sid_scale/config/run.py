@@ -33,6 +33,7 @@ from sid_scale.config.groups import (
     EvaluationConfig,
     LearningRates,
     LogConfig,
+    ProfileConfig,
     SnapshotConfig,
     StreamConfig,
 )
@@ -112,6 +113,8 @@ class RunConfig:
     snapshot: SnapshotConfig = field(default_factory=SnapshotConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    profile: ProfileConfig | None = None
+    """writes a trace and a memory snapshot of a few iterations to run_dir/profile; null: no"""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def learning_rate_scale(self, images_seen: int) -> float:
@@ -188,6 +191,11 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     objective: Any = build(OBJECTIVES[method], settings.get("objective", {}), "objective.")
     config = build(RunConfig, {**settings, "objective": objective})
     config.accumulation(world_size=1)
+    if config.profile is not None and config.profile.at_images >= config.total_images:
+        raise ConfigError(
+            f"profile.at_images {config.profile.at_images} is not below total_images "
+            f"{config.total_images}: the run would end before"
+        )
     if hasattr(objective, "check"):
         objective.check(config)
     return config
