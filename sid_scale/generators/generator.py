@@ -13,7 +13,7 @@ import operator
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,10 +24,13 @@ from sid_scale.diffusion.noise import SeededNoise
 from sid_scale.dtypes import COMPUTE
 from sid_scale.generators.diffusers_folder import write_diffusers_folder
 from sid_scale.generators.folder import GeneratorError, codec_of, trained_for
+from sid_scale.generators.interpolation import slerp
 from sid_scale.networks import Architecture
 from sid_scale.networks.denoiser import Denoiser
 from sid_scale.networks.folder import CONFIG, load_network
 from sid_scale.thread_map import one_thread_each
+
+T = TypeVar("T")
 
 RGB = 3
 BATCH = 32  # samples that a GPU computes at once
@@ -135,6 +138,33 @@ class OneStepGenerator:
         self.load_codec()
         return self._each(samples, lambda part: self.codec.decode(self._latents(part)))
 
+    def interpolate(
+        self, class_label: int | None, seeds: tuple[int, int], count: int, steps: int | None = None
+    ) -> Tensor:
+        """`count` images of a class on the way from one seed to another, both ends among them:
+        uint8 (count, 3, H, W) on the device. The noise is interpolated spherically.
+
+        Raises:
+            GeneratorError: as `generate`; or `count` is below 2.
+            CodecError: the VAE cannot be found.
+        """
+        labels = None if class_label is None else [class_label] * 2
+        samples = self._check(labels, seeds, steps)
+        if count < 2:
+            raise GeneratorError(f"{count} images: a way has two ends, so two or more are wanted")
+        self.load_codec()
+        way = torch.linspace(0, 1, count)
+        z, step_noise = self._noise(samples)
+        z = slerp(z[0], z[1], way)
+        between = [slerp(noise[0], noise[1], way) for noise in step_noise]
+        step_noise = torch.stack(between) if between else z.new_zeros(0, *z.shape)
+
+        def make(part: slice) -> Tensor:
+            classes = samples.classes[:1] * len(z[part])
+            return self.codec.decode(self._denoised(classes, z[part], step_noise[:, part]))
+
+        return self._in_parts(make, self._parts(count))
+
     def load_codec(self) -> None:
         """Loads what turns latents into images; `generate` does so when it is first called.
 
@@ -190,16 +220,35 @@ class OneStepGenerator:
 
     def _each(self, samples: Samples, make: Callable[[Samples], Tensor]) -> Tensor:
         """`make` of all samples, in parts that suit the device."""
-        if self.device.type == "cpu":
-            return torch.cat(one_thread_each(make, _split(samples, 1)))
-        return torch.cat([make(part) for part in _split(samples, self.batch_size)])
+        parts = [
+            Samples(samples.classes[part], samples.seeds[part], samples.steps)
+            for part in self._parts(len(samples.seeds))
+        ]
+        return self._in_parts(make, parts)
 
-    @torch.no_grad()
+    def _parts(self, count: int) -> list[slice]:
+        """What the device computes at once."""
+        size = 1 if self.device.type == "cpu" else self.batch_size
+        return [slice(start, start + size) for start in range(0, count, size)]
+
+    def _in_parts(self, make: Callable[[T], Tensor], parts: Sequence[T]) -> Tensor:
+        if self.device.type == "cpu":
+            return torch.cat(one_thread_each(make, parts))
+        return torch.cat([make(part) for part in parts])
+
     def _latents(self, samples: Samples) -> Tensor:
+        return self._denoised(samples.classes, *self._noise(samples))
+
+    def _noise(self, samples: Samples) -> tuple[Tensor, Tensor]:
+        """What the samples start from, (N, C, h, w), and what is added between their steps,
+        (steps - 1, N, C, h, w)."""
         shape = self.network.architecture.sample_shape
         noise = SeededNoise(samples.seeds, self.device)
-        z, step_noise = generator_inputs(noise, noise, shape, samples.steps)
-        condition = condition_of(samples.classes, self.network.architecture, self.device)
+        return generator_inputs(noise, noise, shape, samples.steps)
+
+    @torch.no_grad()
+    def _denoised(self, classes: Sequence[int], z: Tensor, step_noise: Tensor) -> Tensor:
+        condition = condition_of(classes, self.network.architecture, self.device)
         return generate(self.network, z, step_noise, condition, self.init_sigma)
 
     def _check(
@@ -236,12 +285,6 @@ def condition_of(
 ) -> Tensor | None:
     """Classes as a network is given them: (N,) int64 on the device; None if it knows no classes."""
     return torch.tensor(classes, device=device) if architecture.label_dim else None
-
-
-def _split(samples: Samples, size: int) -> list[Samples]:
-    classes, seeds, steps = samples
-    starts = range(0, len(seeds), size)
-    return [Samples(classes[i : i + size], seeds[i : i + size], steps) for i in starts]
 
 
 def _integers(values: Iterable[int], name: str) -> list[int]:

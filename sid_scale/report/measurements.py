@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sid_scale.evaluate.features import HIGHER_IS_BETTER
+from sid_scale.evaluate.features import HIGHER_IS_BETTER, family_of
 from sid_scale.measurements import (
     MeasurementError,
     figures_in,
@@ -38,10 +38,16 @@ TITLES = {
     "fd_dinov2": "FD-DINOv2",
     "fd_pixels": "FD in pixels",
     "fd_latents": "FD in latents",
+    "fdr": "FDr",
+    "kid": "KID",
+    "kd_dinov2": "KD-DINOv2",
+    "mind": "MIND",
     DEMO_FD: "FD of the demo (8x8 grey)",
     "is": "Inception Score",
     "precision": "precision",
     "recall": "recall",
+    "density": "density",
+    "coverage": "coverage",
 }
 METRICS = {
     name: MetricKind(title, "higher" if name in HIGHER_IS_BETTER else "lower")
@@ -50,8 +56,8 @@ METRICS = {
 
 
 def metric_kind(name: str) -> MetricKind:
-    """Of a known metric or, by its own name, of another."""
-    return METRICS.get(name, MetricKind(name, ""))
+    """Of a known metric or, by its own name, of another: a distance over an encoder is one."""
+    return METRICS.get(name, MetricKind(name, "lower" if family_of(name) else ""))
 
 
 def in_order(names: Iterable[str]) -> list[str]:
