@@ -39,7 +39,7 @@ TITLES = {
     "fd_dinov2": "FD-DINOv2",
     "fd_pixels": "FD in pixels",
     "fd_latents": "FD in latents",
-    DEMO_FD: "FD of the demo (8x8 grey)",
+    DEMO_FD: "Fréchet distance (8x8 grey)",
     "is": "Inception Score",
     "precision": "precision",
     "recall": "recall",
@@ -75,13 +75,13 @@ class Network:
 
     @property
     def title(self) -> str:
-        """A teacher by its number of evaluations, a generator by what it has seen."""
+        """A teacher by its NFE, a generator by what it has seen."""
         guided = self.guidance is not None and self.guidance != 1
         guidance = f", guidance {self.guidance:g}" if guided else ""
         if self.kind == TEACHER:
-            many = f", {self.evaluations} evaluations" if self.evaluations else ""
+            many = f", {self.evaluations} NFE" if self.evaluations else ""
             return f"teacher{many}{guidance}"
-        seen = f", {self.images_seen:,} images" if self.images_seen is not None else ""
+        seen = f" after {self.images_seen:,} images" if self.images_seen is not None else ""
         width = f", average of width {self.relative_width:g}" if self.relative_width else ""
         return f"{self.kind}{seen}{width}{guidance}"
 
@@ -172,7 +172,8 @@ def read_evaluation(path: Path) -> Measurement:
 
 
 def read_demo_summary(path: Path) -> list[Measurement]:
-    """What `python -m sid_scale.demo judge` has measured: teacher, generator at start and end.
+    """What `python -m sid_scale.demo judge` has measured: the teacher, and every snapshot of the
+    generator. A summary without snapshots has the generator at start and end.
 
     Raises:
         MeasurementError: it cannot be read.
@@ -182,10 +183,15 @@ def read_demo_summary(path: Path) -> list[Measurement]:
     for name, value in fields.items():
         if match := re.fullmatch(r"teacher_fd_(\d{1,6})", name):
             found.append((Network(TEACHER, evaluations=int(match[1])), value))
-    for name, seen in (("student_fd_start", 0), ("student_fd", fields.get("images_seen"))):
-        found.append(
-            (Network(GENERATOR, images_seen=_integer(seen), evaluations=1), fields.get(name))
-        )
+    generators: dict[int | None, Any] = {
+        int(seen): value
+        for seen, value in _group(fields, "student_fd_snapshots").items()
+        if re.fullmatch(r"[0-9]{1,18}", seen)
+    }
+    generators[0] = fields.get("student_fd_start")
+    generators[_integer(fields.get("images_seen"))] = fields.get("student_fd")
+    for seen, value in sorted(generators.items(), key=lambda item: item[0] or 0):
+        found.append((Network(GENERATOR, images_seen=seen, evaluations=1), value))
     return [
         Measurement(Path(path.name), network, {DEMO_FD: float(value)})
         for network, value in found
