@@ -22,6 +22,14 @@ def path(text: str) -> Path:
     return Path(location(text))
 
 
+def encoder(text: str) -> tuple[str, Path]:
+    """`NAME=FILE`, an encoder's name and the file of its weights."""
+    name, _, file = text.partition("=")
+    if not (name and file):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=FILE")
+    return name, path(file)
+
+
 def positive(text: str) -> int:
     """A whole number from 1 on."""
     if (number := int(text)) < 1:
