@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from sid_scale.errors import SidScaleError
-from sid_scale.evaluate.features import HIGHER_IS_BETTER
+from sid_scale.evaluate.features import (
+    FDR,
+    FRECHET,
+    HIGHER_IS_BETTER,
+    KERNEL,
+    LATENTS,
+    MONGE,
+    NEIGHBOURS,
+    PIXELS,
+    family_of,
+)
 
 FORMAT_VERSION = 1
 # Of a metrics.json, what is no metric.
@@ -34,15 +44,23 @@ class MetricKind(NamedTuple):
     better: str  # "lower", "higher", or "" if not known
 
 
+FAMILY_TITLES = {FRECHET: "FD", KERNEL: "KD", MONGE: "MIND"}
 TITLES = {
     "fid": "FID",
     "fd_dinov2": "FD-DINOv2",
-    "fd_pixels": "FD in pixels",
-    "fd_latents": "FD in latents",
+    FDR: "FDr",
+    "kid": "KID",
+    "kd_dinov2": "KD-DINOv2",
+    "mind": "MIND",
+    "mind_dinov2": "MIND-DINOv2",
+    **{
+        family + features: f"{title} in {features}"
+        for family, title in FAMILY_TITLES.items()
+        for features in (PIXELS, LATENTS)
+    },
     DEMO_FD: "Fréchet distance (8x8 grey)",
     "is": "Inception Score",
-    "precision": "precision",
-    "recall": "recall",
+    **{name: name for name in NEIGHBOURS},
 }
 METRICS = {
     name: MetricKind(title, "higher" if name in HIGHER_IS_BETTER else "lower")
@@ -51,8 +69,12 @@ METRICS = {
 
 
 def metric_kind(name: str) -> MetricKind:
-    """Of a known metric or, by its own name, of another."""
-    return METRICS.get(name, MetricKind(name, ""))
+    """Of a known metric, of one by an encoder of the user's, or by its own name of another."""
+    if name in METRICS:
+        return METRICS[name]
+    if family := family_of(name):
+        return MetricKind(f"{FAMILY_TITLES[family]}-{name.removeprefix(family)}", "lower")
+    return MetricKind(name, "")
 
 
 def in_order(names: Iterable[str]) -> list[str]:

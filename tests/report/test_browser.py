@@ -18,7 +18,7 @@ from tests.report.folders import options, page_of, write_records, write_run
 from tests.tiny import write_data
 
 pytestmark = pytest.mark.browser
-DESK, PHONE = (1200, 900), (390, 844)
+DESK, PHONE, PAPER = (1200, 900), (390, 844), (718, 1000)  # A4, without its margins
 LONG = "a_name_without_any_place_to_break_it_" * 8
 
 
@@ -140,7 +140,7 @@ def test_where_no_time_is_recorded_there_is_nothing_to_choose(tmp_path: Path):
 
 
 def test_on_paper_it_is_light_and_shows_the_chosen_axis(page: Path):
-    with browser.browser(*PHONE, scheme="dark") as driver:
+    with browser.browser(*PAPER, scheme="dark") as driver:
         browser.open_page(driver, page)
         driver.find_element(By.ID, "axis-hours").click()
         browser.print_media(driver, "dark")

@@ -2,6 +2,8 @@
 
 import pytest
 
+from sid_scale.evaluate.features import HIGHER_IS_BETTER, METRICS
+from sid_scale.report.measurements import metric_kind
 from sid_scale.report.titles import loss_title, titled
 
 
@@ -28,6 +30,18 @@ def test_a_quantity_has_a_title_with_its_unit_and_a_label(name: str, title: str,
 def test_quantities_of_other_units_do_not_share_a_plot():
     names = ("checkpoint/pause_seconds", "checkpoint/gigabytes", "checkpoint/write_seconds")
     assert len({titled(name).title for name in names}) == 3
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_every_metric_has_a_title_and_says_what_is_better(metric: str):
+    title, better = metric_kind(metric)
+    assert "_" not in title
+    assert better == ("higher" if metric in HIGHER_IS_BETTER else "lower")
+
+
+def test_a_metric_by_an_encoder_of_the_users_names_it():
+    assert metric_kind("kd_clip") == ("KD-clip", "lower")
+    assert metric_kind("never_heard_of") == ("never_heard_of", "")
 
 
 def test_a_loss_is_called_one():
