@@ -11,7 +11,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sid_scale.evaluate.features import HIGHER_IS_BETTER, family_of
+from sid_scale.evaluate.features import (
+    FDR,
+    FRECHET,
+    HIGHER_IS_BETTER,
+    KERNEL,
+    LATENTS,
+    MONGE,
+    NEIGHBOURS,
+    PIXELS,
+    family_of,
+)
 from sid_scale.measurements import (
     MeasurementError,
     figures_in,
@@ -33,21 +43,23 @@ class MetricKind(NamedTuple):
     better: str  # "lower", "higher", or "" if not known
 
 
+FAMILY_TITLES = {FRECHET: "FD", KERNEL: "KD", MONGE: "MIND"}
 TITLES = {
     "fid": "FID",
     "fd_dinov2": "FD-DINOv2",
-    "fd_pixels": "FD in pixels",
-    "fd_latents": "FD in latents",
-    "fdr": "FDr",
+    FDR: "FDr",
     "kid": "KID",
     "kd_dinov2": "KD-DINOv2",
     "mind": "MIND",
-    DEMO_FD: "FD of the demo (8x8 grey)",
+    "mind_dinov2": "MIND-DINOv2",
+    **{
+        family + features: f"{title} in {features}"
+        for family, title in FAMILY_TITLES.items()
+        for features in (PIXELS, LATENTS)
+    },
+    DEMO_FD: "Fréchet distance (8x8 grey)",
     "is": "Inception Score",
-    "precision": "precision",
-    "recall": "recall",
-    "density": "density",
-    "coverage": "coverage",
+    **{name: name for name in NEIGHBOURS},
 }
 METRICS = {
     name: MetricKind(title, "higher" if name in HIGHER_IS_BETTER else "lower")
@@ -56,8 +68,12 @@ METRICS = {
 
 
 def metric_kind(name: str) -> MetricKind:
-    """Of a known metric or, by its own name, of another: a distance over an encoder is one."""
-    return METRICS.get(name, MetricKind(name, "lower" if family_of(name) else ""))
+    """Of a known metric, of one by an encoder of the user's, or by its own name of another."""
+    if name in METRICS:
+        return METRICS[name]
+    if family := family_of(name):
+        return MetricKind(f"{FAMILY_TITLES[family]}-{name.removeprefix(family)}", "lower")
+    return MetricKind(name, "")
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -80,13 +96,13 @@ class Network:
 
     @property
     def title(self) -> str:
-        """A teacher by its number of evaluations, a generator by what it has seen."""
+        """A teacher by its NFE, a generator by what it has seen."""
         guided = self.guidance is not None and self.guidance != 1
         guidance = f", guidance {self.guidance:g}" if guided else ""
         if self.kind == TEACHER:
-            many = f", {self.evaluations} evaluations" if self.evaluations else ""
+            many = f", {self.evaluations} NFE" if self.evaluations else ""
             return f"teacher{many}{guidance}"
-        seen = f", {self.images_seen:,} images" if self.images_seen is not None else ""
+        seen = f" after {self.images_seen:,} images" if self.images_seen is not None else ""
         width = f", average of width {self.relative_width:g}" if self.relative_width else ""
         return f"{self.kind}{seen}{width}{guidance}"
 
@@ -164,7 +180,8 @@ def read_evaluation(path: Path) -> Measurement:
 
 
 def read_demo_summary(path: Path) -> list[Measurement]:
-    """What `python -m sid_scale.demo judge` has measured: teacher, generator at start and end.
+    """What `python -m sid_scale.demo judge` has measured: the teacher, and every snapshot of the
+    generator. A summary without snapshots has the generator at start and end.
 
     Raises:
         MeasurementError: it cannot be read.
@@ -174,10 +191,15 @@ def read_demo_summary(path: Path) -> list[Measurement]:
     for name, value in fields.items():
         if match := re.fullmatch(r"teacher_fd_(\d{1,6})", name):
             found.append((Network(TEACHER, evaluations=int(match[1])), value))
-    for name, seen in (("student_fd_start", 0), ("student_fd", fields.get("images_seen"))):
-        found.append(
-            (Network(GENERATOR, images_seen=integer(seen), evaluations=1), fields.get(name))
-        )
+    generators: dict[int | None, Any] = {
+        int(seen): value
+        for seen, value in group(fields, "student_fd_snapshots").items()
+        if re.fullmatch(r"[0-9]{1,18}", seen)
+    }
+    generators[0] = fields.get("student_fd_start")
+    generators[integer(fields.get("images_seen"))] = fields.get("student_fd")
+    for seen, value in sorted(generators.items(), key=lambda item: item[0] or 0):
+        found.append((Network(GENERATOR, images_seen=seen, evaluations=1), value))
     return [
         Measurement(Path(path.name), network, {DEMO_FD: float(value)})
         for network, value in found
