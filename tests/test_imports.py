@@ -25,6 +25,7 @@ BASE = {
     "seeding",
     "tensor_file",
     "hashing",
+    "hub",
     "thread_map",
 }
 GROUND = {"config", "networks", "pickles", "diffusion"}

@@ -22,6 +22,14 @@ def path(text: str) -> Path:
     return Path(location(text))
 
 
+def network(text: str) -> str:
+    """A network's folder, or its name on the hub: a folder is written ./user/repo if need be."""
+    return location(text)
+
+
+network.__name__ = "network folder or name on the hub"
+
+
 def positive(text: str) -> int:
     """A whole number from 1 on."""
     if (number := int(text)) < 1:

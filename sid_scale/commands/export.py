@@ -10,11 +10,16 @@ that they have. EDM2's own `Precond` always has an uncertainty head, which a gen
 
 import argparse
 
-from sid_scale.commands.arguments import check_least, path
+from sid_scale.commands.arguments import check_least, network, path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("generator", type=path, metavar="GENERATOR_DIR", help="a network folder")
+    parser.add_argument(
+        "generator",
+        type=network,
+        metavar="GENERATOR_DIR",
+        help="a network folder, or its name on the hub",
+    )
     parser.add_argument("out", type=path, metavar="OUT.safetensors", help="the file to write")
     parser.add_argument("--force", action="store_true", help="replace the file if it is there")
     parser.add_argument(
@@ -28,13 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     check_least(options, logvar=0)
+    from sid_scale.hub import local_folder
     from sid_scale.networks.edm2.silent_logvar import with_silent_logvar
     from sid_scale.networks.export import export_network
     from sid_scale.networks.folder import load_network
 
-    network = load_network(options.generator)
+    saved = load_network(local_folder(options.generator))
     if options.logvar:
-        network = with_silent_logvar(network, options.logvar)
-    export_network(network, options.out, replace=options.force)
-    print(f"{options.out}: {len(network.state)} tensors")
+        saved = with_silent_logvar(saved, options.logvar)
+    export_network(saved, options.out, replace=options.force)
+    print(f"{options.out}: {len(saved.state)} tensors")
     return 0

@@ -16,7 +16,9 @@ from sid_scale.errors import UsageError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--check", action="store_true", help="look at the settings alone, and start nothing"
+        "--check",
+        action="store_true",
+        help="look at the settings alone, fetch networks that are on the hub, and start nothing",
     )
     parser.add_argument("--config", required=True, help="a YAML file, or the name of a preset")
     parser.add_argument(
@@ -40,11 +42,13 @@ def run(options: argparse.Namespace) -> int:
             f"    sbatch --nodes=N slurm/distill.sbatch {what.removeprefix('--config ')}"
         )
     # These import torch and DeepSpeed, which take their time: a typo should not.
+    from sid_scale.config.networks import local_networks
     from sid_scale.train import train
     from sid_scale.zero.settings import settings_of
 
     settings_of(config, accumulation=1)  # before the ranks are joined
     if options.check:
+        local_networks(config)  # so that they are there when the run begins
         print(f"{options.config}: settings are sound, and so is deepspeed {config.deepspeed}")
         return 0
     return train(config, options.stop_file)

@@ -13,6 +13,7 @@ from sid_scale.config.fields import (
     Location,
     Locations,
     Natural,
+    NetworkLocation,
     NotNegative,
     Number,
     Positive,
@@ -141,8 +142,8 @@ class EvaluationConfig:
     """files of reference statistics"""
     inception: Location | None = None
     """inception-2015-12-05.pt, or weights of pytorch-fid or torch-fidelity"""
-    dinov2: Location | None = None
-    """folder of facebook/dinov2-large"""
+    dinov2: NetworkLocation | None = None
+    """folder of facebook/dinov2-large, or that name on the hub"""
     best_by: str | None = None
     """metric by which the best generator is kept; null: the first"""
     vae_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
