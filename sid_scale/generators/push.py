@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
 from safetensors import SafetensorError, safe_open
 
 from sid_scale import hub
@@ -95,7 +96,7 @@ def _check_card(card: Path, *, unmeasured: bool) -> None:
         data: Any = ModelCard(text, ignore_metadata_errors=False).data
     except FileNotFoundError as error:
         raise PushError(f"{card.parent}: no {CARD} there: {write} writes the card") from error
-    except (OSError, ValueError, TypeError, LookupError) as error:
+    except (OSError, ValueError, TypeError, LookupError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]
         raise PushError(f"{card}: no model card ({reason}): {write} writes it anew") from error
     if str(data.get("license") or "unknown") == "unknown":
