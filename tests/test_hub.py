@@ -6,13 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
+from torch.multiprocessing import ProcessExitedException
 
 from sid_scale import OneStepGenerator
 from sid_scale.cli import main
-from sid_scale.hub import FetchError, HubError, is_name, local_folder, name_of
+from sid_scale.hub import FetchError, HubError, is_name, local_folder, name_of, on_every_node
+from sid_scale.ranks import Ranks
 from tests.generators.tiny import demo_generator, save_generator, tiny_generator
-from tests.hub_server import Hub, files_of
-from tests.ranks import free_port
+from tests.hub_server import Hub, files_of, use_hub
+from tests.ranks import free_port, run_joined
 from tests.tiny import tiny_folder
 
 NAME = "user/tiny"
@@ -199,3 +201,41 @@ def test_commands_take_names(tiny: Hub, tmp_path: Path, capsys: pytest.CaptureFi
     assert (whole / "vae" / "config.json").is_file()
     assert main(["card", str(whole), "--vae", "user/no-vae"]) == 2
     assert "error: --vae: user/no-vae: there is no such folder" in capsys.readouterr().err
+
+
+def _both_on_one_node(ranks: Ranks, address: str, cache: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        use_hub(address, cache, patch)
+        found = on_every_node({"teacher": NAME})
+        assert (found["teacher"] / "model.safetensors").is_file()
+        on_every_node({"guide": "user/none"})
+
+
+@pytest.mark.distributed
+@pytest.mark.faults
+def test_an_error_of_the_rank_that_fetches_ends_all_and_is_told_once(
+    tiny: Hub, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    with pytest.raises(ProcessExitedException):
+        run_joined(2, _both_on_one_node, tiny.address, tmp_path / "c")
+    said = capfd.readouterr().err
+    assert said.count("error: guide: user/none: there is no such folder here") == 1
+    assert tiny.fetched("model.safetensors") == 1
+
+
+def _each_a_node(ranks: Ranks, address: str, caches: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        use_hub(address, caches / str(ranks.rank), patch)
+        patch.setenv("LOCAL_RANK", "0")
+        on_every_node({"teacher": NAME})
+
+
+@pytest.mark.distributed
+def test_every_node_fetches_the_commit_that_the_first_has_found(tiny: Hub, tmp_path: Path):
+    run_joined(2, _each_a_node, tiny.address, tmp_path)
+    assert tiny.fetched("model.safetensors") == 2
+    commit = tiny.models[NAME].refs["main"]
+    revisions = [line.rsplit("/", 1)[1] for line in tiny.asked if f"{NAME}/revision" in line]
+    assert sorted(revisions) == sorted(["main", commit])
+    for rank in ("0", "1"):
+        assert (tmp_path / rank / "models--user--tiny" / "snapshots" / commit).is_dir()
