@@ -10,8 +10,12 @@ import argparse
 import os
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sid_scale.errors import UsageError
+
+if TYPE_CHECKING:
+    from sid_scale.config.run import RunConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,13 +46,31 @@ def run(options: argparse.Namespace) -> int:
             f"    sbatch --nodes=N slurm/distill.sbatch {what.removeprefix('--config ')}"
         )
     # These import torch and DeepSpeed, which take their time: a typo should not.
-    from sid_scale.config.networks import local_networks
     from sid_scale.train import train
     from sid_scale.zero.settings import settings_of
 
     settings_of(config, accumulation=1)  # before the ranks are joined
     if options.check:
-        local_networks(config)  # so that they are there when the run begins
+        _fetch(config)
         print(f"{options.config}: settings are sound, and so is deepspeed {config.deepspeed}")
         return 0
     return train(config, options.stop_file)
+
+
+def _fetch(config: "RunConfig") -> None:
+    """Fetches what a run names on the hub, so that it is there when the run begins.
+
+    Raises:
+        SidScaleError: it cannot be had.
+    """
+    from sid_scale.codecs import VAECodec, open_codec
+    from sid_scale.config.networks import local_networks
+    from sid_scale.hub import is_name
+    from sid_scale.networks.folder import read_description
+
+    teacher = Path(local_networks(config).teacher)
+    if not (config.log.samples_every_images and teacher.is_dir()):
+        return
+    codec = open_codec(read_description(teacher).codec, beside=teacher)
+    if isinstance(codec, VAECodec) and is_name(codec.folder):
+        codec.check()

@@ -1,5 +1,6 @@
 """Runs whose teacher, guide and start are on the hub, and the commands that look at them."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from sid_scale.cli import main
 from sid_scale.config.networks import local_networks
 from sid_scale.config.run import load_config
 from sid_scale.distill.loop import train
+from sid_scale.networks.folder import save_network
 from tests.generators.tiny import save_generator
 from tests.hub_server import Hub, files_of, use_hub
 from tests.ranks import joined, run_ranks
@@ -72,6 +74,12 @@ def test_of_two_ranks_one_fetches_and_the_run_says_what(run: Path, hub: Hub):
     assert [json.loads(line)["images_seen"] for line in records] == [8, 16, 24, 32]
 
 
+def latent_teacher(folder: Path, vae: str) -> Path:
+    codec = {"kind": "vae", "vae": vae, "scale": [1] * 3, "bias": [0] * 3}
+    save_network(folder, dataclasses.replace(tiny_folder(), codec=codec))
+    return folder
+
+
 def words(run: Path, **overrides: object) -> list[str]:
     return ["--config", str(run / "run.yaml"), *settings(run, **{**ON_HUB, **overrides})]
 
@@ -79,6 +87,11 @@ def words(run: Path, **overrides: object) -> list[str]:
 def test_check_fetches_what_a_run_names(run: Path, hub: Hub, capsys: pytest.CaptureFixture[str]):
     assert main(["train", "--check", *words(run)]) == 0
     assert hub.fetched("model.safetensors") == 3
+    hub.model("user/latents", files_of(latent_teacher(run / "latents", vae="user/vae")))
+    hub.model("user/vae", {"config.json": b"{}", "diffusion_pytorch_model.safetensors": b"vae"})
+    seen = ["log.samples_every_images=8"]
+    assert main(["train", "--check", *words(run, teacher="user/latents"), *seen]) == 0
+    assert hub.fetched("diffusion_pytorch_model.safetensors") == 1
     assert main(["train", "--check", *words(run, teacher="user/none")]) == 2
     said = capsys.readouterr().err
     assert "error: teacher: user/none: there is no such folder here, and no such model" in said
