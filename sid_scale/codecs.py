@@ -280,11 +280,14 @@ def open_codec(description: dict[str, Any], beside: str | Path | None = None) ->
             f"vae {vae!r}, scale {scale!r}, bias {bias!r}"
         )
     try:
-        folder = Path(expand(vae))
+        expanded = expand(vae)
     except ValueError as error:
         raise CodecError(f"the VAE codec, {vae}: {error}") from error
+    folder = Path(expanded)
     if beside is not None and (Path(beside) / folder).is_dir():
         folder = Path(beside) / folder
+    elif expanded != vae:  # what the environment holds is nothing to ask the hub for
+        folder = folder.absolute()
     return VAECodec(folder, scale, bias)
 
 

@@ -30,7 +30,7 @@ FILES = (
     "README.md",
 )
 NAMES = "user/repo or user/repo@revision"
-OPTIONS = ("generator", "teacher", "guide", "network", "codec", "vae", "dinov2", "start")
+OPTIONS = ("generator", "teacher", "guide", "network", "vae", "dinov2", "start")
 LIBRARY = "sid_scale"  # as the hub counts downloads
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
@@ -190,7 +190,7 @@ def _snapshot_of(name: Name, cache_dir: Place | None, ask: bool) -> Path:
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import LocalEntryNotFoundError, RevisionNotFoundError
 
-    ask = ask and not constants.is_offline_mode()
+    ask = ask and not constants.HF_HUB_OFFLINE
     is_pinned = name.revision is not None and _COMMIT.fullmatch(name.revision)
     if not ask or is_pinned:
         try:

@@ -10,6 +10,7 @@ from torch.multiprocessing import ProcessExitedException
 
 from sid_scale import OneStepGenerator
 from sid_scale.cli import main
+from sid_scale.codecs import CodecError, open_codec
 from sid_scale.hub import FetchError, HubError, is_name, local_folder, name_of, on_every_node
 from sid_scale.ranks import Ranks
 from tests.generators.tiny import demo_generator, save_generator, tiny_generator
@@ -101,6 +102,17 @@ def test_a_vae_that_config_json_names_comes_from_the_hub(hub: Hub, tmp_path: Pat
     assert made.codec.describe()["vae"] == "user/vae"
     named = OneStepGenerator.from_pretrained(whole, vae="user/vae")
     assert torch.equal(named.codec.decode(latents), known.codec.decode(latents))
+
+
+@pytest.mark.faults
+def test_what_the_environment_holds_is_not_sent(
+    tiny: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("SECRET", "swordfish")
+    codec = {"kind": "vae", "vae": "user/$SECRET", "scale": [1] * 3, "bias": [0] * 3}
+    with pytest.raises(CodecError, match=r"no config\.json there"):
+        open_codec(codec).check()
+    assert not tiny.asked
 
 
 @pytest.mark.faults
