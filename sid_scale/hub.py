@@ -149,8 +149,10 @@ def on_every_node(given: Mapping[str, Place]) -> dict[str, Path]:
 
 
 def _pinned(given: Place, folder: Path) -> str:
-    """What leads other ranks to the same contents."""
-    return os.fspath(given) if os.path.exists(given) else name_of(folder) or str(folder)
+    """What leads other ranks to the same contents, or nowhere."""
+    if os.path.exists(given):
+        return os.path.join(".", given)  # which is no name
+    return name_of(folder) or str(folder)
 
 
 def fill_options(

@@ -1,6 +1,8 @@
 """Networks by their names on the hub, fetched from one that runs on this machine."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -215,24 +217,53 @@ def test_commands_take_names(tiny: Hub, tmp_path: Path, capsys: pytest.CaptureFi
     assert "error: --vae: user/no-vae: there is no such folder" in capsys.readouterr().err
 
 
+@contextmanager
+def noted(file: Path) -> Iterator[None]:
+    """Writes a rank's error to a file, too."""
+    try:
+        yield
+    except HubError as error:
+        file.write_text(str(error))
+        raise
+
+
 def _both_on_one_node(ranks: Ranks, address: str, cache: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         use_hub(address, cache, patch)
         found = on_every_node({"teacher": NAME})
         assert (found["teacher"] / "model.safetensors").is_file()
-        on_every_node({"guide": "user/none"})
+        with noted(cache / "error"):
+            on_every_node({"guide": "user/none"})
 
 
 @pytest.mark.distributed
 @pytest.mark.faults
-def test_an_error_of_the_rank_that_fetches_ends_all_and_is_told_once(
-    tiny: Hub, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-):
+def test_an_error_of_the_rank_that_fetches_ends_all(tiny: Hub, tmp_path: Path):
     with pytest.raises(ProcessExitedException):
         run_joined(2, _both_on_one_node, tiny.address, tmp_path / "c")
-    said = capfd.readouterr().err
-    assert said.count("error: guide: user/none: there is no such folder here") == 1
+    said = (tmp_path / "c" / "error").read_text()
+    assert said.startswith("guide: user/none: there is no such folder here")
     assert tiny.fetched("model.safetensors") == 1
+
+
+def _a_folder_of_one(ranks: Ranks, address: str, place: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        use_hub(address, place / "cache", patch)
+        patch.setenv("LOCAL_RANK", "0")
+        patch.chdir(place / str(ranks.rank))
+        with noted(place / "error"):
+            on_every_node({"teacher": NAME})
+
+
+@pytest.mark.distributed
+@pytest.mark.faults
+def test_a_folder_that_one_node_alone_has_is_not_fetched_by_others(tiny: Hub, tmp_path: Path):
+    for folder in (f"0/{NAME}", "1"):
+        (tmp_path / folder).mkdir(parents=True)
+    with pytest.raises(ProcessExitedException):
+        run_joined(2, _a_folder_of_one, tiny.address, tmp_path)
+    assert f"teacher: ./{NAME}: nothing is there" in (tmp_path / "error").read_text()
+    assert not tiny.asked
 
 
 def _each_a_node(ranks: Ranks, address: str, caches: Path) -> None:

@@ -192,9 +192,9 @@ def test_nccl_is_told_its_devices_and_no_compiler_is_tried_out(ranks: int, bound
     assert [rank.stdout.split() for rank in left] == [["nccl", b, "False"] for b in bound], left
 
 
-def _works(ranks: Ranks) -> None:
+def _works(ranks: Ranks, file: Path) -> None:
     def work() -> str:
-        time.sleep(0.3)  # for several times as long as a rank may be silent here
+        time.sleep(0.3)  # several times as long as between two signs of life
         return "done"
 
     with pytest.MonkeyPatch.context() as patch:
@@ -204,14 +204,19 @@ def _works(ranks: Ranks) -> None:
             "done" if ranks.rank == 1 else None
         )
         assert time.monotonic() - began >= 0.29
-        while_others_wait(_fails if ranks.rank == 1 else None)
+        try:
+            while_others_wait(_fails if ranks.rank == 1 else None)
+        except SidScaleError as error:
+            file.write_text(f"{ranks.rank} {error}")
+            raise
+        time.sleep(60)  # the others are ended
 
 
 def _fails() -> None:
     raise SidScaleError("the hub is not there")
 
 
-def test_ranks_wait_for_one_that_works_and_end_if_it_fails(capfd: pytest.CaptureFixture[str]):
+def test_ranks_wait_for_one_that_works_and_end_if_it_fails(tmp_path: Path):
     with pytest.raises(ProcessExitedException):
-        run_joined(2, _works)
-    assert capfd.readouterr().err.count("error: the hub is not there") == 1
+        run_joined(2, _works, tmp_path / "error")
+    assert (tmp_path / "error").read_text() == "1 the hub is not there"
