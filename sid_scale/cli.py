@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 
 from sid_scale.devices import set_allocator
 from sid_scale.errors import SidScaleError, UsageError, print_once
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0 done, 1 an error, 2 arguments at fault."""
     given = _without_local_rank(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(prog="sid-scale", description=DESCRIPTION, epilog=EPILOG)
+    parser.add_argument("--version", action="version", version=f"sid-scale {_version()}")
     parsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     asked = next((word for word in given if not word.startswith("-")), None)
     for name, (module, does) in COMMANDS.items():
@@ -84,6 +86,14 @@ def _run(options: argparse.Namespace) -> int:
         resumes = "; the same command goes on from here" if options.command in RESUMABLE else ""
         print(f"stopped{resumes}", file=sys.stderr)
         return INTERRUPTED
+
+
+def _version() -> str:
+    """The installed package's version, which pyproject.toml has."""
+    try:
+        return version("sid-scale")
+    except PackageNotFoundError:
+        return "of a source tree that is not installed"
 
 
 def _check_accelerator() -> None:

@@ -30,7 +30,8 @@ FILES = (
     "README.md",
 )
 NAMES = "user/repo or user/repo@revision"
-OPTIONS = ("generator", "teacher", "guide", "network", "vae", "dinov2", "start")
+OPTIONS = ("generator", "teacher", "guide", "network", "vae", "dinov2")
+LISTS = ("start", "encoder")  # options that may be given several times
 LIBRARY = "sid_scale"  # as the hub counts downloads
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
@@ -159,26 +160,35 @@ def fill_options(
     options: argparse.Namespace,
     find: Callable[[Mapping[str, Place]], Mapping[str, Path]] = local_folders,
 ) -> None:
-    """Puts local folders in place of the network folders, VAEs and detectors that a command line
-    names, those that may be fetched.
+    """Puts what is on this machine in place of the networks that a command line names, which are
+    fetched if need be.
 
     Raises:
         HubError: as `local_folder`; says which argument.
     """
-    given: dict[str, Place] = {}
-    for name in OPTIONS:
-        value = getattr(options, name, None)
-        for number, place in enumerate(value if isinstance(value, list) else [value]):
-            if place is not None:
-                given[f"--{name}" + (f" {number + 1}" if isinstance(value, list) else "")] = place
+    named: dict[str, Any] = {n: getattr(options, n, None) for n in (*OPTIONS, *LISTS)}
+    given: dict[str, Place] = {f"--{n}": named[n] for n in OPTIONS if named[n] is not None}
+    for place in named["start"] or ():
+        given[f"--start {place}"] = place
+    for encoder, file in named["encoder"] or ():
+        if is_name(file):
+            given[f"--encoder {encoder}"] = file
     found = find(given) if given else {}
     for name in OPTIONS:
-        value = getattr(options, name, None)
-        if isinstance(value, list):
-            folders = [found[f"--{name} {number + 1}"] for number in range(len(value))]
-            setattr(options, name, folders)
-        elif value is not None:
+        if named[name] is not None:
             setattr(options, name, found[f"--{name}"])
+    if named["start"]:
+        options.start = [found[f"--start {place}"] for place in named["start"]]
+    if named["encoder"]:
+        options.encoder = [
+            (encoder, _weights(found.get(f"--encoder {encoder}", file)))
+            for encoder, file in named["encoder"]
+        ]
+
+
+def _weights(place: Path) -> Path:
+    """The file of weights that is meant by a file, or by a folder with one."""
+    return place / WEIGHTS if place.is_dir() else place
 
 
 def _fetch(name: Name, cache_dir: Place | None, ask: bool) -> Path:

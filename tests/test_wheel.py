@@ -1,6 +1,7 @@
-"""The package works from a wheel, in a folder that holds nothing of the repository."""
+"""What is released: it is whole, and works in a folder that holds nothing of the repository."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,36 +9,43 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+import tomllib
+import yaml
 
 from tests.conftest import ROOT
 from tests.generators.tiny import tiny_generator
 
+OWN = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+
 
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The scripts of a fresh environment into which the wheel is installed.
+def released(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The sdist and the wheel that is built from it, of a copy: a build leaves files behind."""
+    place = tmp_path_factory.mktemp("released")
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True)
+    for name in tracked.stdout.decode().splitlines():
+        (place / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).exists():  # not deleted since
+            shutil.copyfile(ROOT / name, place / "source" / name, follow_symlinks=False)
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(place / "dist")]
+    subprocess.run([*build, str(place / "source")], check=True, capture_output=True, env=OWN)
+    return sorted((place / "dist").iterdir())
+
+
+@pytest.fixture(scope="module")
+def installed(released: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scripts of a fresh environment into which `uv pip` has installed the wheel.
 
     It sees the packages of this environment, but for the repository's own.
     """
     place = tmp_path_factory.mktemp("wheel")
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    source = place / "source"  # a build leaves files beside what it builds
-    source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copyfile(ROOT / name, source / name)
-    for name in ("sid_scale", "ds_configs"):
-        shutil.copytree(ROOT / name, source / name, symlinks=True)
-    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(place), str(source)]
-    without = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    subprocess.run([*pip, *build], check=True, capture_output=True, env=without)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", place / "env"], check=True)
-    python = place / "env" / "bin" / "python"
-    install = ["--python", str(python), "install", "--no-deps", *map(str, place.glob("*.whl"))]
-    subprocess.run([*pip, *install], check=True, capture_output=True, env=without)
+    install = ["uv", "pip", "install", "--quiet", "--no-deps", "--python", str(place / "env")]
+    subprocess.run([*install, str(released[0])], check=True, env=OWN)
     packages = next((place / "env").glob("lib/python*/site-packages"))
     # As a path alone: the .pth file of an editable installation in there is not followed.
     (packages / "shared.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-    return python.parent
+    return place / "env" / "bin"
 
 
 def run(installed: Path, folder: Path, *arguments: str) -> str:
@@ -51,6 +59,37 @@ def run(installed: Path, folder: Path, *arguments: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_both_files_of_a_release_pass_twines_check(released: list[Path]):
+    assert [path.suffix for path in released] == [".whl", ".gz"]
+    subprocess.run(["twine", "check", "--strict", *map(str, released)], check=True)
+
+
+def test_the_version_is_that_of_pyproject_and_types_come_along(installed: Path, tmp_path: Path):
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert run(installed, tmp_path, "--version") == f"sid-scale {version}\n"
+    assert next(installed.parent.glob("lib/python*/site-packages/sid_scale/py.typed")).is_file()
+
+
+def test_uv_runs_it_as_a_tool(released: list[Path], tmp_path: Path):
+    """Its dependencies are left out: they are gigabytes, and `--version` needs none."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = [re.match(r"[\w-]+", wanted)[0] for wanted in project["dependencies"]]
+    (tmp_path / "none").write_text("".join(f"{n} ; sys_platform == 'never'\n" for n in names))
+    tool = ["uv", "tool", "run", "--from", str(released[0]), "sid-scale", "--version"]
+    environment = {**OWN, "UV_OVERRIDE": str(tmp_path / "none")}
+    told = subprocess.run(tool, check=True, capture_output=True, text=True, env=environment).stdout
+    assert told == f"sid-scale {project['version']}\n"
+
+
+def test_the_citation_names_the_papers():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors", "references"} <= set(citation)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    papers = {paper["url"] for paper in citation["references"]}
+    assert papers == set(project["urls"].values())
+    assert citation["license"] == project["license"]
 
 
 def test_the_package_is_the_wheels(installed: Path, tmp_path: Path):

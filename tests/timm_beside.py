@@ -1,13 +1,15 @@
-"""timm and torchvision, beside a torch that torchvision is not built for.
+"""timm, torchvision and torch-fidelity, beside a torch that torchvision is not built for.
 
 PyPI's torchvision is built for CUDA. Beside a torch for the CPU its library is not loaded, and its
 import fails where it extends two operators, as does the import of all that finds it: diffusers,
-transformers. `tools/install.sh` puts both into a folder of their own, out of the way of programs
+transformers. `tools/install.sh` puts them into a folder of their own, out of the way of programs
 that tests start. No feature network uses the operators: here they are names.
 """
 
 import functools
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 import torch
 
 FOLDER = Path(sys.prefix, "timm")
+IS_INSTALLED = find_spec("torchvision") is not None
 
 
 @functools.cache
@@ -24,17 +27,31 @@ def make_timm_importable() -> Any:
 
     What is returned holds the operators: they live as long as the cache keeps it.
     """
-    is_beside = find_spec("torchvision") is None
-    if is_beside:
-        assert FOLDER.is_dir(), f"timm is neither installed nor in {FOLDER}: run tools/test.sh"
-        sys.path.append(str(FOLDER))
-    try:
+    with _beside():
         library = _define_operators()
         import_module("timm")
-    finally:
-        if is_beside:  # processes that this one starts may inherit the path, but no operators
-            sys.path.remove(str(FOLDER))
     return library
+
+
+def import_torch_fidelity(module: str) -> Any:
+    """A module of torch-fidelity, which needs torchvision, too."""
+    make_timm_importable()
+    with _beside():
+        return import_module(f"torch_fidelity.{module}")
+
+
+@contextmanager
+def _beside() -> Iterator[None]:
+    """Inside, packages are found in the folder of their own, if they are in one."""
+    if IS_INSTALLED:
+        yield
+        return
+    assert FOLDER.is_dir(), f"timm is neither installed nor in {FOLDER}: run tools/test.sh"
+    sys.path.append(str(FOLDER))
+    try:
+        yield
+    finally:  # processes that this one starts may inherit the path, but no operators
+        sys.path.remove(str(FOLDER))
 
 
 def _define_operators() -> Any:

@@ -25,9 +25,15 @@ from sid_scale.dtypes import COMPUTE, torch_dtype
 from sid_scale.evaluate.blocks import Block, BlockStore, blocks_of
 from sid_scale.evaluate.detectors import DetectorFiles, Detectors, open_detectors
 from sid_scale.evaluate.engine import STAGES, make_blocks
-from sid_scale.evaluate.features import FEATURES, FRECHET, NEIGHBOURS, check_metrics
+from sid_scale.evaluate.features import (
+    FDR,
+    check_metrics,
+    kind_of,
+    needs_real_features,
+    needs_statistics,
+)
 from sid_scale.evaluate.metrics.from_features import compute_metrics, sum_statistics
-from sid_scale.evaluate.references.files import Reference
+from sid_scale.evaluate.references.find import Reference
 from sid_scale.evaluate.samplers import UNIFORM, GeneratorSampler, class_histogram, classes_of
 from sid_scale.generators.folder import codec_of
 from sid_scale.generators.generator import OneStepGenerator
@@ -54,7 +60,8 @@ def main() -> None:
     options = parser.parse_args()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    metrics = [m for m in check_metrics(options.metrics.split(",")) if m not in NEIGHBOURS]
+    asked = check_metrics(options.metrics.split(","))
+    metrics = [m for m in asked if m != FDR and not needs_real_features(m)]
     with joined_ranks() as ranks, tempfile.TemporaryDirectory() as own:
         folder = on_first_rank(lambda: own)  # of the first rank: all write there
         generator = open_generator(options).to(ranks.device)
@@ -122,9 +129,9 @@ def figures_seconds(
 ) -> float:
     """What the figures take once the features are there; compared with themselves."""
     references = {
-        metric: Reference("", {}, sum_statistics(store, blocks, FEATURES[metric], ranks))
+        metric: Reference("", {}, sum_statistics(store, blocks, kind_of(metric), ranks))
         for metric in metrics
-        if metric in FRECHET
+        if needs_statistics(metric)
     }
     began = time.perf_counter()
     compute_metrics(metrics, references, store, blocks, ranks)

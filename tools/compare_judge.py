@@ -12,7 +12,7 @@ from sid_scale.diffusion.few_step import generate, generator_inputs
 from sid_scale.diffusion.heun import denoiser, heun_sample, steps_for
 from sid_scale.diffusion.noise import SeededNoise, keyed_seeds
 from sid_scale.evaluate.metrics.distances import FeatureStatistics, frechet_distance
-from sid_scale.evaluate.metrics.precision_recall import precision_and_recall
+from sid_scale.evaluate.metrics.neighbours import neighbour_metrics
 from sid_scale.networks.folder import load_network
 from sid_scale.ranks import Ranks
 
@@ -33,7 +33,9 @@ def figures(images: Tensor, labels: Tensor, half: int, ranks: Ranks) -> dict[str
     real, made = pixel_features(real_digits(half)[0]), pixel_features(images)
     distance = frechet_distance(FeatureStatistics.of(made), FeatureStatistics.of(real))
     accuracy = class_accuracy(images, labels)
-    found = {"distance": distance, "accuracy": accuracy, **precision_and_recall(real, made, ranks)}
+    shares = neighbour_metrics(real, made, ranks)
+    found = {"distance": distance, "accuracy": accuracy}
+    found |= {name: shares[name] for name in ("precision", "recall")}
     return {name: round(value, 4) for name, value in found.items()}
 
 

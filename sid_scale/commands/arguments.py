@@ -30,6 +30,14 @@ def network(text: str) -> str:
 network.__name__ = "network folder or name on the hub"
 
 
+def encoder(text: str) -> tuple[str, Path]:
+    """`NAME=FILE`, an encoder's name and the file of its weights."""
+    name, _, file = text.partition("=")
+    if not (name and file):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected NAME=FILE")
+    return name, path(file)
+
+
 def positive(text: str) -> int:
     """A whole number from 1 on."""
     if (number := int(text)) < 1:

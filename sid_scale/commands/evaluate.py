@@ -10,7 +10,7 @@ each rank does its share.
 
 import argparse
 
-from sid_scale.commands.arguments import check_least, location, network, path
+from sid_scale.commands.arguments import check_least, encoder, location, network, path
 from sid_scale.dtypes import COMPUTE
 from sid_scale.errors import UsageError
 
@@ -155,6 +155,12 @@ def _add_reference(parser: argparse.ArgumentParser) -> None:
         help="a network folder whose codec makes latents of images (for fd_latents of a folder of "
         "images)",
     )
+    parser.add_argument(
+        "--held-out",
+        type=path,
+        metavar="DIR",
+        help="other real images, such as the validation set: their distance is what fdr divides by",
+    )
     parser.add_argument("--force", action="store_true", help="replace a file that is there")
     add_detectors(parser)
     _add_vae(parser)
@@ -179,7 +185,8 @@ def add_measurement(parser: argparse._ActionsContainer, *num: str) -> None:
         "--metrics",
         default="fid",
         metavar="LIST",
-        help="of fid, fd_dinov2, is, precision, recall, fd_pixels, fd_latents; separated by commas",
+        help="of fid, kid, mind, is, precision, recall, density, coverage, fdr, and fd_X, kd_X, "
+        "mind_X with X dinov2, pixels, latents or an encoder; separated by commas (default: fid)",
     )
     parser.add_argument(
         "--reference",
@@ -236,13 +243,24 @@ def add_detectors(parser: argparse._ActionsContainer) -> None:
         type=path,
         metavar="FILE",
         help="inception-2015-12-05.pt, or the weights of pytorch-fid or torch-fidelity "
-        "(...-inception-2015-12-05-6726825d.pth); for fid, is, precision and recall",
+        "(...-inception-2015-12-05-6726825d.pth); for fid, kid, mind, is, precision, recall, "
+        "density and coverage",
     )
     parser.add_argument(
         "--dinov2",
         type=network,
         metavar="DIR|NAME",
-        help="facebook/dinov2-large, its folder or its name on the hub, for fd_dinov2",
+        help="facebook/dinov2-large, its folder or its name on the hub, for fd_dinov2 and its like",
+    )
+    parser.add_argument(
+        "--encoder",
+        type=encoder,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME=FILE",
+        help="a network of timm's, NAME or NAME@SIZE, and its weights (safetensors), or the model "
+        "on the hub that has them; for fd_NAME, kd_NAME, mind_NAME and fdr",
     )
 
 

@@ -1,5 +1,6 @@
 """The groups of a run's settings that every method has; `config/run.py` puts them together."""
 
+from dataclasses import field
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -21,6 +22,7 @@ from sid_scale.config.fields import (
     RelativeWidth,
     RelativeWidths,
     Texts,
+    WeightsLocation,
 )
 
 
@@ -144,6 +146,9 @@ class EvaluationConfig:
     """inception-2015-12-05.pt, or weights of pytorch-fid or torch-fidelity"""
     dinov2: NetworkLocation | None = None
     """folder of facebook/dinov2-large, or that name on the hub"""
+    encoders: dict[str, WeightsLocation] = field(default_factory=dict)
+    """networks of timm's: NAME or NAME@SIZE, and the safetensors file with its weights,
+    or the name of a model on the hub that has it"""
     best_by: str | None = None
     """metric by which the best generator is kept; null: the first"""
     vae_dtype: Literal["float32", "bfloat16", "float16"] = "float32"

@@ -4,14 +4,15 @@
   weights as pytorch-fid and torch-fidelity have them. TorchScript is a program and runs as one:
   take it from NVIDIA. EDM and EDM2 fetch the network as a pickle, which only their code can open.
 - DINOv2 ViT-L/14: a folder in transformers' form, config.json and model.safetensors.
+- encoders: networks of timm's, see encoders.py.
 
 A metric's figures compare with published ones only if these are the published files; `metrics.json`
 says the SHA-256 of those that were used.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from sid_scale.errors import SidScaleError
+from sid_scale.evaluate.encoders import open_encoder
 from sid_scale.evaluate.features import (
     DINOV2,
     INCEPTION,
@@ -54,6 +56,13 @@ class DetectorFiles:
 
     inception: Path | None = None
     dinov2: Path | None = None
+    encoders: Mapping[str, Path] = field(default_factory=dict)  # see encoders.py
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of features whose detectors are given."""
+        given = {INCEPTION: self.inception, DINOV2: self.dinov2, **self.encoders}
+        return tuple(kind for kind, file in given.items() if file is not None)
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,12 @@ def open_detectors(metrics: Sequence[str], files: DetectorFiles, device: torch.d
         folder = _existing(files.dinov2, metrics, DINOV2_HELP)
         extract[DINOV2] = DinoV2(folder, device)
         used[DINOV2] = (str(folder), sha256_file(folder / DINOV2_WEIGHTS))
+    for kind, file in files.encoders.items():
+        if kind in kinds:
+            extract[kind], used[kind] = (
+                open_encoder(kind, file, device),
+                (str(file), sha256_file(file)),
+            )
     own = {PIXELS: pixel_features, LATENTS: latent_features}
     extract |= {kind: own[kind] for kind in kinds if kind in own}
     return Detectors({kind: extract[kind] for kind in kinds}, used)

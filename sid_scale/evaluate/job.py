@@ -15,9 +15,21 @@ from sid_scale.codecs import CodecError, IdentityCodec
 from sid_scale.evaluate.blocks import BlockStore, blocks_of
 from sid_scale.evaluate.detectors import DetectorFiles, Detectors, open_detectors
 from sid_scale.evaluate.engine import Stopwatch, extract_features, make_blocks
-from sid_scale.evaluate.features import FEATURES, FRECHET, MetricError, need_images
-from sid_scale.evaluate.metrics.from_features import compute_metrics
-from sid_scale.evaluate.references.files import Reference, check_references, find_references
+from sid_scale.evaluate.features import (
+    FDR,
+    MetricError,
+    check_counts,
+    kind_of,
+    need_images,
+    needs_statistics,
+)
+from sid_scale.evaluate.metrics.from_features import compute_metrics, fdr_ratios
+from sid_scale.evaluate.references.find import (
+    Reference,
+    check_references,
+    find_references,
+    real_counts,
+)
 from sid_scale.evaluate.results import (
     METRICS_FILE,
     print_metrics,
@@ -83,12 +95,18 @@ def open_yardsticks(
     """What the metrics that are asked for need besides images.
 
     Raises:
-        SidScaleError: a file is missing or damaged, or there are no such seeds.
+        SidScaleError: a file is missing or damaged, there are no such seeds, or too few images.
     """
     check_seeds(options.first_seed, options.num * options.repeats)
-    files = DetectorFiles(options.inception, options.dinov2)
-    detectors = open_detectors(options.metrics, files, ranks.device)
-    return detectors, find_references(options.metrics, options.reference)
+    detectors = open_detectors(options.metrics, detector_files(options), ranks.device)
+    references = find_references(options.metrics, options.reference)
+    check_counts(options.metrics, options.num, real_counts(references))
+    return detectors, references
+
+
+def detector_files(options: argparse.Namespace) -> DetectorFiles:
+    """Detectors that a command line names."""
+    return DetectorFiles(options.inception, options.dinov2, dict(options.encoder))
 
 
 def run_evaluation(job: Job, options: argparse.Namespace, ranks: Ranks) -> None:
@@ -125,9 +143,11 @@ def run_evaluation(job: Job, options: argparse.Namespace, ranks: Ranks) -> None:
 
     if ranks.is_first:
         if options.save_features:
-            store.save_features(blocks, {m: FEATURES[m] for m in metrics}, job.out)
+            store.save_features(blocks, {m: kind_of(m) for m in metrics if m != FDR}, job.out)
+        figures = repeat_figures(each)
         measured = {
-            **repeat_figures(each),
+            **figures,
+            **({"fdr_ratios": fdr_ratios(figures, references)} if FDR in metrics else {}),
             **_circumstances(job, options, detectors, references, ranks),
             "seconds": round(time.perf_counter() - began, 1),
             "seconds_by_rank": seconds,
@@ -140,10 +160,10 @@ def run_evaluation(job: Job, options: argparse.Namespace, ranks: Ranks) -> None:
 def warnings_of(metrics: Sequence[str], num: int, sizes: Mapping[str, int]) -> list[str]:
     """What to know of figures from so few samples."""
     return [
-        f"{metric}: {num} images for {sizes[FEATURES[metric]]} features leave the covariance "
+        f"{metric}: {num} images for {sizes[kind_of(metric)]} features leave the covariance "
         "singular; the distance comes out too large by much"
         for metric in metrics
-        if metric in FRECHET and num <= sizes[FEATURES[metric]]
+        if needs_statistics(metric) and num <= sizes[kind_of(metric)]
     ]
 
 
@@ -192,7 +212,7 @@ def _circumstances(
     ranks: Ranks,
 ) -> dict[str, Any]:
     """What metrics.json says besides figures."""
-    seen_by = {metric: detectors.files.get(FEATURES[metric]) for metric in options.metrics}
+    seen_by = {m: detectors.files.get(kind_of(m)) for m in options.metrics}
     return {
         "num": options.num,
         "first_seed": options.first_seed,

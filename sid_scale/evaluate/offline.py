@@ -11,8 +11,14 @@ from sid_scale.codecs import Codec, VAECodec, fetch_once_a_node
 from sid_scale.diffusion.heun import SamplerSettings, steps_for
 from sid_scale.dtypes import torch_dtype
 from sid_scale.errors import SidScaleError, UsageError
-from sid_scale.evaluate.features import MetricError, check_metrics, features_of, need_images
-from sid_scale.evaluate.job import Job, run_evaluation
+from sid_scale.evaluate.features import (
+    MetricError,
+    check_metrics,
+    features_of,
+    need_images,
+    with_fdr_members,
+)
+from sid_scale.evaluate.job import Job, detector_files, run_evaluation
 from sid_scale.evaluate.samplers import (
     GeneratorSampler,
     TeacherSampler,
@@ -37,9 +43,7 @@ def on_ranks(
 ) -> int:
     """Joins the ranks and evaluates; returns the exit status."""
     try:
-        options.metrics = check_metrics(
-            [m.strip() for m in options.metrics.split(",") if m.strip()]
-        )
+        options.metrics = metrics_of(options)
     except MetricError as error:
         raise UsageError(f"{error}") from error
     with joined_ranks() as ranks:
@@ -49,6 +53,17 @@ def on_ranks(
         except KeyboardInterrupt as error:
             raise SidScaleError("interrupted; the same command goes on from here") from error
     return 0
+
+
+def metrics_of(options: argparse.Namespace) -> tuple[str, ...]:
+    """What `--metrics` asks for, and what that is made of.
+
+    Raises:
+        MetricError: a metric does not exist, or FDR has no detectors.
+    """
+    asked = [m.strip() for m in options.metrics.split(",") if m.strip()]
+    files = detector_files(options)
+    return with_fdr_members(check_metrics(asked, files.encoders), files.kinds)
 
 
 def evaluate_generator(options: argparse.Namespace, ranks: Ranks) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sid_scale.atomic import atomic_write
 from sid_scale.evaluate.blocks import BlockError
-from sid_scale.evaluate.features import METRICS
+from sid_scale.evaluate.features import FDR
 
 FORMAT_VERSION = 1
 METRICS_FILE = "metrics.json"
@@ -61,7 +61,8 @@ def read_finished(
         there = all(metric in measured for metric in metrics)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration):
         return None  # not there, or of something else: it is made anew
-    files = all((folder / "features" / f"{metric}.npy").is_file() for metric in metrics)
+    looking = [metric for metric in metrics if metric != FDR]
+    files = all((folder / "features" / f"{metric}.npy").is_file() for metric in looking)
     return measured if there and answers == asked and (files or not features) else None
 
 
@@ -72,8 +73,7 @@ def print_metrics(measured: Mapping[str, Any]) -> None:
     network = measured["network"]
     times = f", {count} times" if count > 1 else ""
     print(f"{network['path']}: {num:,} images{times}, NFE: {network['evaluations']}")
-    for metric in METRICS:
-        if metric in repeats:
-            figures = repeats[metric]
-            spread = f"  min {figures['min']:.6g}  std {figures['std']:.3g}" if count > 1 else ""
-            print(f"    {metric:<12}{figures['mean']:.6g}{spread}")
+    width = max(12, *(len(metric) + 2 for metric in repeats))
+    for metric, figures in repeats.items():
+        spread = f"  min {figures['min']:.6g}  std {figures['std']:.3g}" if count > 1 else ""
+        print(f"    {metric:<{width}}{figures['mean']:.6g}{spread}")

@@ -29,10 +29,17 @@ from sid_scale.dtypes import torch_dtype
 from sid_scale.evaluate.blocks import BLOCK, BlockStore, blocks_of
 from sid_scale.evaluate.detectors import DetectorFiles, open_detectors
 from sid_scale.evaluate.engine import make_blocks
-from sid_scale.evaluate.features import HIGHER_IS_BETTER, MetricError, check_metrics, need_images
+from sid_scale.evaluate.features import (
+    HIGHER_IS_BETTER,
+    MetricError,
+    check_counts,
+    check_metrics,
+    need_images,
+    with_fdr_members,
+)
 from sid_scale.evaluate.job import smoke_test
 from sid_scale.evaluate.metrics.from_features import compute_metrics
-from sid_scale.evaluate.references.files import find_references
+from sid_scale.evaluate.references.find import find_references, real_counts
 from sid_scale.evaluate.samplers import UNIFORM, check_seeds, class_histogram
 from sid_scale.generators.folder import adopt_class_names, adopt_vae
 from sid_scale.generators.generator import condition_of
@@ -90,7 +97,12 @@ class TrainingEvaluation:
         self._run, self._settings = run, run.config.evaluation
         self._offered: int | None = None  # checkpoint that was last compared with the best
         settings = self._settings
-        metrics = check_metrics(settings.metrics)
+        files = DetectorFiles(
+            _path(settings.inception),
+            _path(settings.dinov2),
+            {name: Path(file) for name, file in settings.encoders.items()},
+        )
+        metrics = with_fdr_members(check_metrics(settings.metrics, settings.encoders), files.kinds)
         self._best_by = settings.best_by or metrics[0]
         if self._best_by not in metrics:
             raise MetricError(
@@ -105,12 +117,12 @@ class TrainingEvaluation:
         self._histogram = class_histogram(UNIFORM, label_dim) if uniform else run.histogram
         if isinstance(run.codec, VAECodec):
             run.codec.dtype = torch_dtype(settings.vae_dtype)
-        files = DetectorFiles(_path(settings.inception), _path(settings.dinov2))
         self._detectors = open_detectors(metrics, files, run.ranks.device)
         if need_images(self._detectors.extract):
             fetch_once_a_node(run.codec)
             run.codec.check()
         self._references = find_references(metrics, settings.reference)
+        check_counts(metrics, settings.num, real_counts(self._references))
         smoke_test(self._sampler, self._detectors, self._references)
         # images seen -> figure that decides which generator is the best
         self._values = on_first_rank(self._earlier_values)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sid_scale.commands.evaluate import add_arguments
-from sid_scale.evaluate.offline import evaluate_generator, evaluate_teacher
+from sid_scale.evaluate.offline import evaluate_generator, evaluate_teacher, metrics_of
 from sid_scale.evaluate.references.compute import make_reference
 from sid_scale.hub import fill_options, on_every_node
 from tests.ranks import joined, run_ranks
@@ -30,7 +30,7 @@ def options(command: str, words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     parsed = parser.parse_args([command, *words])
-    parsed.metrics = parsed.metrics.split(",")
+    parsed.metrics = metrics_of(parsed)
     return parsed
 
 

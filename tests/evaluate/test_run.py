@@ -14,7 +14,7 @@ from scipy.spatial.distance import cdist
 
 from sid_scale.cli import main
 from sid_scale.evaluate.blocks import BlockError
-from sid_scale.evaluate.features import METRICS, MetricError, check_metrics
+from sid_scale.evaluate.features import METRICS, NEIGHBOURS, MetricError, check_metrics
 from sid_scale.evaluate.references.files import ReferenceFileError
 from tests.conftest import ROOT
 from tests.evaluate.detectors import write_inception
@@ -26,8 +26,9 @@ from tests.tiny import write_data
 pytestmark = pytest.mark.distributed
 
 NUM = 300  # two blocks
-# DINOv2 is in test_detectors.py: each rank would take seconds to import transformers.
-MEASURED = tuple(metric for metric in METRICS if metric != "fd_dinov2")
+# DINOv2 is in test_detectors.py: each rank would take seconds to import transformers. FDr needs
+# held-out images: it is in test_fdr.py.
+MEASURED = tuple(m for m in METRICS if not m.endswith("dinov2") and m != "fdr")
 ALL = ",".join(MEASURED)
 
 
@@ -101,6 +102,23 @@ def test_precision_and_recall_count_who_lies_within_three_neighbours(
     assert 0 < measured["precision"] < 1
 
 
+@pytest.mark.parametrize("metric", ["kid", "kd_latents"])
+def test_kernel_distances_are_the_unbiased_estimate_over_all_pairs(
+    place: Path, on_ranks: dict[int, Path], metric: str
+):
+    name = "precision" if metric == "kid" else "latents"
+    real = np.load(place / "real.npz")[f"{name}.features"].astype(np.float64)
+    made = np.load(on_ranks[1] / "features" / f"{metric}.npy").astype(np.float64)
+    rr, mm, rm = (
+        (a @ b.T / a.shape[1] + 1) ** 3 for a, b in ((real, real), (made, made), (real, made))
+    )
+    np.fill_diagonal(rr, 0)
+    np.fill_diagonal(mm, 0)
+    n, m = len(real), len(made)
+    expected = rr.sum() / (n * (n - 1)) + mm.sum() / (m * (m - 1)) - 2 * rm.mean()
+    assert read(on_ranks[1])[metric] == pytest.approx(expected, rel=1e-6)
+
+
 def test_figures_are_the_same_to_the_last_bit_on_any_number_of_ranks(on_ranks: dict[int, Path]):
     one, two, three = ({m: read(out)[m] for m in MEASURED} for out in on_ranks.values())
     assert one == two == three
@@ -118,7 +136,7 @@ def test_what_was_measured_is_said(place: Path, on_ranks: dict[int, Path]):
     assert measured["network"]["evaluations"] == 1
     assert len(measured["network"]["sha256"]) == 64
     assert measured["references"]["fid"]["file"] == str(place / "real.npz")
-    assert measured["detectors"].keys() == {"fid", "is", "precision", "recall"}
+    assert measured["detectors"].keys() == {"fid", "kid", "mind", "is", *NEIGHBOURS}
     assert measured["settings"]["ranks"] == 2
     assert not (on_ranks[2] / "blocks").exists()
 

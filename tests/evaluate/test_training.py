@@ -16,7 +16,8 @@ from sid_scale.config.run import ConfigError, load_config
 from sid_scale.distill import loop
 from sid_scale.evaluate import training as training_evaluation
 from sid_scale.evaluate.detectors import DetectorError
-from sid_scale.evaluate.features import MetricError
+from sid_scale.evaluate.encoders import EncoderError
+from sid_scale.evaluate.features import MetricError, kind_of
 from sid_scale.evaluate.references.files import ReferenceFile, ReferenceFileError, write_reference
 from sid_scale.jobs.stop import stop_requests
 from sid_scale.networks.folder import load_network, save_network
@@ -29,17 +30,19 @@ from tests.tiny import config, prepare, settings
 pytestmark = pytest.mark.distributed
 
 train = partial(loop.train, open_evaluation=training_evaluation.open_evaluation)
+METRICS = "fd_latents,fd_pixels,fid,kd_latents,mind,density"
 NUM = 13  # no multiple of anything: ranks sample in vain to stay in step
 
 
 def write_real(path: Path, **sizes: int) -> Path:
-    """A reference with random statistics."""
+    """A reference with random statistics and features."""
     rng = np.random.default_rng(0)
-    moments = {}
+    moments, kept = {}, {}
     for metric, size in sizes.items():
         features = rng.normal(size=(3 * size, size))
         moments[metric] = (features.mean(axis=0), np.cov(features, rowvar=False))
-    write_reference(path, ReferenceFile(moments))
+        kept[kind_of(metric)] = features[:20].astype(np.float32)
+    write_reference(path, ReferenceFile(moments, kept))
     return path
 
 
@@ -47,7 +50,7 @@ def evaluated(folder: Path, **overrides: object) -> dict[str, object]:
     return {
         "evaluation.every_images": 8,
         "evaluation.num": NUM,
-        "evaluation.metrics": "fd_latents,fd_pixels,fid",
+        "evaluation.metrics": METRICS,
         "evaluation.reference": folder / "real.npz",
         "evaluation.inception": folder / "inception.pt",
         **overrides,
@@ -103,7 +106,7 @@ def test_figures_stand_in_every_record_that_is_due(place: Path, stage: int):
     told = figures(place / f"evaluated{stage}")
     assert len(told) == 4
     for values in told:
-        assert values.keys() == {f"evaluation/{m}" for m in ("fd_latents", "fd_pixels", "fid")}
+        assert values.keys() == {f"evaluation/{metric}" for metric in METRICS.split(",")}
         assert all(np.isfinite(v) for v in values.values())
     assert not (place / f"evaluated{stage}" / ".evaluation").exists()
 
@@ -150,7 +153,7 @@ def _labels(rank: int, folder: Path) -> None:
 
 def again(place: Path, run: Path, out: Path) -> list[object]:
     return [
-        *("--generator", run / "best_generator", "--metrics", "fd_latents,fd_pixels,fid"),
+        *("--generator", run / "best_generator", "--metrics", METRICS),
         *("--reference", place / "real.npz", "--inception", place / "inception.pt"),
         *("--num", NUM, "--out", out),
     ]
@@ -256,11 +259,16 @@ def _could_not_work(rank: int, folder: Path) -> None:
             train(config(folder, **{**evaluated(folder), **quiet, **changed}), joined())
         assert not (folder / "run").exists()
 
+    write_real(folder / "whole.npz", fid=24)
     refused(DetectorError, r"inception-2015-12-05.pt.*evaluation.inception", inception="null")
     refused(DetectorError, "nowhere.pt: not there", inception=folder / "nowhere.pt")
     refused(ReferenceFileError, "fid needs a reference, and none has it")
     refused(ReferenceFileError, "cannot be read", reference=folder / "nowhere.npz")
     refused(MetricError, "no 'fd_pixel'; did you mean 'fd_pixels'", metrics="fd_pixel")
+    refused(MetricError, "density: 5 generated images; it takes at least 6", metrics="density",
+            num=5, reference=folder / "whole.npz")  # fmt: skip
+    refused(EncoderError, "encoder test_vit, .*nowhere: ", metrics="fd_test_vit",
+            encoders=f"{{test_vit: {folder / 'nowhere'}}}")  # fmt: skip
     refused(MetricError, "evaluation.best_by: fid is none", metrics="fd_latents", best_by="fid")
     write_real(folder / "other.npz", fd_latents=64)
     refused(ReferenceFileError, "64 features, here are 192", metrics="fd_latents",

@@ -162,8 +162,8 @@ def test_ports_of_jobs_are_none_that_systems_give_away(job: int):
 def test_the_readme_makes_a_deepspeed_env_that_ranks_of_other_nodes_get(tmp_path: Path):
     """DeepSpeed's own code reads it, and a shell as on another node runs what comes of it."""
     (tmp_path / "slurm").symlink_to(ROOT / "slurm")
-    readme = (ROOT / "slurm" / "README.md").read_text().splitlines()
-    makes = [line for line in readme if line.startswith("    ") and line.endswith(".deepspeed_env")]
+    readme = (ROOT / "docs" / "slurm.md").read_text().splitlines()
+    makes = [line for line in readme if line.endswith(" .deepspeed_env")]
     assert len(makes) == 2
     given = {"PATH": "/my venv/bin:/usr/bin:/bin"}
     subprocess.run(["bash", "-c", "\n".join(makes)], check=True, cwd=tmp_path, env=given)

@@ -1,10 +1,11 @@
-"""From features on disk to figures: distances, Inception Score, precision and recall.
+"""From features on disk to metrics: each family of metrics has its module.
 
 Features are summed in float64, in an order that does not depend on the number of ranks, so the
-figures are the same to the last bit on any.
+metrics are the same to the last bit on any.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,14 +13,26 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sid_scale.evaluate.blocks import Block, BlockStore
-from sid_scale.evaluate.features import FEATURES, FRECHET, NEIGHBOURS
+from sid_scale.evaluate.features import (
+    FDR,
+    KERNEL,
+    MONGE,
+    NEIGHBOURS,
+    family_of,
+    fdr_members,
+    kind_of,
+    needs_real_features,
+    needs_statistics,
+)
 from sid_scale.evaluate.metrics.distances import (
     FeatureStatistics,
     frechet_distance,
     inception_score,
 )
-from sid_scale.evaluate.metrics.precision_recall import precision_and_recall
-from sid_scale.evaluate.references.files import Reference
+from sid_scale.evaluate.metrics.kernel import kernel_distance
+from sid_scale.evaluate.metrics.monge import monge_distance
+from sid_scale.evaluate.metrics.neighbours import neighbour_metrics
+from sid_scale.evaluate.references.find import Reference
 from sid_scale.ranks import Ranks, on_first_rank
 
 STRETCHES = 16  # that all blocks are cut into; each is summed by one rank
@@ -40,30 +53,62 @@ def compute_metrics(
     """
     figures: dict[str, float] = {}
     for metric in metrics:
-        reference = references.get(metric)
-        if metric in FRECHET:
-            assert reference is not None  # find_references has seen to it
-            statistics = sum_statistics(store, blocks, FEATURES[metric], ranks)
-            assert reference.statistics is not None
-            finite = np.isfinite(statistics.outer).all()
+        if needs_statistics(metric):
+            statistics = sum_statistics(store, blocks, kind_of(metric), ranks)
             if ranks.is_first:
-                figures[metric] = (
-                    frechet_distance(statistics, reference.statistics) if finite else float("nan")
-                )
+                figures[metric] = _frechet(statistics, references[metric])
         elif metric == "is" and ranks.is_first:
             num = sum(block.num for block in blocks)
-            figures[metric] = inception_score(store.read_all(blocks, FEATURES[metric]), num)
-    neighbours = [metric for metric in metrics if metric in NEIGHBOURS]
-    if neighbours:
-        real = references[neighbours[0]].features
-        assert real is not None
-        joined = store.folder / "joined.npy"
-        on_first_rank(lambda: store.join(blocks, FEATURES[neighbours[0]], joined))
-        both = precision_and_recall(real, np.load(joined, mmap_mode="r"), ranks)
-        figures |= {metric: both[metric] for metric in neighbours}
+            figures[metric] = inception_score(store.read_all(blocks, kind_of(metric)), num)
+    compared = [metric for metric in metrics if needs_real_features(metric)]
+    for kind in dict.fromkeys(map(kind_of, compared)):
+        joined = store.folder / f"joined.{kind}.npy"
+        on_first_rank(partial(store.join, blocks, kind, joined))
+        made = np.load(joined, mmap_mode="r")
+        same_kind = [metric for metric in compared if kind_of(metric) == kind]
+        figures |= compare_features(same_kind, references, made, ranks)
+    if FDR in metrics and ranks.is_first:
+        figures[FDR] = float(np.mean(list(fdr_ratios(figures, references).values())))
     everywhere = [figures]
     dist.broadcast_object_list(everywhere)  # the first rank has them all
     return {metric: everywhere[0][metric] for metric in metrics}
+
+
+def compare_features(
+    metrics: Sequence[str], references: Mapping[str, Reference], made: np.ndarray, ranks: Ranks
+) -> dict[str, float]:
+    """Metrics of one kind of features, of generated ones (M, D) against real ones. Collective."""
+    found: dict[str, float] = {}
+    for metric in metrics:
+        real = references[metric].features
+        assert real is not None  # find_references has seen to it
+        if metric in NEIGHBOURS and metric not in found:
+            found |= neighbour_metrics(real, made, ranks)
+        elif family_of(metric) == KERNEL:
+            found[metric] = kernel_distance(real, made, ranks)
+        elif family_of(metric) == MONGE:
+            found[metric] = monge_distance(real, made, ranks)
+    return {metric: found[metric] for metric in metrics}
+
+
+def fdr_ratios(
+    figures: Mapping[str, float], references: Mapping[str, Reference]
+) -> dict[str, float]:
+    """Fréchet distance -> its ratio to that of real images which the reference does not hold
+    (arXiv 2604.28190, eq. 7); FDr is their mean (eq. 8)."""
+    ratios = {}
+    for metric in fdr_members(figures):
+        held_out = references[metric].held_out
+        assert held_out is not None  # find_references has seen to it
+        ratios[metric] = figures[metric] / held_out
+    return ratios
+
+
+def _frechet(statistics: FeatureStatistics, reference: Reference) -> float:
+    assert reference.statistics is not None  # find_references has seen to it
+    if not np.isfinite(statistics.outer).all():
+        return float("nan")
+    return frechet_distance(statistics, reference.statistics)
 
 
 def sum_statistics(

@@ -2,7 +2,9 @@
 
 import argparse
 import sys
-from typing import Any
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,18 +14,21 @@ from tqdm import tqdm
 
 from sid_scale.codecs import Codec, CodecError, VAECodec, fetch_once_a_node, open_codec
 from sid_scale.dtypes import torch_dtype
-from sid_scale.evaluate.detectors import DetectorFiles, open_detectors
+from sid_scale.evaluate.detectors import open_detectors
 from sid_scale.evaluate.engine import decode, extract_features
 from sid_scale.evaluate.features import (
-    FEATURES,
-    FRECHET,
-    INCEPTION,
+    FDR,
     LATENTS,
-    NEIGHBOURS,
+    Extract,
     MetricError,
+    features_of,
+    kind_of,
     need_images,
+    needs_real_features,
+    needs_statistics,
 )
-from sid_scale.evaluate.metrics.distances import FeatureStatistics
+from sid_scale.evaluate.job import detector_files
+from sid_scale.evaluate.metrics.distances import FeatureStatistics, frechet_distance
 from sid_scale.evaluate.references.files import ReferenceFile, ReferenceFileError, write_reference
 from sid_scale.evaluate.references.real_images import (
     ImageSource,
@@ -38,7 +43,15 @@ from sid_scale.generators.folder import codec_of
 from sid_scale.networks.folder import read_description
 from sid_scale.ranks import Ranks
 
-MOST_FEATURES = 50_000  # real images that precision and recall look at
+MOST_FEATURES = 50_000  # real images whose features are kept
+
+
+class Looked(NamedTuple):
+    """What was seen of real images, by kind of features."""
+
+    sums: dict[str, FeatureStatistics]
+    features: dict[str, np.ndarray]  # (N, D), of those images that are kept, in their order
+    resolution: int | None  # of the images; None if none were looked at
 
 
 def make_reference(options: argparse.Namespace, ranks: Ranks) -> None:
@@ -49,66 +62,96 @@ def make_reference(options: argparse.Namespace, ranks: Ranks) -> None:
     """
     if options.out.exists() and not options.force:
         raise ReferenceFileError(f"{options.out} is there already: --force replaces it")
-    metrics = [m for m in options.metrics if m in FRECHET + NEIGHBOURS]
+    metrics = [m for m in options.metrics if needs_statistics(m) or needs_real_features(m)]
     if not metrics:
         raise MetricError(f"metrics: {', '.join(options.metrics)} are compared with nothing")
+    if FDR in options.metrics and options.held_out is None:
+        raise MetricError(f"{FDR} is relative to held-out real images: name them by --held-out DIR")
     source = open_source(options.data, options.crop)
+    others = None if options.held_out is None else open_source(options.held_out, options.crop)
     if ranks.is_first:
-        for note in source.notes:
+        for note in (*source.notes, *(others.notes if others else ())):
             print(f"note: {note}", file=sys.stderr)
-    files = DetectorFiles(options.inception, options.dinov2)
-    detectors = open_detectors(metrics, files, ranks.device)
-    codec = _codec(source, options, list(detectors.extract))
+    detectors = open_detectors(metrics, detector_files(options), ranks.device)
     num = min(options.num or source.count, source.count)
-    if num < 2:
-        raise RealImageError(f"{options.data} holds fewer than two images; statistics need two")
-    taken, kept = spread(source.count, num), spread(source.count, min(num, MOST_FEATURES))
-
-    sums: dict[str, FeatureStatistics] = {}
-    features: list[tuple[np.ndarray, np.ndarray]] = []  # numbers, (n, D)
-    resolution = None
-    for part in tqdm(
-        range(ranks.rank, source.parts, ranks.world_size), unit="part", disable=not ranks.is_first
-    ):
-        for batch in source.read(part, taken):
-            images, latents = _tensors(codec, batch, list(detectors.extract), ranks.device)
-            resolution = resolution if images is None else images.shape[-1]
-            seen = extract_features(detectors.extract, images, latents)
-            for kind, values in seen.items():
-                so_far = sums.get(kind, FeatureStatistics.empty(values.shape[1]))
-                sums[kind] = so_far + FeatureStatistics.of(values)
-            if set(metrics) & set(NEIGHBOURS):
-                chosen = np.array([kept(int(n)) for n in batch.numbers])
-                features.append((batch.numbers.numpy()[chosen], seen[INCEPTION][chosen]))
-
-    gathered: list[Any] | None = [None] * ranks.world_size if ranks.is_first else None
-    dist.gather_object((sums, features, resolution), gathered)  # once
-    if gathered is None:
+    for count, folder in ((num, options.data), (others.count if others else 2, options.held_out)):
+        if count < 2:
+            raise RealImageError(f"{folder} holds fewer than two images; statistics need two")
+    codec = _codec(source, options.data, options, list(detectors.extract))
+    kept = features_of(metric for metric in metrics if needs_real_features(metric))
+    looked = _look(source, codec, detectors.extract, kept, num, ranks)
+    seen = None
+    if others is not None:
+        frechet = features_of(metric for metric in metrics if needs_statistics(metric))
+        extract = {kind: detectors.extract[kind] for kind in frechet}
+        codec = _codec(others, options.held_out, options, list(extract))
+        seen = _look(others, codec, extract, (), others.count, ranks)
+    if not ranks.is_first:
         return
+
+    moments = {m: looked.sums[kind_of(m)] for m in metrics if needs_statistics(m)}
     about = {
         "data": str(options.data),
         "images": num,
         "through_vae": isinstance(source, ShardSource) and isinstance(codec, VAECodec),
-        "resolution": next((r for _, _, r in gathered if r is not None), None),
+        "resolution": looked.resolution,
         "detectors": detectors.hashes,
     }
-    total = {
-        kind: _total([part[kind] for part, _, _ in gathered if kind in part])
-        for kind in detectors.extract
-    }
-    moments = {m: total[FEATURES[m]] for m in metrics if m in FRECHET}
-    numbered = [pair for _, pairs, _ in gathered for pair in pairs]
-    held = ReferenceFile(
-        {m: (s.mean, s.cov) for m, s in moments.items()},
-        _in_order(numbered) if numbered else None,
-        about,
-    )
+    if seen is not None and others is not None:
+        about["held_out"] = {
+            "data": str(options.held_out),
+            "images": others.count,
+            "distances": _distances(moments, seen, looked.resolution, options.held_out),
+        }
+    held = ReferenceFile({m: (s.mean, s.cov) for m, s in moments.items()}, looked.features, about)
     write_reference(options.out, held)
     print(f"{options.out}: {num:,} images of {options.data}, for {', '.join(metrics)}")
 
 
+def _look(
+    source: ShardSource | ImageSource,
+    codec: Codec | None,
+    extract: dict[str, Extract],
+    kept: Collection[str],
+    num: int,
+    ranks: Ranks,
+) -> Looked:
+    """Looks at `num` images, evenly spread; of `kept` kinds keeps the features, too. Collective:
+    the sums are the first rank's alone, other ranks have those of their share."""
+    taken, keeps = spread(source.count, num), spread(source.count, min(num, MOST_FEATURES))
+    sums: dict[str, FeatureStatistics] = {}
+    numbers: list[np.ndarray] = [np.zeros(0, np.int64)]
+    features: dict[str, list[np.ndarray]] = {kind: [] for kind in kept}
+    resolution = None
+    parts = range(ranks.rank, source.parts, ranks.world_size)
+    for part in tqdm(parts, unit="part", disable=not ranks.is_first):
+        for batch in source.read(part, taken):
+            images, latents = _tensors(codec, batch, list(extract), ranks.device)
+            resolution = resolution if images is None else images.shape[-1]
+            seen = extract_features(extract, images, latents)
+            for kind, values in seen.items():
+                so_far = sums.get(kind, FeatureStatistics.empty(values.shape[1]))
+                sums[kind] = so_far + FeatureStatistics.of(values)
+            if kept:
+                chosen = np.array([keeps(int(n)) for n in batch.numbers])
+                numbers.append(batch.numbers.numpy()[chosen])
+                for kind in kept:
+                    features[kind].append(seen[kind][chosen])
+    share = (sums, np.concatenate(numbers), features, resolution)
+    gathered: list[Any] | None = [None] * ranks.world_size if ranks.is_first else None
+    dist.gather_object(share, gathered)  # once
+    if gathered is None:
+        return Looked(sums, {}, resolution)
+    order = np.argsort(np.concatenate([part[1] for part in gathered]))
+    return Looked(
+        {k: _total([part[0][k] for part in gathered if k in part[0]]) for k in extract},
+        {k: np.concatenate([x for part in gathered for x in part[2][k]])[order] for k in kept},
+        next((part[3] for part in gathered if part[3] is not None), None),
+    )
+
+
 def _codec(
-    source: ShardSource | ImageSource, options: argparse.Namespace, kinds: list[str]
+    source: ShardSource | ImageSource, data: Path, options: argparse.Namespace, kinds: list[str]
 ) -> Codec | None:
     """What turns latents into images or images into latents, if that is needed."""
     codec: Codec | None = None
@@ -116,7 +159,7 @@ def _codec(
         description = dict(source.index.codec)
         if options.vae is not None and description.get("kind") == "vae":
             description["vae"] = str(options.vae.resolve())
-        codec = open_codec(description, beside=options.data)
+        codec = open_codec(description, beside=data)
         if need_images(kinds):
             fetch_once_a_node(codec)
             codec.check()
@@ -160,7 +203,25 @@ def _total(parts: list[FeatureStatistics]) -> FeatureStatistics:
     return total
 
 
-def _in_order(parts: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Features (N, D) in the order of their images' numbers."""
-    numbers, features = (np.concatenate(column) for column in zip(*parts))
-    return features[np.argsort(numbers)]
+def _distances(
+    moments: Mapping[str, FeatureStatistics],
+    seen: Looked,
+    resolution: int | None,
+    folder: Path,
+) -> dict[str, float]:
+    """Fréchet distances of held-out images, by metric.
+
+    Raises:
+        RealImageError: they are of another size than the others, or the same images.
+    """
+    if None not in (resolution, seen.resolution) and seen.resolution != resolution:
+        raise RealImageError(
+            f"--held-out {folder}: images of {seen.resolution}x{seen.resolution}, the others are "
+            f"{resolution}x{resolution}; --crop SIZE takes the middle of each"
+        )
+    distances = {}
+    for metric, statistics in moments.items():
+        distances[metric] = frechet_distance(statistics, seen.sums[kind_of(metric)])
+        if not distances[metric] > 1e-9 * np.trace(statistics.cov):
+            raise RealImageError(f"--held-out {folder}: for {metric} the same images as the others")
+    return distances

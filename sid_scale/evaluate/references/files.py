@@ -5,16 +5,17 @@ Three kinds of files are read, none of which can run code:
 - EDM2's `img512.pkl`: {"fid": {"mu", "sigma"}, "fd_dinov2": {"mu", "sigma"}}.
 - EDM's and ADM's `.npz`: arrays `mu` and `sigma`, of FID. ADM's (`VIRTUAL_imagenet512.npz`) holds
   10,000 images besides, many gigabytes that are not read.
-- Ours, `sid-scale evaluate reference`: arrays `METRIC.mu`, `METRIC.sigma`; for precision
-  and recall `precision.features` (N, D), of the real images themselves; and `about`, JSON text:
-  how many images of which size, and the detectors that saw them.
+- Ours, `sid-scale evaluate reference`: arrays `METRIC.mu`, `METRIC.sigma` of Fréchet distances;
+  for metrics that look at real images themselves `KIND.features` (N, D), Inception's under the name
+  `precision.features`; and `about`, JSON text: how many images of which size, the detectors that
+  saw them, and the Fréchet distances of held-out real images.
 """
 
 import json
+import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -23,18 +24,15 @@ import numpy as np
 
 from sid_scale.atomic import atomic_write
 from sid_scale.errors import SidScaleError
-from sid_scale.evaluate.features import FEATURES, FRECHET, NEIGHBOURS
-from sid_scale.evaluate.metrics.distances import FeatureStatistics
-from sid_scale.hashing import sha256_file
+from sid_scale.evaluate.features import INCEPTION, METRICS, needs_statistics
 from sid_scale.pickles.reader import PickleError, open_pickle
 from sid_scale.pickles.values import array, mapping
 
 FORMAT_VERSION = 1
 DAMAGED = (ValueError, KeyError, EOFError, MemoryError, RuntimeError, BadZipFile, zlib.error)
-MANIFOLD = "precision"  # whose features precision and recall share
-ARRAYS = {"about", "mu", "sigma", f"{MANIFOLD}.features"}.union(
-    f"{metric}.{name}" for metric in FRECHET for name in ("mu", "sigma")
-)
+ABOUT = "about"
+FEATURES = ".features"  # behind a kind, in the name of an array
+NAMES = {INCEPTION: "precision"}  # of a kind whose features were first those of one metric
 MAKE_ONE = "`sid-scale evaluate reference` makes one of shards or of a folder of images"
 
 
@@ -43,109 +41,26 @@ class ReferenceFileError(SidScaleError):
 
 
 @dataclass(frozen=True)
-class Reference:
-    """What one metric is compared with: `statistics`, or for precision and recall `features`."""
-
-    file: str
-    about: dict[str, Any]  # of a file of our own: resolution, images, detectors
-    statistics: FeatureStatistics | None = None
-    features: np.ndarray | None = None  # (N, D)
-
-    @cached_property
-    def sha256(self) -> str:
-        """The file's. All of it is read, which may take a while: for one rank of many.
-
-        Raises:
-            ReferenceFileError: it cannot be read any more.
-        """
-        try:
-            return sha256_file(self.file)
-        except OSError as error:
-            raise ReferenceFileError(f"reference {self.file}: cannot be read: {error}") from error
-
-    @property
-    def size(self) -> int:
-        """D, the number of features."""
-        if self.statistics is not None:
-            return self.statistics.total.size
-        assert self.features is not None
-        return int(self.features.shape[1])
-
-
-@dataclass(frozen=True)
 class ReferenceFile:
     """Contents of one file."""
 
     moments: dict[str, tuple[np.ndarray, np.ndarray]]  # metric -> mu (D,), sigma (D, D)
-    features: np.ndarray | None = None  # (N, D), for precision and recall
+    features: Mapping[str, np.ndarray] = field(default_factory=dict)  # kind -> (N, D)
     about: dict[str, Any] = field(default_factory=dict)
+    not_read: tuple[str, ...] = ()  # kinds of features that are there but were not asked for
+
+    @property
+    def held_out(self) -> Mapping[str, float]:
+        """Fréchet distances of held-out real images, by metric; they may be unknown."""
+        distances: dict[str, float] = self.about.get("held_out", {}).get("distances", {})
+        return distances
 
 
-def find_references(metrics: Sequence[str], files: Sequence[str | Path]) -> dict[str, Reference]:
-    """For each metric that is compared with something, the first file that has it.
-
-    Raises:
-        ReferenceFileError: a file is missing, damaged or of no known kind, or none has a metric.
-    """
-    contents = [(Path(file), read_reference(file)) for file in files]
-    found: dict[str, Reference] = {}
-    for metric in metrics:
-        if metric not in FRECHET + NEIGHBOURS:
-            continue
-        for path, held in contents:
-            reference = _pick(metric, held, str(path))
-            if reference is not None:
-                found[metric] = reference
-                break
-        else:
-            held_by = "; ".join(f"{path} has {_names(held)}" for path, held in contents)
-            raise ReferenceFileError(
-                f"{metric} needs a reference, and none has it ({held_by or 'none is given'}). "
-                f"Name one with --reference (in a run's YAML evaluation.reference). {MAKE_ONE}"
-            )
-    return found
-
-
-def check_references(
-    references: Mapping[str, Reference],
-    sizes: Mapping[str, int],
-    resolution: int | None,
-    detectors: Mapping[str, str],
-) -> None:
-    """Makes sure that references and what will be compared with them are of one kind.
+def read_reference(path: str | Path, kinds: Collection[str] | None = None) -> ReferenceFile:
+    """Reads a reference of any of the three kinds.
 
     Args:
-        sizes: kind of features -> D.
-        resolution: of the generated images; None if none are decoded.
-        detectors: kind of features -> SHA-256 of the detector.
-
-    Raises:
-        ReferenceFileError: says which metric, and how it differs.
-    """
-    for metric, reference in references.items():
-        kind = FEATURES[metric]
-        where = f"{metric}: reference {reference.file}"
-        if reference.size != sizes[kind]:
-            raise ReferenceFileError(
-                f"{where} has {reference.size} features, here are {sizes[kind]}: it was made for "
-                "another detector or another network"
-            )
-        theirs = reference.about.get("resolution")
-        if None not in (theirs, resolution) and theirs != resolution:
-            raise ReferenceFileError(
-                f"{where} is of images of {theirs}x{theirs}, the network's are "
-                f"{resolution}x{resolution}: make one of images of that size"
-            )
-        seen_by = reference.about.get("detectors", {}).get(kind, detectors.get(kind))
-        if seen_by != detectors.get(kind):
-            raise ReferenceFileError(
-                f"{where} was made with another detector (SHA-256 {str(seen_by)[:12]}..., here "
-                f"{detectors[kind][:12]}...): use the same file for both"
-            )
-
-
-def read_reference(path: str | Path) -> ReferenceFile:
-    """Reads a reference of any of the three kinds.
+        kinds: of the features to read; they may be large. None: all.
 
     Raises:
         ReferenceFileError: missing, damaged, or of no known kind.
@@ -154,7 +69,7 @@ def read_reference(path: str | Path) -> ReferenceFile:
     try:
         with open(path, "rb") as file:
             start = file.read(2)
-        held = _read_npz(path) if start == b"PK" else _read_edm2(path)
+        held = _read_npz(path, kinds) if start == b"PK" else _read_edm2(path)
     except OSError as error:
         raise ReferenceFileError(
             f"reference {path}: cannot be read: {error.strerror or error}. EDM2's is named "
@@ -175,11 +90,11 @@ def write_reference(path: Path, held: ReferenceFile) -> None:
         ReferenceFileError: the disk is full, the folder read-only ...
     """
     about = {"format_version": FORMAT_VERSION, **held.about}
-    arrays: dict[str, Any] = {"about": np.array(json.dumps(about))}
+    arrays: dict[str, Any] = {ABOUT: np.array(json.dumps(about))}
     for metric, (mu, sigma) in held.moments.items():
         arrays |= {f"{metric}.mu": mu, f"{metric}.sigma": sigma}
-    if held.features is not None:
-        arrays[f"{MANIFOLD}.features"] = held.features
+    for kind, features in held.features.items():
+        arrays[NAMES.get(kind, kind) + FEATURES] = features
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as partial, open(partial, "wb") as file:
@@ -188,27 +103,14 @@ def write_reference(path: Path, held: ReferenceFile) -> None:
         raise ReferenceFileError(f"{path} cannot be written: {error}") from error
 
 
-def _pick(metric: str, held: ReferenceFile, file: str) -> Reference | None:
-    if metric in NEIGHBOURS:
-        if held.features is None:
-            return None
-        return Reference(file, held.about, features=held.features)
-    if metric not in held.moments:
-        return None
-    statistics = FeatureStatistics.from_moments(*held.moments[metric])
-    return Reference(file, held.about, statistics)
-
-
-def _names(held: ReferenceFile) -> str:
-    names = [*held.moments, *(NEIGHBOURS if held.features is not None else ())]
-    return ", ".join(names) or "nothing"
-
-
-def _read_npz(path: Path) -> ReferenceFile:
+def _read_npz(path: Path, kinds: Collection[str] | None) -> ReferenceFile:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files if name in ARRAYS}
-        about = json.loads(str(arrays.pop("about", "{}")))
+            held = _features(archive.files)
+            wanted = [name for kind, name in held.items() if kinds is None or kind in kinds]
+            wanted += filter(_is_statistics, archive.files)
+            arrays = {name: archive[name] for name in wanted}
+        about = json.loads(str(arrays.pop(ABOUT, "{}")))
     except DAMAGED as error:
         raise ReferenceFileError(
             f"reference {path}: damaged, or not arrays of numbers: {error}; fetch or make it again"
@@ -219,10 +121,26 @@ def _read_npz(path: Path) -> ReferenceFile:
         return ReferenceFile({"fid": (arrays["mu"], arrays["sigma"])})
     moments = {
         metric: (arrays[f"{metric}.mu"], arrays[f"{metric}.sigma"])
-        for metric in FRECHET
-        if {f"{metric}.mu", f"{metric}.sigma"} <= arrays.keys()
+        for metric in (name.removesuffix(".mu") for name in arrays if name.endswith(".mu"))
+        if f"{metric}.sigma" in arrays
     }
-    return ReferenceFile(moments, arrays.get(f"{MANIFOLD}.features"), about)
+    features = {kind: arrays[name] for kind, name in held.items() if name in arrays}
+    return ReferenceFile(moments, features, about, tuple(held.keys() - features.keys()))
+
+
+def _is_statistics(name: str) -> bool:
+    """Whether an array's name is that of statistics, or of what is said about them."""
+    metric, _, last = name.rpartition(".")
+    if last in ("mu", "sigma"):
+        return not metric or needs_statistics(metric)
+    return name == ABOUT
+
+
+def _features(names: Collection[str]) -> dict[str, str]:
+    """Kind of features -> name of its array, of those that are among the names."""
+    kinds = {name: kind for kind, name in NAMES.items()}
+    stems = [name.removesuffix(FEATURES) for name in names if name.endswith(FEATURES)]
+    return {kinds.get(stem, stem): stem + FEATURES for stem in stems}
 
 
 def _read_edm2(path: Path) -> ReferenceFile:
@@ -241,20 +159,31 @@ def _read_edm2(path: Path) -> ReferenceFile:
 
 def _check(held: ReferenceFile, path: Path) -> None:
     """Shapes and values, so that nothing surprises anybody after hours of sampling."""
-    if not held.moments and held.features is None:
+    if not (held.moments or held.features or held.not_read):
         raise ReferenceFileError(
             f"reference {path}: holds statistics of no metric known here "
-            f"({', '.join(FRECHET + NEIGHBOURS)}). {MAKE_ONE}"
+            f"({', '.join(METRICS)}). {MAKE_ONE}"
         )
-    features = held.features
     arrays = [a for pair in held.moments.values() for a in pair]
     shapes_fit = all(
         mu.ndim == 1 and sigma.shape == (mu.size, mu.size) for mu, sigma in held.moments.values()
     )
-    if features is not None:
+    for features in held.features.values():
         arrays.append(features)
         shapes_fit = shapes_fit and features.ndim == 2 and len(features) > 1
     if not shapes_fit:
         raise ReferenceFileError(f"reference {path}: mu (D,) and sigma (D, D) are of other shapes")
     if not all(a.dtype.kind == "f" and np.isfinite(a).all() for a in arrays):
         raise ReferenceFileError(f"reference {path}: holds what is no finite number")
+    if not _is_held_out_known(held):
+        raise ReferenceFileError(
+            f"reference {path}: what it says of held-out images is no distance: make it again"
+        )
+
+
+def _is_held_out_known(held: ReferenceFile) -> bool:
+    """Whether distances of held-out images are positive numbers; there may be none."""
+    try:
+        return all(0 < distance < math.inf for distance in held.held_out.values())
+    except (TypeError, AttributeError):
+        return False

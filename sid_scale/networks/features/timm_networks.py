@@ -27,8 +27,8 @@ def _source(model: str, licence: str) -> str:
     )
 
 
-def _create(model: str) -> Any:
-    """A classifier of timm's, with random weights.
+def create(model: str, **settings: Any) -> Any:
+    """A network of timm's, with random weights.
 
     Raises:
         ImportError: timm, or torchvision which it needs, cannot be used; says what to do.
@@ -45,7 +45,7 @@ def _create(model: str) -> Any:
         ) from error
     if Version(timm.__version__) < Version(OLDEST):
         raise ImportError(f"timm {timm.__version__} is older than {OLDEST}: {INSTALL}")
-    return timm.create_model(model, pretrained=False)
+    return timm.create_model(model, pretrained=False, **settings)
 
 
 class TimmFeatures(FeatureNetwork):
@@ -60,7 +60,7 @@ class TimmFeatures(FeatureNetwork):
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
-        self.backbone = _create(self.model)
+        self.backbone = create(self.model)
         self.backbone.prune_intermediate_layers(self.taps, prune_norm=True, prune_head=True)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:

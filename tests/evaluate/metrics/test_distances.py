@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from scipy import linalg
 
 from sid_scale.evaluate.metrics.distances import (
@@ -11,6 +12,7 @@ from sid_scale.evaluate.metrics.distances import (
     frechet_distance,
     inception_score,
 )
+from tests.timm_beside import import_torch_fidelity
 
 
 def rotation(size, seed=0):
@@ -139,3 +141,14 @@ def test_unusable_sets_are_refused():
         frechet_distance(two, FeatureStatistics.of(np.full((3, 3), np.nan)))
     with pytest.raises(ValueError, match="not \\(N, D\\)"):
         FeatureStatistics.of(np.ones(3))
+
+
+def test_it_is_torch_fidelitys():
+    fid = import_torch_fidelity("metric_fid")
+    rng = np.random.default_rng(8)
+    sets = [rng.normal(size=(200, 12)) @ rng.normal(size=(12, 12)) + shift for shift in (0.0, 0.4)]
+    theirs = fid.fid_statistics_to_metric(
+        *(fid.fid_features_to_statistics(torch.from_numpy(x)) for x in sets), verbose=False
+    )
+    ours = frechet_distance(*(FeatureStatistics.of(x) for x in sets))
+    assert ours == pytest.approx(theirs["frechet_inception_distance"], rel=1e-9)

@@ -15,16 +15,15 @@ from PIL import Image
 
 from sid_scale.codecs import CodecError
 from sid_scale.data.prepare.files import SourceError
-from sid_scale.evaluate.features import pixel_features
+from sid_scale.evaluate.features import INCEPTION, pixel_features
 from sid_scale.evaluate.metrics.distances import frechet_distance
 from sid_scale.evaluate.references.files import (
-    Reference,
     ReferenceFile,
     ReferenceFileError,
-    find_references,
     read_reference,
     write_reference,
 )
+from sid_scale.evaluate.references.find import Reference, find_references
 from sid_scale.evaluate.references.real_images import RealImageError
 from tests.evaluate.evaluations import evaluate, work
 from tests.ranks import run_ranks
@@ -95,7 +94,9 @@ def test_what_was_written_is_read_back_and_each_metric_takes_the_first_that_has_
     one, two = moments(8), moments(8, seed=1)
     features = np.random.default_rng(2).normal(size=(9, 8)).astype(np.float32)
     pair = (one["mu"], one["sigma"])
-    write_reference(tmp_path / "ours.npz", ReferenceFile({"fd_pixels": pair}, features, {"a": 1}))
+    write_reference(
+        tmp_path / "ours.npz", ReferenceFile({"fd_pixels": pair}, {INCEPTION: features}, {"a": 1})
+    )
     np.savez(tmp_path / "edm.npz", **two)
     files = [tmp_path / "ours.npz", tmp_path / "edm.npz"]
     found = find_references(["fid", "fd_pixels", "recall", "is"], files)
