@@ -37,6 +37,7 @@ COMMANDS = {
     "evaluate": ("sid_scale.commands.evaluate", "measure a generator or a teacher"),
     "report": ("sid_scale.commands.report", "write an HTML page of runs"),
     "card": ("sid_scale.commands.card", "complete a generator folder for publication"),
+    "push": ("sid_scale.commands.push", "upload a generator folder to the hub"),
     "export": (
         "sid_scale.commands.export",
         "write weights under their publisher's names, or for diffusers",

@@ -26,6 +26,7 @@ BASE = {
     "seeding",
     "tensor_file",
     "hashing",
+    "hub",
     "thread_map",
 }
 GROUND = {"config", "networks", "pickles", "diffusion"}

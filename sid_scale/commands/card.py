@@ -12,7 +12,7 @@ values, groups may be nested. Nothing is made up. An existing card is replaced. 
 import argparse
 from pathlib import Path
 
-from sid_scale.commands.arguments import check_least, path
+from sid_scale.commands.arguments import check_least, network, path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repo", metavar="USER/REPO", help="its own id on the hub")
     parser.add_argument("--base-model", metavar="ID", help="the teacher's id on the hub")
     parser.add_argument("--dataset", metavar="ID", help="the id of its data on the hub")
-    parser.add_argument("--vae", type=path, metavar="DIR", help="a VAE to copy there as vae/")
+    parser.add_argument(
+        "--vae", type=network, metavar="DIR|NAME", help="a VAE to copy there as vae/"
+    )
     parser.add_argument(
         "--samples", type=int, default=36, metavar="N", help="images in the grid (default 36)"
     )
@@ -41,9 +43,10 @@ def run(options: argparse.Namespace) -> int:
     check_least(options, samples=1)
     from sid_scale.generators.card import write_card
     from sid_scale.generators.folder import SAMPLES
+    from sid_scale.hub import local_folders
 
     if options.vae is not None:
-        _copy_vae(options.generator, options.vae)
+        _copy_vae(options.generator, local_folders({"--vae": options.vae})["--vae"])
     if options.redraw or not (options.generator / SAMPLES).is_file():
         _draw_samples(options.generator, options.samples)
     card = write_card(

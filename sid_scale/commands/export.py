@@ -15,12 +15,17 @@ OUT may be GENERATOR_DIR itself, which is then completed.
 
 import argparse
 
-from sid_scale.commands.arguments import check_least, path
+from sid_scale.commands.arguments import check_least, network, path
 from sid_scale.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("generator", type=path, metavar="GENERATOR_DIR", help="a network folder")
+    parser.add_argument(
+        "generator",
+        type=network,
+        metavar="GENERATOR_DIR",
+        help="a network folder, or its name on the hub",
+    )
     parser.add_argument("out", type=path, metavar="OUT", help="the file to write, or the folder")
     parser.add_argument("--force", action="store_true", help="replace OUT if it is there")
     parser.add_argument(
@@ -34,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--diffusers", action="store_true", help="write a generator's folder that diffusers reads"
     )
     parser.add_argument(
-        "--vae", type=path, metavar="DIR", help="its VAE's folder, if config.json names another"
+        "--vae", type=network, metavar="DIR|NAME", help="its VAE, if config.json names another"
     )
 
 
@@ -48,25 +53,29 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _export_weights(options: argparse.Namespace) -> int:
+    from sid_scale.hub import local_folder
     from sid_scale.networks.edm2.silent_logvar import with_silent_logvar
     from sid_scale.networks.export import export_network
     from sid_scale.networks.folder import load_network
 
-    network = load_network(options.generator)
+    saved = load_network(local_folder(options.generator))
     if options.logvar:
-        network = with_silent_logvar(network, options.logvar)
-    export_network(network, options.out, replace=options.force)
-    print(f"{options.out}: {len(network.state)} tensors")
+        saved = with_silent_logvar(saved, options.logvar)
+    export_network(saved, options.out, replace=options.force)
+    print(f"{options.out}: {len(saved.state)} tensors")
     return 0
 
 
 def _export_for_diffusers(options: argparse.Namespace) -> int:
     from sid_scale.generators.diffusers_folder import write_diffusers_folder
     from sid_scale.generators.folder import codec_of, trained_for
+    from sid_scale.hub import local_folder
     from sid_scale.networks.folder import load_network
 
-    network = load_network(options.generator)
-    trained_for(network, options.generator)
-    codec = codec_of(network, options.generator, options.vae)
-    print(write_diffusers_folder(options.generator, options.out, codec, replace=options.force))
+    folder = local_folder(options.generator)
+    vae = options.vae and local_folder(options.vae)
+    saved = load_network(folder)
+    trained_for(saved, folder)
+    codec = codec_of(saved, folder, vae)
+    print(write_diffusers_folder(folder, options.out, codec, replace=options.force))
     return 0

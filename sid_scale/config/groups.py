@@ -14,6 +14,7 @@ from sid_scale.config.fields import (
     Location,
     Locations,
     Natural,
+    NetworkLocation,
     NotNegative,
     Number,
     Positive,
@@ -21,6 +22,7 @@ from sid_scale.config.fields import (
     RelativeWidth,
     RelativeWidths,
     Texts,
+    WeightsLocation,
 )
 
 
@@ -176,10 +178,11 @@ class EvaluationConfig:
     """files of reference statistics"""
     inception: Location | None = None
     """inception-2015-12-05.pt, or weights of pytorch-fid or torch-fidelity"""
-    dinov2: Location | None = None
-    """folder of facebook/dinov2-large"""
-    encoders: dict[str, Location] = field(default_factory=dict)
-    """networks of timm's: NAME or NAME@SIZE, and the safetensors file with its weights"""
+    dinov2: NetworkLocation | None = None
+    """folder of facebook/dinov2-large, or that name on the hub"""
+    encoders: dict[str, WeightsLocation] = field(default_factory=dict)
+    """networks of timm's: NAME or NAME@SIZE, and the safetensors file with its weights,
+    or the name of a model on the hub that has it"""
     best_by: str | None = None
     """metric by which the best generator is kept; null: the first"""
     vae_dtype: Literal["float32", "bfloat16", "float16"] = "float32"

@@ -25,6 +25,7 @@ from sid_scale.distill.start_weights import StartWeights, open_start
 from sid_scale.errors import SidScaleError
 from sid_scale.generators.card import CARD, write_card
 from sid_scale.generators.folder import POST_HOC_EMA, adopt_class_names, adopt_vae, codec_of
+from sid_scale.hub import is_name, local_folder
 from sid_scale.networks.folder import (
     describe,
     parse_description,
@@ -282,4 +283,5 @@ def complete(folder: Path, run: Path) -> list[str]:
 
 
 def _teacher(run: Path) -> Path:
-    return Path(str(read_yaml(run / "config.yaml").get("teacher")))
+    teacher = str(read_yaml(run / "config.yaml").get("teacher"))
+    return local_folder(teacher) if is_name(teacher) else Path(teacher)

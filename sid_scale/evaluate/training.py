@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sid_scale.codecs import VAECodec
+from sid_scale.codecs import VAECodec, fetch_once_a_node
 from sid_scale.diffusion.few_step import generate, generator_inputs
 from sid_scale.diffusion.noise import SeededNoise
 from sid_scale.distill.build import Run
@@ -118,6 +118,7 @@ class TrainingEvaluation:
             run.codec.dtype = torch_dtype(settings.vae_dtype)
         self._detectors = open_detectors(metrics, files, run.ranks.device)
         if need_images(self._detectors.extract):
+            fetch_once_a_node(run.codec)
             run.codec.check()
         self._references = find_references(metrics, settings.reference)
         check_counts(metrics, settings.num, real_counts(self._references))
