@@ -31,6 +31,7 @@ from sid_scale.config.groups import (
     CheckpointConfig,
     EMAConfig,
     EvaluationConfig,
+    HealthConfig,
     LearningRates,
     LogConfig,
     SnapshotConfig,
@@ -112,6 +113,7 @@ class RunConfig:
     snapshot: SnapshotConfig = field(default_factory=SnapshotConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def learning_rate_scale(self, images_seen: int) -> float:

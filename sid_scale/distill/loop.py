@@ -18,6 +18,8 @@ from sid_scale.distill.outputs import (
 from sid_scale.distill.step import apply
 from sid_scale.distill.telemetry import Telemetry
 from sid_scale.errors import SidScaleError
+from sid_scale.health.device_check import check_devices
+from sid_scale.health.stragglers import RankTimes
 from sid_scale.methods import GENERATOR
 from sid_scale.ranks import Ranks, limit_waiting, on_any_rank
 from sid_scale.zero import power_ema
@@ -71,6 +73,7 @@ def train(
         SidScaleError: something given cannot be used, or updates keep failing.
     """
     stop = stop or NoStopRequest()
+    checked = [check_devices(ranks)] if config.health.check_devices else []
     run = build_run(config, ranks)
     limit_waiting(config.collective_timeout_seconds)
     checkpoints = Checkpoints(run)
@@ -78,8 +81,9 @@ def train(
     evaluation = open_evaluation(run)
     prepare_folder(run)
     progress, meter = run.progress, Meter(ranks.device, resumed.meters)
+    rank_times = RankTimes(run.own_time, ranks, config.health)
     with run.open_streams() as streams, Telemetry(config, ranks, progress.images_seen) as telemetry:
-        for line in (*messages, *trained_shares(run), *resumed.messages):
+        for line in (*messages, *checked, *trained_shares(run), *resumed.messages):
             telemetry.say(line)
         if progress.images_seen == 0:
             show_samples(run, telemetry)
@@ -90,6 +94,7 @@ def train(
         while progress.images_seen < config.total_images and not stopping:
             # One iteration: every update of the method.
             run.set_learning_rates()
+            rank_times.begin()
             for update in run.method.updates(progress.images_seen):
                 network = run.networks[update.role]
                 searching, scale = network.loss_scale_can_fall, network.loss_scale
@@ -99,6 +104,7 @@ def train(
                 count_skipped(run, applied, update.role, meter, searching=searching)
                 if update.role == GENERATOR:
                     update_averages(run)
+            rank_times.end()
             progress.images_seen += config.batch_size
             telemetry.tick(config.batch_size)
 
@@ -110,7 +116,11 @@ def train(
             if finished or evaluated or run.is_due(config.log.every_images):
                 if run.reads_real and config.stream.on_bad_sample == "skip":
                     telemetry.note({"data/skipped_samples": skipped_samples(run)})
-                telemetry.report(progress, meter.report(), run.learning_rates)
+                interval = rank_times.report()
+                telemetry.note(interval.metrics)
+                telemetry.report(progress, meter.report(), run.learning_rates, interval.slowest)
+                if interval.stragglers:
+                    telemetry.say(interval.stragglers)
             if run.is_due(config.log.samples_every_images):
                 show_samples(run, telemetry)
             if run.is_due(config.snapshot.every_images):

@@ -66,9 +66,13 @@ class Telemetry:
             self._bar.update(images)
 
     def report(
-        self, progress: Progress, means: dict[str, float], learning_rates: dict[str, float]
+        self,
+        progress: Progress,
+        means: dict[str, float],
+        learning_rates: dict[str, float],
+        slowest: str = "",
     ) -> None:
-        """Writes one logging interval."""
+        """Writes one logging interval; `slowest` says which rank was."""
         images_seen, skipped_updates = progress.images_seen, progress.skipped_updates
         now = time.perf_counter()
         rate = (images_seen - self._images_then) / (now - self._clock)
@@ -96,6 +100,7 @@ class Telemetry:
         line = (
             f"{images_seen:>11,} images  {values['images_per_second_per_device']:.1f} img/s/device"
             f"  {losses}  skipped {skipped_updates}"
+            f"{slowest and '  ' + slowest}"
         )
         self._bar.write(line, file=sys.stdout)
         sys.stdout.flush()

@@ -21,7 +21,7 @@ from sid_scale.report.read import RunFolder
 from sid_scale.report.tables import count, heading, number
 
 LOSS = "loss/"
-NO_CURVE = {"images_seen", "time", "images_per_second_per_device"}
+NO_CURVE = {"images_seen", "time", "images_per_second_per_device", "step_seconds/slowest_rank"}
 AXES = ("images", "hours")
 
 
