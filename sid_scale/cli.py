@@ -37,7 +37,11 @@ COMMANDS = {
     "evaluate": ("sid_scale.commands.evaluate", "measure a generator or a teacher"),
     "report": ("sid_scale.commands.report", "write an HTML page of runs"),
     "card": ("sid_scale.commands.card", "complete a generator folder for publication"),
-    "export": ("sid_scale.commands.export", "write weights under their publisher's names"),
+    "push": ("sid_scale.commands.push", "upload a generator folder to the hub"),
+    "export": (
+        "sid_scale.commands.export",
+        "write weights under their publisher's names, or for diffusers",
+    ),
 }
 RESUMABLE = ("shards", "encode", "generate", "evaluate")
 DESCRIPTION = "Distils diffusion teachers into one-step generators, from one GPU to a cluster."

@@ -12,15 +12,18 @@ rounding.
 import operator
 import os
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from sid_scale.codecs import Codec, CodecError, IdentityCodec
+from sid_scale import hub
+from sid_scale.codecs import Codec, CodecError, IdentityCodec, VAECodec
 from sid_scale.diffusion.few_step import generate, generator_inputs
 from sid_scale.diffusion.noise import SeededNoise
 from sid_scale.dtypes import COMPUTE
+from sid_scale.generators.diffusers_folder import write_diffusers_folder
 from sid_scale.generators.folder import GeneratorError, codec_of, trained_for
 from sid_scale.generators.interpolation import slerp
 from sid_scale.networks import Architecture
@@ -46,7 +49,7 @@ class Samples(NamedTuple):
 class OneStepGenerator:
     """Makes images of classes in one step, or a few (`steps`).
 
-        generator = OneStepGenerator.from_pretrained("runs/demo/generator")
+        generator = OneStepGenerator.from_pretrained("runs/demo/generator")  # or "user/repo"
         images = generator.generate(class_labels=[3, 3, 7], seeds=[0, 1, 0])
 
     Args:
@@ -55,6 +58,7 @@ class OneStepGenerator:
         init_sigma: noise level that it was trained to start from.
         steps: number of steps that it was trained for.
         batch_size: samples that a GPU computes at once.
+        folder: where it was loaded from; None: nowhere.
     """
 
     def __init__(
@@ -64,10 +68,12 @@ class OneStepGenerator:
         init_sigma: float,
         steps: int = 1,
         batch_size: int = BATCH,
+        folder: Path | None = None,
     ):
         self.network, self.codec = network, codec
         self.init_sigma, self.steps = init_sigma, steps
         self.batch_size = batch_size
+        self.folder = folder
         self.device = torch.device("cpu")
 
     @classmethod
@@ -75,32 +81,43 @@ class OneStepGenerator:
         cls,
         folder: str | os.PathLike[str],
         *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
         vae: str | os.PathLike[str] | None = None,
         dtype: torch.dtype = torch.float32,
         batch_size: int = BATCH,
     ) -> "OneStepGenerator":
-        """The generator in a folder, on the CPU.
+        """The generator in a folder or on the hub, on the CPU.
 
         Args:
-            folder: holds `model.safetensors` and `config.json`.
-            vae: folder of the VAE that decodes a latent generator's output; by default `vae/` in
-                `folder`, or else the one that `config.json` names. Not looked at before
-                `generate`.
+            folder: holds `model.safetensors` and `config.json`; or a name on the hub, `user/repo`
+                or `user/repo@revision`, where there is no such folder.
+            revision: branch, tag or commit, of a name on the hub; by default the newest.
+            cache_dir: where to fetch to; by default huggingface_hub's cache (HF_HOME).
+            vae: folder, or name on the hub, of the VAE that decodes a latent generator's output; by
+                default `vae/` in `folder`, or else the one that `config.json` names, which is not
+                looked at before `generate`.
             dtype: what the network computes in, and holds its weights in: float32, bfloat16 or
                 float16. The VAE computes in float32.
             batch_size: samples that a GPU computes at once.
 
         Raises:
+            HubError: there is no such folder, nor such a model on the hub, or it cannot be fetched.
             CheckpointError: the folder is damaged or holds no network.
             CodecError: the codec's description is unusable.
             GeneratorError: the network is no generator, or `dtype` is none of the three.
         """
         if str(dtype).removeprefix("torch.") not in COMPUTE:
             raise GeneratorError(f"dtype {dtype} is none of {', '.join(COMPUTE)}")
+        folder = hub.local_folder(folder, revision=revision, cache_dir=cache_dir)
+        if vae is not None:
+            vae = hub.local_folder(vae, cache_dir=cache_dir)
         saved = load_network(folder)
         init_sigma, steps = trained_for(saved, folder)
-        network = saved.build(dtype)
-        return cls(network, codec_of(saved, folder, vae), init_sigma, steps, batch_size)
+        network, codec = saved.build(dtype), codec_of(saved, folder, vae)
+        if isinstance(codec, VAECodec):
+            codec.cache_dir = cache_dir
+        return cls(network, codec, init_sigma, steps, batch_size, Path(folder))
 
     @property
     def at_once(self) -> int:
@@ -188,6 +205,29 @@ class OneStepGenerator:
         """`sample_latents` in one batch, on a CPU too: quicker there, but the others in the
         batch show in the rounding."""
         return self._latents(self._check(class_labels, seeds, steps))
+
+    def to_diffusers(self, folder: str | os.PathLike[str], *, replace: bool = False) -> Path:
+        """Writes the generator as a folder that diffusers and `from_pretrained` read.
+
+            DiffusionPipeline.from_pretrained(
+                folder, custom_pipeline="pipeline", trust_remote_code=True
+            )
+
+        makes the same images. Weights go as they are in the generator's own folder, whatever they
+        are computed in; that folder itself is completed where it is.
+
+        Args:
+            folder: what is written.
+            replace: whether a network folder that is there may go.
+
+        Raises:
+            CodecError: the VAE is not there.
+            SidScaleError: the generator comes from no folder, something is there, or it cannot be
+                written.
+        """
+        if self.folder is None:
+            raise GeneratorError("to_diffusers: the generator was loaded from no folder")
+        return write_diffusers_folder(self.folder, Path(folder), self.codec, replace=replace)
 
     def _each(self, samples: Samples, make: Callable[[Samples], Tensor]) -> Tensor:
         """`make` of all samples, in parts that suit the device."""
