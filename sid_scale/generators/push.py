@@ -16,6 +16,7 @@ from sid_scale import hub
 from sid_scale.codecs import VAE_WEIGHTS, VAECodec
 from sid_scale.errors import SidScaleError
 from sid_scale.generators.card import CARD
+from sid_scale.generators.diffusers_folder import own_pipeline_files
 from sid_scale.generators.folder import VAE, codec_of, trained_for
 from sid_scale.networks.folder import NetworkFolder, load_network
 
@@ -52,6 +53,7 @@ def plan_upload(folder: Path, name: hub.Name, *, unmeasured: bool = False) -> Up
     _check_card(folder / CARD, unmeasured=unmeasured)
     files = {path: folder / path for path in hub.FILES if (folder / path).is_file()}
     files.pop(VAE_WEIGHTS, None)  # of a VAE's own folder
+    files |= {path: folder / path for path in own_pipeline_files(folder)}
     return Upload(name, files, [path for path in _contents(folder) if path not in files])
 
 

@@ -60,6 +60,18 @@ def test_nothing_is_pushed_that_can_carry_code_or_is_hidden(hub: Hub, ready: Pat
     assert set(sent(hub)) == {*SENT, ".gitattributes"}
 
 
+@pytest.mark.usefixtures("token")
+def test_what_was_added_for_diffusers_is_pushed_unless_it_was_changed(hub: Hub, ready: Path):
+    OneStepGenerator.from_pretrained(ready).to_diffusers(ready)
+    module = ready / "generator" / "sid_scale.generators.diffusers_pipeline.py"
+    added = {"model_index.json", "pipeline.py", str(module.relative_to(ready))}
+    assert push(ready) == 0
+    assert set(sent(hub)) == {*SENT, *added, ".gitattributes"}
+    module.write_text(module.read_text() + "import os\n")
+    assert push(ready, "--revision", "changed") == 0
+    assert sent(hub, "changed") == sent(hub)
+
+
 def test_a_dry_run_lists_files_and_sizes_and_sends_nothing(
     hub: Hub, ready: Path, capsys: pytest.CaptureFixture[str]
 ):
