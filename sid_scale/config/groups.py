@@ -14,6 +14,7 @@ from sid_scale.config.fields import (
     Location,
     Locations,
     Natural,
+    NetworkLocation,
     NotNegative,
     Number,
     Positive,
@@ -21,6 +22,7 @@ from sid_scale.config.fields import (
     RelativeWidth,
     RelativeWidths,
     Texts,
+    WeightsLocation,
 )
 
 
@@ -158,6 +160,20 @@ class ProfileConfig:
 
 
 @dataclass(frozen=True, config=SETTINGS)
+class HealthConfig:
+    """How sick nodes are found."""
+
+    check_devices: Flag = True
+    """whether every device multiplies, copies and sums known numbers before a run begins; one that
+    does so wrongly, or is far slower than the others, ends it"""
+    straggler_factor: Annotated[Number, Field(gt=1)] = 1.5
+    """a rank is slow whose own time of an iteration (data, forward passes) is above so many times
+    the median of all ranks"""
+    straggler_intervals: Positive = 3
+    """logging intervals in a row in which a rank is slow before it is told as a straggler"""
+
+
+@dataclass(frozen=True, config=SETTINGS)
 class EvaluationConfig:
     """When the averaged generator is measured, and by what."""
 
@@ -176,10 +192,11 @@ class EvaluationConfig:
     """files of reference statistics"""
     inception: Location | None = None
     """inception-2015-12-05.pt, or weights of pytorch-fid or torch-fidelity"""
-    dinov2: Location | None = None
-    """folder of facebook/dinov2-large"""
-    encoders: dict[str, Location] = field(default_factory=dict)
-    """networks of timm's: NAME or NAME@SIZE, and the safetensors file with its weights"""
+    dinov2: NetworkLocation | None = None
+    """folder of facebook/dinov2-large, or that name on the hub"""
+    encoders: dict[str, WeightsLocation] = field(default_factory=dict)
+    """networks of timm's: NAME or NAME@SIZE, and the safetensors file with its weights,
+    or the name of a model on the hub that has it"""
     best_by: str | None = None
     """metric by which the best generator is kept; null: the first"""
     vae_dtype: Literal["float32", "bfloat16", "float16"] = "float32"

@@ -21,6 +21,7 @@ from sid_scale.config.fields import (
     Flag,
     Location,
     Natural,
+    NetworkLocation,
     Number,
     Positive,
     PositiveNumber,
@@ -31,6 +32,7 @@ from sid_scale.config.groups import (
     CheckpointConfig,
     EMAConfig,
     EvaluationConfig,
+    HealthConfig,
     LearningRates,
     LogConfig,
     ProfileConfig,
@@ -60,8 +62,8 @@ class RunConfig:
 
     run_dir: Location
     """folder that the run writes to"""
-    teacher: Location
-    """network folder of the teacher"""
+    teacher: NetworkLocation
+    """network folder of the teacher, or its name on the hub, user/repo or user/repo@revision"""
     deepspeed: Location
     """a DeepSpeed JSON: ZeRO stage 0 to 3, precision, clipping, offload"""
     total_images: Positive
@@ -80,8 +82,9 @@ class RunConfig:
     """shard folder, or its URL; sid needs none"""
     labels: Location = "histogram"
     """classes of generated images: as in the data, "uniform", or a file of classes"""
-    generator_init: Location | None = None
-    """network folder that the generator starts from instead of the teacher; sid2a needs one"""
+    generator_init: NetworkLocation | None = None
+    """network folder, or its name on the hub, that the generator starts from instead of the
+    teacher; sid2a needs one"""
     steps: Steps = 1
     """evaluations that the generator takes for an image"""
     init_sigma: PositiveNumber = 2.5
@@ -115,6 +118,7 @@ class RunConfig:
     log: LogConfig = field(default_factory=LogConfig)
     profile: ProfileConfig | None = None
     """writes a trace and a memory snapshot of a few iterations to run_dir/profile; null: no"""
+    health: HealthConfig = field(default_factory=HealthConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def learning_rate_scale(self, images_seen: int) -> float:

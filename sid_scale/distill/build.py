@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from sid_scale.codecs import Codec, open_codec
+from sid_scale.codecs import Codec, fetch_once_a_node, open_codec
+from sid_scale.config.networks import networks_on_every_node
 from sid_scale.config.parse import ConfigError
 from sid_scale.config.run import RunConfig
 from sid_scale.data.labels import LabelStream, label_histogram
@@ -20,6 +21,7 @@ from sid_scale.distill.blocks import check_blocks, prepare_blocks
 from sid_scale.distill.frozen import Frozen, frozen_names, frozen_of
 from sid_scale.distill.inputs import check_data, check_start, load_guides, load_start
 from sid_scale.distill.provenance import compatibility_of, provenance_of
+from sid_scale.health.own_time import OwnTime
 from sid_scale.methods import GENERATOR, TEACHER, Method, Role, build_method
 from sid_scale.networks import Architecture
 from sid_scale.networks.denoiser import Denoiser
@@ -66,6 +68,7 @@ class Run:
     compatibility: dict[str, Any]  # what a resumed run must have in common with the one before
     histogram: list[int]  # how often each class occurs among generated labels; [] without classes
     progress: Progress
+    own_time: OwnTime  # of this rank, without what it waits for the others
     saved_at: int | None = None  # images seen in the last checkpoint written or read
 
     @property
@@ -151,6 +154,7 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
         SidScaleError: a file or setting cannot be used; says which and what to do.
     """
     # Files, compared with each other.
+    config = networks_on_every_node(config)
     accumulation = config.accumulation(ranks.world_size)
     settings = settings_of(config, accumulation)
     source = load_start("teacher", config.teacher)
@@ -169,6 +173,7 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     check_blocks(config, method, source.architecture, beside, ranks.device)
     names = frozen_names(roles.values(), source.architecture)
     if config.log.samples_every_images or method.decodes:
+        fetch_once_a_node(codec)
         codec.check()
     index = check_data(config, source, codec)
     fixed = dict(method.fixed_networks(ranks.device))
@@ -187,6 +192,11 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     for name, folder in guides.items():
         fixed[name] = folder.build(settings.compute_dtype, ranks.device)
         prepare_blocks(fixed[name], name, config)
+    own_time = OwnTime(ranks.device)
+    for network in networks.values():
+        own_time.follow(network.module, gathered=network.is_gathered)
+    for module in fixed.values():
+        own_time.follow(module, gathered=False)
     return Run(
         config,
         ranks,
@@ -206,6 +216,7 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
         compatibility_of(config, source.architecture, roles.values(), frozen, index, provenance),
         label_histogram(config.labels, source.architecture.label_dim, index),
         Progress(positions=dict.fromkeys(roles, 0)),
+        own_time,
     )
 
 

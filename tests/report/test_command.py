@@ -1,6 +1,7 @@
 """The command: a page written, or one clear error."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,9 @@ def test_a_run_becomes_one_page(run: Path, tmp_path: Path, capsys: pytest.Captur
     assert "Class by class" in page
     assert "averages of pixels" in page
     assert "VAE" not in page
+    for head in re.findall("<thead>(.*?)</thead>", page):
+        columns = [column for column in re.findall("<th.*?>(.*?)</th>", head) if column]
+        assert len(columns) == len(set(columns))
     assert before == sorted(path for path in run.rglob("*"))
     assert [path for path in tmp_path.iterdir() if ".partial" in path.name] == []
 
@@ -50,9 +54,9 @@ def test_the_limit_of_the_search_stands_on_the_page(run: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--samples", "0"], "Left out (--samples 0)."),
-        (["--data", "/nowhere"], "Not to be had: /nowhere"),
-        (["--generator", "/nowhere"], "Not to be had: /nowhere"),
+        (["--samples", "0"], "No samples are compared (--samples 0)."),
+        (["--data", "/nowhere"], "No samples are compared: /nowhere"),
+        (["--generator", "/nowhere"], "No samples are compared: /nowhere"),
         (["--vae", "/nowhere"], "makes images without a VAE"),
     ],
 )
@@ -80,9 +84,9 @@ def test_metrics_of_a_teacher_go_to_all_runs_and_strangers_apart(tmp_path: Path)
     out = tmp_path / "r.html"
     assert report(*runs, "--out", out, "--metrics", teacher, stranger, own) == 0
     page = out.read_text()
-    assert page.count('<th scope="row">teacher, 17 evaluations</th>') == 2
-    assert page.count('<th scope="row">generator, 777 images</th>') == 1
-    assert page.index("Also measured") < page.index("777 images") < page.index('id="run0"')
+    assert page.count('<th scope="row">teacher, 17 NFE</th>') == 2
+    assert page.count('<th scope="row">generator after 777 images</th>') == 1
+    assert page.index("Other networks") < page.index("777 images") < page.index('id="run0"')
     assert page.index("888 images") > page.index('id="run1"')
 
 
