@@ -146,6 +146,7 @@ def test_what_is_missing_is_said_in_its_place(tmp_path: Path):
     for sentence in ("Nothing is measured yet", "No losses are recorded", "No sample grids",
                      "Nobody has looked.", "no environment.json"):  # fmt: skip
         assert sentence in page
+    assert "<dt>Images seen</dt><dd>0</dd>" in page
 
 
 def test_a_damaged_picture_is_told_and_the_others_shown(tmp_path: Path):
