@@ -18,6 +18,7 @@ BASE = {
     "errors",
     "image_grid",
     "inputs_changed",
+    "measurements",
     "metrics_log",
     "paths",
     "process_pool",
@@ -25,6 +26,7 @@ BASE = {
     "seeding",
     "tensor_file",
     "hashing",
+    "hub",
     "thread_map",
 }
 GROUND = {"config", "networks", "pickles", "diffusion"}
@@ -48,7 +50,7 @@ MAY_IMPORT = {
     "presets": {"config", "networks"},
     "report": RUN | {"evaluate", "generators", "jobs"},
     "demo": RUN | {"evaluate", "generators"},
-    "train": RUN | {"evaluate", "jobs", "cli"},
+    "train": RUN | {"estimate", "evaluate", "jobs", "cli"},
     "commands": RUN | {"estimate", "evaluate", "generators", "jobs", "presets", "report", "train"},
     "cli": {"commands"},
     "__init__": {"generators"},

@@ -12,8 +12,9 @@ from typing import Any
 
 from sid_scale.config.parse import ConfigError, read_yaml
 from sid_scale.errors import SidScaleError
+from sid_scale.measurements import is_number
 from sid_scale.metrics_log import METRICS, parse_record
-from sid_scale.report.measurements import Measurement, is_number, read_evaluations
+from sid_scale.report.measurements import Measurement, read_evaluations
 from sid_scale.report.teacher import teacher_title
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"

@@ -9,7 +9,7 @@ import pytest
 
 from sid_scale.report.pictures import chosen_grids
 from sid_scale.report.read import Grid
-from sid_scale.report.tables import NOTHING
+from sid_scale.report.tables import NOTHING, heading
 from tests.generators.tiny import tiny_generator
 from tests.report.folders import (
     page_of,
@@ -57,6 +57,20 @@ def test_it_tells_what_was_measured_and_how(tmp_path: Path):
     assert (reference, weights) == ("reference fd_pixels cdcdcdcdcd", "ababababab")
     assert cells(page, "teacher, 63 NFE")[:2] == ["0.3750", NOTHING]
     assert page.index("teacher, 63 NFE") < page.index("generator after 4,000 images")
+
+
+@pytest.mark.parametrize(
+    ("metric", "shown"),
+    [
+        ("kid", "KID ↓"),
+        ("fdr", "FDr ↓"),
+        ("coverage", "Coverage ↑"),
+        ("kd_vit_large_patch16_224.mae", "KD-vit_large_patch16_224.mae ↓"),
+        ("of_my_own", "of_my_own"),
+    ],
+)
+def test_a_metric_has_an_arrow_towards_what_is_better_if_that_is_known(metric: str, shown: str):
+    assert heading(metric) == shown
 
 
 def test_a_file_that_serves_several_metrics_is_named_once(tmp_path: Path):

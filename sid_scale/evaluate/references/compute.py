@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from sid_scale.codecs import Codec, CodecError, VAECodec, open_codec
+from sid_scale.codecs import Codec, CodecError, VAECodec, fetch_once_a_node, open_codec
 from sid_scale.dtypes import torch_dtype
 from sid_scale.evaluate.detectors import open_detectors
 from sid_scale.evaluate.engine import decode, extract_features
@@ -161,6 +161,7 @@ def _codec(
             description["vae"] = str(options.vae.resolve())
         codec = open_codec(description, beside=data)
         if need_images(kinds):
+            fetch_once_a_node(codec)
             codec.check()
     elif LATENTS in kinds:
         if options.network is None:
@@ -169,6 +170,7 @@ def _codec(
                 "of them"
             )
         codec = codec_of(read_description(options.network), options.network, options.vae)
+        fetch_once_a_node(codec)
         codec.check()
     if isinstance(codec, VAECodec):
         codec.dtype = torch_dtype(options.vae_dtype)
