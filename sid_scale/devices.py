@@ -14,6 +14,16 @@ if TYPE_CHECKING:
 ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
 
 
+# What CUDA says when a GPU itself has failed, rather than a program.
+FAULTS = (
+    "uncorrectable ECC error",
+    "uncorrectable NVLink error",
+    "hardware stack error",
+    "no CUDA-capable device",
+    "device(s) is/are busy or unavailable",
+)
+
+
 class DeviceError(SidScaleError):
     """A rank for which there is no device, or not the one that DeepSpeed takes."""
 
@@ -22,6 +32,16 @@ class DeviceError(SidScaleError):
     def __init__(self, message: str, *, told_by_this_rank: bool = False):
         super().__init__(message)
         self.told_by_this_rank = told_by_this_rank
+
+
+def node_name() -> str:
+    """What the scheduler calls this machine; without one, its host name."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def is_fault_of_device(error: BaseException) -> bool:
+    """Whether an error is CUDA's word that a GPU has failed."""
+    return isinstance(error, RuntimeError) and any(fault in str(error) for fault in FAULTS)
 
 
 def set_allocator() -> None:

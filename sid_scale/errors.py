@@ -13,6 +13,8 @@ class SidScaleError(ValueError):
     """
 
     exit_status = 1
+    is_user_error = True  # whether another start would meet it again
+    sick_nodes: tuple[str, ...] = ()  # nodes that are to blame
     told_by_this_rank = False  # whether rank 0, which tells what all ranks meet, may not meet it
 
 

@@ -141,3 +141,31 @@ is_wanted() {
     done
     [[ $answer = *" JobState=RUNNING "* ]]
 }
+
+# sick_nodes WHEN RUN.yaml ...: what Python says of nodes, by what SLURM knows of them.
+sick_nodes() {
+    local when=$1
+    shift
+    slurm_knows | "${inside[@]}" python -m sid_scale.jobs.sick_nodes "$when" --config "$@"
+}
+
+slurm_knows() {
+    local job list
+    job=$(scontrol --oneliner show job "$SLURM_JOB_ID") || return 0
+    echo "$job"
+    for list in NodeList ReqNodeList ExcNodeList; do
+        [[ $job =~ \ $list=([^\ ]+) && ${BASH_REMATCH[1]} != "(null)" ]] || continue
+        echo "$list $(scontrol show hostnames "${BASH_REMATCH[1]}" | tr '\n' ' ')"
+    done
+    scontrol --oneliner show node
+}
+
+# leave_out LIST: this job, which is queued again, does without these nodes; none if it is empty.
+leave_out() {
+    local tries=0
+    until scontrol update "JobId=$SLURM_JOB_ID" "ExcNodeList=$1"; do
+        [ $((tries += 1)) -lt 10 ] || return 0 # told by scontrol; the next start sees to it
+        sleep 1 || true
+    done
+    say "left out: ${1:-no nodes}"
+}

@@ -43,7 +43,8 @@ MAY_IMPORT = {
     "data": {"config", "pickles"},
     "zero": {"config"},
     "generators": {"config", "networks", "diffusion"},
-    "distill": RUN | {"generators"},
+    "health": {"config"},
+    "distill": RUN | {"generators", "health"},
     "estimate": {"config", "networks", "diffusion", "methods", "zero"},
     "jobs": {"config"},
     "evaluate": RUN | {"generators", "pickles"},
@@ -95,7 +96,7 @@ def test_imports_point_one_way():
 
 def test_every_folder_has_its_place():
     parts = {p.stem if p.suffix == ".py" else p.name for p in PACKAGE.iterdir()}
-    assert parts - {"__pycache__", "ds_configs", "py"} == set(MAY_IMPORT) | BASE & parts
+    assert parts - {"__pycache__", "ds_configs", "py", "py.typed"} == set(MAY_IMPORT) | BASE & parts
 
 
 def test_a_broken_rule_is_named_with_file_and_line():

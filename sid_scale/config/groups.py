@@ -160,6 +160,20 @@ class ProfileConfig:
 
 
 @dataclass(frozen=True, config=SETTINGS)
+class HealthConfig:
+    """How sick nodes are found."""
+
+    check_devices: Flag = True
+    """whether every device multiplies, copies and sums known numbers before a run begins; one that
+    does so wrongly, or is far slower than the others, ends it"""
+    straggler_factor: Annotated[Number, Field(gt=1)] = 1.5
+    """a rank is slow whose own time of an iteration (data, forward passes) is above so many times
+    the median of all ranks"""
+    straggler_intervals: Positive = 3
+    """logging intervals in a row in which a rank is slow before it is told as a straggler"""
+
+
+@dataclass(frozen=True, config=SETTINGS)
 class EvaluationConfig:
     """When the averaged generator is measured, and by what."""
 

@@ -32,6 +32,7 @@ from sid_scale.config.groups import (
     CheckpointConfig,
     EMAConfig,
     EvaluationConfig,
+    HealthConfig,
     LearningRates,
     LogConfig,
     ProfileConfig,
@@ -117,6 +118,7 @@ class RunConfig:
     log: LogConfig = field(default_factory=LogConfig)
     profile: ProfileConfig | None = None
     """writes a trace and a memory snapshot of a few iterations to run_dir/profile; null: no"""
+    health: HealthConfig = field(default_factory=HealthConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def learning_rate_scale(self, images_seen: int) -> float:

@@ -14,6 +14,6 @@
     consolidate.py     from a checkpoint to a network folder, offline
     start_weights.py   what stayed frozen, for both
 
-Imports: config, networks, diffusion, methods, data, zero, generators. Names no method and, but for
-the generator, no role.
+Imports: config, networks, diffusion, methods, data, zero, generators, health. Names no method and,
+but for the generator, no role.
 """

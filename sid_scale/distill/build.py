@@ -21,6 +21,7 @@ from sid_scale.distill.blocks import check_blocks, prepare_blocks
 from sid_scale.distill.frozen import Frozen, frozen_names, frozen_of
 from sid_scale.distill.inputs import check_data, check_start, load_guides, load_start
 from sid_scale.distill.provenance import compatibility_of, provenance_of
+from sid_scale.health.own_time import OwnTime
 from sid_scale.methods import GENERATOR, TEACHER, Method, Role, build_method
 from sid_scale.networks import Architecture
 from sid_scale.networks.denoiser import Denoiser
@@ -67,6 +68,7 @@ class Run:
     compatibility: dict[str, Any]  # what a resumed run must have in common with the one before
     histogram: list[int]  # how often each class occurs among generated labels; [] without classes
     progress: Progress
+    own_time: OwnTime  # of this rank, without what it waits for the others
     saved_at: int | None = None  # images seen in the last checkpoint written or read
 
     @property
@@ -190,6 +192,11 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     for name, folder in guides.items():
         fixed[name] = folder.build(settings.compute_dtype, ranks.device)
         prepare_blocks(fixed[name], name, config)
+    own_time = OwnTime(ranks.device)
+    for network in networks.values():
+        own_time.follow(network.module, gathered=network.is_gathered)
+    for module in fixed.values():
+        own_time.follow(module, gathered=False)
     return Run(
         config,
         ranks,
@@ -209,6 +216,7 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
         compatibility_of(config, source.architecture, roles.values(), frozen, index, provenance),
         label_histogram(config.labels, source.architecture.label_dim, index),
         Progress(positions=dict.fromkeys(roles, 0)),
+        own_time,
     )
 
 

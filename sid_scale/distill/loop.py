@@ -24,6 +24,8 @@ from sid_scale.distill.telemetry import Telemetry
 from sid_scale.distill.throughput import CountFlop, work_of
 from sid_scale.distill.wandb_board import check_wandb
 from sid_scale.errors import SidScaleError
+from sid_scale.health.device_check import check_devices
+from sid_scale.health.stragglers import RankTimes
 from sid_scale.methods import GENERATOR
 from sid_scale.ranks import Ranks, limit_waiting, on_any_rank, on_first_rank
 from sid_scale.zero import power_ema
@@ -80,6 +82,7 @@ def train(
     """
     stop = stop or NoStopRequest()
     on_first_rank(lambda: check_wandb(config))
+    checked = [check_devices(ranks)] if config.health.check_devices else []
     run = build_run(config, ranks)
     limit_waiting(config.collective_timeout_seconds)
     checkpoints = Checkpoints(run)
@@ -88,12 +91,14 @@ def train(
     prepare_folder(run)
     progress, meter = run.progress, Meter(ranks.device, resumed.meters)
     work = work_of(run, count_flop)
+    rank_times = RankTimes(run.own_time, ranks, config.health)
     with (
         run.open_streams() as streams,
         Telemetry(config, ranks, progress.images_seen, work) as telemetry,
         ProfileWindow(config, ranks, telemetry) as window,
     ):
-        for line in (*messages, *trained_shares(run), *work.messages, *resumed.messages):
+        first = (*messages, *checked, *trained_shares(run), *work.messages, *resumed.messages)
+        for line in first:
             telemetry.say(line)
         if progress.images_seen == 0:
             show_samples(run, telemetry)
@@ -105,6 +110,7 @@ def train(
             # One iteration: every update of the method.
             window.next_iteration(progress.images_seen)
             run.set_learning_rates()
+            rank_times.begin()
             for update in run.method.updates(progress.images_seen):
                 network = run.networks[update.role]
                 searching, scale = network.loss_scale_can_fall, network.loss_scale
@@ -116,6 +122,7 @@ def train(
                 count_skipped(run, applied, update.role, meter, searching=searching)
                 if update.role == GENERATOR:
                     update_averages(run)
+            rank_times.end()
             progress.images_seen += config.batch_size
             telemetry.tick(config.batch_size)
 
@@ -127,7 +134,13 @@ def train(
             if finished or evaluated or run.is_due(config.log.every_images):
                 if run.reads_real and config.stream.on_bad_sample == "skip":
                     telemetry.note({"data/skipped_samples": skipped_samples(run)})
-                telemetry.report(progress, meter.report(), run.learning_rates, waited(streams))
+                interval = rank_times.report()
+                telemetry.note(interval.metrics)
+                telemetry.report(
+                    progress, meter.report(), run.learning_rates, waited(streams), interval.slowest
+                )
+                if interval.stragglers:
+                    telemetry.say(interval.stragglers)
             with telemetry.paused():
                 if run.is_due(config.log.samples_every_images):
                     show_samples(run, telemetry)

@@ -31,7 +31,8 @@ def apply(run: Run, update: Update, stream: Iterator[Prepared], meter: Meter) ->
     -> False if the update was skipped for a non-finite gradient.
     """
     trained, finite = run.networks[update.role], True
-    micro_batches: Iterable[Prepared] = islice(stream, run.accumulation)
+    micro_batches: Iterable[Prepared]
+    micro_batches = run.own_time.waiting_for(islice(stream, run.accumulation))
     of_whole_batch: Callable[[Tensor], Tensor] = _gathered
     if update.per_sample is not None and run.accumulation > 1:
         micro_batches = list(micro_batches)

@@ -78,11 +78,13 @@ class Telemetry:
         means: dict[str, float],
         learning_rates: dict[str, float],
         waited: float,
+        slowest: str = "",
     ) -> None:
         """Writes one logging interval. Collective.
 
         Args:
             waited: seconds that this rank has waited for data since the first iteration.
+            slowest: which rank was, for the line of the log.
         """
         images_seen, skipped_updates = progress.images_seen, progress.skipped_updates
         rates = self._throughput.read(images_seen, waited)
@@ -100,6 +102,7 @@ class Telemetry:
         line = (
             f"{images_seen:>11,} images  {values['images_per_second_per_device']:.1f} img/s/device"
             f"  {losses}  skipped {skipped_updates}"
+            f"{slowest and '  ' + slowest}"
         )
         self._bar.write(line, file=sys.stdout)
         sys.stdout.flush()

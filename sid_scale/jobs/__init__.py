@@ -4,7 +4,8 @@
     attempts.py       the attempts of a run, as its logs record them;  journal.py  writes them
     slurm.py          what SLURM says of a job;  requeue.py  whether it is queued again
     launch.py         a launcher that no signal reaches;  stop_file.py  requests on other nodes
-    block_signals.py  a command with stop signals blocked;  status.py  how runs are
+    node_task.py      the task of a node, and how it ended;  sick_nodes.py  those to leave out
+    nodes.py          what SLURM knows of nodes;  status.py  how runs are
 
 Imports: config, ranks, files.
 """

@@ -6,16 +6,20 @@ the end, or the rank that fails first; an attempt without one was killed, or is 
 """
 
 import json
+import signal
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sid_scale.atomic import atomic_write
 from sid_scale.jobs.slurm import Job
 
 LOGS = "logs"
 OUTCOME = "outcome.json"
+NODES = "nodes.json"
+NODE_END = "node-{}.json"
 
 FINISHED = "finished"
 STOPPED = "stopped"  # asked to, with a checkpoint; resume: auto goes on
@@ -34,6 +38,7 @@ class Outcome:
     is_user_error: bool = False  # settings or files are at fault: another attempt is no use
     images_seen: int | None = None
     time: float = 0.0  # seconds since 1970
+    sick_nodes: Sequence[str] = ()  # that are to blame
 
     def __str__(self) -> str:
         seen = "" if self.images_seen is None else f" at {self.images_seen:,} images"
@@ -68,9 +73,73 @@ def read_outcome(attempt: Path) -> Outcome | None:
     """How an attempt ended; None: it has not, or recorded nothing."""
     try:
         stored: dict[str, Any] = json.loads((attempt / OUTCOME).read_text())
-        return Outcome(**{f.name: stored[f.name] for f in fields(Outcome)})
+        known = {f.name: stored[f.name] for f in fields(Outcome) if f.name in stored}
+        return Outcome(**known | {"sick_nodes": tuple(stored.get("sick_nodes", ()))})
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+class Start(NamedTuple):
+    """How an attempt of a job began."""
+
+    time: float  # seconds since 1970
+    nodes: list[str]
+    judged: bool = False  # whether its end was looked at, for nodes that are to blame
+
+
+def write_start(attempt: Path, start: Start) -> None:
+    """Writes how an attempt began, atomically, in its folder, which is made."""
+    attempt.mkdir(parents=True, exist_ok=True)
+    with atomic_write(attempt / NODES) as partial:
+        partial.write_text(json.dumps(start._asdict()) + "\n")
+
+
+def read_start(attempt: Path) -> Start | None:
+    """How an attempt began; None: that is not recorded."""
+    try:
+        return Start(**json.loads((attempt / NODES).read_text()))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+class NodeEnd(NamedTuple):
+    """How a node's task ended."""
+
+    status: int
+    killed_for_memory: bool  # whether a process of the node was, meanwhile
+
+    @property
+    def signal(self) -> signal.Signals | None:
+        """What ended a process of it, if something did."""
+        return signal_of(self.status)
+
+
+def signal_of(status: int) -> signal.Signals | None:
+    """The signal that ended a process, by an exit status that tells of it."""
+    # 128 + N is a shell's way to say that signal N ended a process; the launcher's is -N, of which
+    # 256 - N is left.
+    number = status - 128 if status < 192 else 256 - status
+    known = 128 < status < 255 and number in signal.valid_signals()
+    return signal.Signals(number) if known else None
+
+
+def write_node_end(attempt: Path, node: str, end: NodeEnd) -> None:
+    """Writes how the task of a node ended, atomically."""
+    with atomic_write(attempt / NODE_END.format(node)) as partial:
+        partial.write_text(json.dumps(end._asdict()) + "\n")
+
+
+def node_ends(attempt: Path) -> dict[str, NodeEnd]:
+    """How the nodes' tasks ended, by node; those that were killed are missing."""
+    prefix, suffix = NODE_END.split("{}")
+    ends = {}
+    for file in attempt.glob(NODE_END.format("*")):
+        try:
+            name = file.name.removeprefix(prefix).removesuffix(suffix)
+            ends[name] = NodeEnd(**json.loads(file.read_text()))
+        except (OSError, ValueError, TypeError):
+            continue  # half of it is there
+    return ends
 
 
 def newest_attempt(run_dir: Path) -> Path | None:

@@ -2,12 +2,12 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from sid_scale.devices import is_fault_of_device, node_name
 from sid_scale.errors import SidScaleError, launched_rank
 from sid_scale.jobs.attempts import (
     FAILED,
@@ -50,7 +50,7 @@ class Journal:
             return
         self._console = os.dup(2)
         _send_output_to(self._attempt / f"rank-{ranks.rank}.log", echo=ranks.is_first)
-        print(f"rank {ranks.rank} of {ranks.world_size} on {socket.gethostname()}, {time.ctime()}")
+        print(f"rank {ranks.rank} of {ranks.world_size} on {node_name()}, {time.ctime()}")
         if ranks.is_first:
             print(f"{job}; logs of all ranks: {self._attempt}", flush=True)
             if job.restarts:
@@ -71,12 +71,16 @@ class Journal:
             return  # it is on the console
         if launched_rank() and self._console is not None:
             os.write(self._console, printed.encode(errors="replace"))
+        sick = error.sick_nodes if isinstance(error, SidScaleError) else ()
+        if not sick and is_fault_of_device(error):
+            sick = (node_name(),)
         outcome = Outcome(
             REFUSED if isinstance(error, LockedError) else FAILED,
             str(error) or type(error).__name__,
-            f"rank {launched_rank()} on {socket.gethostname()}",
-            isinstance(error, SidScaleError),
+            "" if sick else f"rank {launched_rank()} on {node_name()}",  # any rank tells of those
+            isinstance(error, SidScaleError) and error.is_user_error,
             time=time.time(),
+            sick_nodes=sick,
         )
         write_outcome(self._attempt, outcome)
 

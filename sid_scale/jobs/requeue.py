@@ -10,7 +10,6 @@ is seen by the newest checkpoint: `requeues.json` in the run folder records it.
 import argparse
 import json
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +25,9 @@ from sid_scale.jobs.attempts import (
     attempt_folder,
     attempt_name,
     read_outcome,
+    signal_of,
 )
+from sid_scale.jobs.sick_nodes import judge_end
 from sid_scale.jobs.slurm import current_job
 
 REQUEUES = "requeues.json"
@@ -73,12 +74,9 @@ def decide(
 
 def _meaning(status: int) -> str:
     """An exit status in words: a killed process reports nothing."""
-    # 128 + N is a shell's way to say that signal N ended a process; the launcher's is -N, of which
-    # 256 - N is left.
-    number = status - 128 if status < 192 else 256 - status
-    if 128 < status < 255 and number in signal.valid_signals():
-        return f"status {status}: a process was ended by {signal.Signals(number).name}"
-    return f"status {status}"
+    number = signal_of(status)
+    told = "" if number is None else f": a process was ended by {number.name}"
+    return f"status {status}{told}"
 
 
 def newest_checkpoint(run_dir: Path) -> int:
@@ -106,6 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         before, newest = _read(run_dir), newest_checkpoint(run_dir)
         outcome = read_outcome(attempt)
         decision, after = decide(outcome, options.status, newest, before, options.limit)
+        messages = judge_end(run_dir, attempt)
         if after != before:  # a job that was refused leaves what is another's
             run_dir.mkdir(parents=True, exist_ok=True)
             with atomic_write(run_dir / REQUEUES) as partial:
@@ -113,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (SidScaleError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return options.status or 1
-    print(decision.message, flush=True)
+    print("\n".join([*messages, decision.message]), flush=True)
     return decision.status
 
 

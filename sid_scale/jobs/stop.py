@@ -100,7 +100,7 @@ def _deepspeed_launcher() -> psutil.Process | None:
 def stop_requests(timeout_seconds: float) -> Iterator[StopRequests]:
     """Inside, the SIGNALS are requests to stop rather than the end of the process.
 
-    For the main thread. Signals that were blocked before (block_signals.py) arrive now.
+    For the main thread. Signals that were blocked before (node_task.py) arrive now.
     """
     requests = StopRequests(timeout_seconds)
     reading, writing = os.pipe()

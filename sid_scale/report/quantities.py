@@ -21,7 +21,7 @@ from sid_scale.report.read import RunFolder
 from sid_scale.report.tables import count, heading, metric_title, number
 from sid_scale.report.titles import LOSS, loss_title, titled
 
-NO_CURVE = {"images_seen", "time", "images_per_second_per_device"}
+NO_CURVE = {"images_seen", "time", "images_per_second_per_device", "step_seconds/slowest_rank"}
 AXES = {"images": "images seen", "hours": "training time"}
 
 

@@ -125,6 +125,11 @@ class ShardedNetwork:
         """
         return self.engine.module
 
+    @property
+    def is_gathered(self) -> bool:
+        """Whether forward passes fetch the weights of each layer from other ranks."""
+        return int(self.engine.zero_optimization_stage()) == 3
+
     @contextmanager
     def frozen(self) -> Iterator[nn.Module]:
         """Inside, gradients flow through the network but not into its weights, and it is in

@@ -19,17 +19,6 @@ with stop.stop_requests(float(sys.argv[1])) as requests:
     store.wait(["never"], timedelta(seconds=600))
 """
 
-ANSWERS = """
-import os, signal, sys, time
-print("started", flush=True)
-sys.stdin.readline()
-from sid_scale.jobs.stop import stop_requests
-with stop_requests(60) as requests:
-    while not requests.asked():
-        time.sleep(0.01)
-    print(requests.reason)
-"""
-
 
 def start(*command: str) -> subprocess.Popen:
     return subprocess.Popen(
@@ -66,22 +55,3 @@ def test_a_second_signal_ends_it_at_once(tmp_path):
         _, told = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert "asked again" in told
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_a_signal_before_the_ranks_can_answer_is_not_lost(number: signal.Signals):
-    with start(
-        "-m", "sid_scale.jobs.block_signals", sys.executable, "-u", "-c", ANSWERS
-    ) as process:
-        wait_for(process, "started")
-        process.send_signal(number)
-        told, _ = process.communicate("go on\n", timeout=60)
-    assert process.returncode == 0
-    assert told == f"{number.name}\n"
-
-
-def test_what_cannot_be_started_is_told():
-    with start("-m", "sid_scale.jobs.block_signals", "no-such-program") as process:
-        _, told = process.communicate(timeout=60)
-    assert process.returncode == 127
-    assert "error: no-such-program cannot be started" in told

@@ -1,4 +1,4 @@
-"""A real SLURM of two nodes on this machine: one controller and two daemons, each with ports of
+"""A real SLURM of three nodes on this machine: one controller and three daemons, each with ports of
 its own, in a folder that is all they know. It leaves nothing behind."""
 
 import json
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 # proctrack/linuxproc: proctrack/pgid keeps every job that has run a step for three seconds more.
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
-NODES = ("node1", "node2")
+NODES = ("node1", "node2", "node3")  # jobs get the first that are free
 GPUS = 4  # that each node says it has; jobs that share it fit
 # SLURM sets CUDA_VISIBLE_DEVICES for devices of NVIDIA only. Its tasks get it from this.
 PROLOG = """\
@@ -71,8 +71,7 @@ EpilogMsgTime=0
 MinJobAge=3600
 GresTypes=gpu
 NodeName=DEFAULT CPUs=8 RealMemory=64000 Gres=gpu:a100:{gpus}
-NodeName={node1} NodeHostname={host} NodeAddr=127.0.0.1 Port={port1}
-NodeName={node2} NodeHostname={host} NodeAddr=127.0.0.1 Port={port2}
+{nodes}
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
 """
 
@@ -104,9 +103,18 @@ class Cluster:
         folder, host = self.folder, os.uname().nodename.split(".")[0]
         for name in ("state", *(f"spool-{node}" for node in NODES)):
             (folder / name).mkdir(parents=True)
-        ports = {name: free_port() for name in ("controller", "port1", "port2")}
-        names = dict(zip(("node1", "node2"), NODES, strict=True))
-        text = CONF.format(folder=folder, host=host, user=getuser(), gpus=GPUS, **ports, **names)
+        nodes = "\n".join(
+            f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={free_port()}"
+            for node in NODES
+        )
+        text = CONF.format(
+            folder=folder,
+            host=host,
+            user=getuser(),
+            gpus=GPUS,
+            controller=free_port(),
+            nodes=nodes,
+        )
         (folder / "slurm.conf").write_text(text)
         for number in range(GPUS):
             (folder / f"gpu{number}").touch()  # what stands for a device
@@ -124,11 +132,11 @@ class Cluster:
         self._start("slurmctld", "-D")
         for node in NODES:
             self.start_node(node)
-        self.wait(lambda: set(self.node_states().values()) == {"IDLE"}, "two idle nodes")
+        self.wait(lambda: set(self.node_states().values()) == {"IDLE"}, "idle nodes")
 
-    def start_node(self, node: str) -> None:
-        """Starts a node's daemon, at first or again."""
-        self._start("slurmd", "-D", "-N", node, name=node)
+    def start_node(self, node: str, *options: str) -> None:
+        """Starts a node's daemon, at first or again; with -b as after a boot."""
+        self._start("slurmd", "-D", "-N", node, *options, name=node)
 
     def kill_node(self, node: str) -> None:
         """Ends a node's daemon as a crash would: its jobs' processes live on."""

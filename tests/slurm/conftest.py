@@ -10,7 +10,7 @@ from tests.slurm.cluster import Cluster, missing_programs
 
 @pytest.fixture(scope="session")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Two nodes, for all tests."""
+    """Three nodes, for all tests."""
     missing = missing_programs()
     if missing and "CI" not in os.environ:
         pytest.skip(f"no SLURM here: {', '.join(missing)} missing")
@@ -26,7 +26,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture
 def cluster(nodes: Cluster) -> Iterator[Cluster]:
-    """The two nodes, idle before and after."""
+    """The nodes, idle before and after."""
     yield nodes
     nodes.cancel_all()
-    nodes.wait(lambda: set(nodes.node_states().values()) == {"IDLE"}, "two idle nodes")
+    nodes.wait(lambda: set(nodes.node_states().values()) == {"IDLE"}, "idle nodes")

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import yaml
 
+from sid_scale.config.parse import apply_override
 from sid_scale.config.run import load_config
 from sid_scale.distill.loop import train
 from tests.conftest import ROOT
 from tests.ranks import joined
 from tests.slurm.cluster import Cluster
+from tests.tiny import prepare, settings
 
 SCRIPT = str(ROOT / "slurm" / "distill.sbatch")
 ENDLESS = 10**9
@@ -60,6 +62,26 @@ def losses(run: Path) -> list[dict]:
 
 def seen(run: Path) -> int:
     return records(run)[-1]["images_seen"] if records(run) else 0
+
+
+def tiny_run(folder: Path, **overrides: object) -> tuple[Path, dict]:
+    """A run of tiny networks that ends when its YAML is told to; slow, for its many checkpoints."""
+    prepare(folder)
+    groups: dict = {}
+    for entry in settings(folder):
+        apply_override(groups, entry)
+    groups["checkpoint"] = {"every_images": 8, "keep": 2}
+    groups["log"] = {"every_images": 8, "samples_every_images": 0}
+    groups |= {"total_images": ENDLESS, "dropout": 0.1, "collective_timeout_seconds": 20}
+    groups |= overrides
+    return write_run(folder / "run.yaml", **groups), groups
+
+
+def let_it_end(run: Path, values: dict, images: int = 40) -> int:
+    """Has the run end `images` after what it has seen by now; returns where that is."""
+    total = seen(Path(values["run_dir"])) // 8 * 8 + images
+    write_run(run, **{**values, "total_images": total})
+    return total
 
 
 def in_process(rank: int, run: Path, run_dir: Path) -> None:

@@ -6,15 +6,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from sid_scale.config.parse import apply_override
 from sid_scale.demo.prepare import TEACHER, write_digit_shards
 from sid_scale.jobs.attempts import read_outcome
 from sid_scale.networks.folder import load_network
 from tests.conftest import ROOT
 from tests.ranks import run_ranks
 from tests.slurm.cluster import Cluster
-from tests.slurm.runs import ENDLESS, SCRIPT, distil, in_process, losses, programs, seen, write_run
-from tests.tiny import prepare, settings, write_deepspeed_json
+from tests.slurm.runs import (
+    SCRIPT,
+    distil,
+    in_process,
+    let_it_end,
+    losses,
+    programs,
+    seen,
+    tiny_run,
+    write_run,
+)
+from tests.tiny import write_deepspeed_json
 
 pytestmark = [pytest.mark.slurm, pytest.mark.distributed]
 
@@ -44,28 +53,11 @@ def test_digits_at_zero_3_on_two_nodes_have_the_losses_of_two_ranks(
     told = json.loads((folder / "environment.json").read_text())
     assert (told["ranks"], told["zero_stage"]) == (2, 3)
     logs = folder / "logs" / f"{job}-0"
-    assert {p.name for p in logs.iterdir()} == {"outcome.json", "rank-0.log", "rank-1.log"}
+    assert {p.name for p in logs.iterdir()} == {
+        *("outcome.json", "nodes.json", "node-node1.json", "node-node2.json"),
+        *("rank-0.log", "rank-1.log"),
+    }
     assert read_outcome(logs).kind == "finished"
-
-
-def tiny_run(folder: Path, **overrides: object) -> tuple[Path, dict]:
-    """A run of tiny networks that ends when its YAML is told to; slow, for its many checkpoints."""
-    prepare(folder)
-    groups: dict = {}
-    for entry in settings(folder):
-        apply_override(groups, entry)
-    groups["checkpoint"] = {"every_images": 8, "keep": 2}
-    groups["log"] = {"every_images": 8, "samples_every_images": 0}
-    groups |= {"total_images": ENDLESS, "dropout": 0.1, "collective_timeout_seconds": 20}
-    groups |= overrides
-    return write_run(folder / "run.yaml", **groups), groups
-
-
-def let_it_end(run: Path, values: dict, images: int = 40) -> int:
-    """Has the run end `images` after what it has seen by now; returns where that is."""
-    total = seen(Path(values["run_dir"])) // 8 * 8 + images
-    write_run(run, **{**values, "total_images": total})
-    return total
 
 
 def test_a_run_outlives_all_that_a_scheduler_does_to_it(cluster: Cluster, tmp_path: Path):
@@ -143,10 +135,11 @@ def test_a_run_that_loses_a_node_goes_on_with_the_others(cluster: Cluster, tmp_p
     finally:
         cluster.start_node("node2")
     assert cluster.job(job)["NodeList"] == "node1"
+    assert "node2 is sick: SLURM lost it" in cluster.log(job)
     assert "written by 2 ranks at ZeRO 2" in cluster.log(job)
     assert json.loads((folder / "environment.json").read_text())["ranks"] == 1
     cluster.wait(lambda: not cluster.processes(job), "end of all processes", 30, job)
-    cluster.wait(lambda: set(cluster.node_states().values()) == {"IDLE"}, "two idle nodes")
+    cluster.wait(lambda: set(cluster.node_states().values()) == {"IDLE"}, "idle nodes")
 
 
 def test_a_crash_loop_is_broken(cluster: Cluster, tmp_path: Path):

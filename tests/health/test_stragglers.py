@@ -1,0 +1,125 @@
+"""The slowest rank is named, by the time that it works itself."""
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from sid_scale.config.groups import HealthConfig
+from sid_scale.distill.ahead import ReadAhead
+from sid_scale.distill.loop import train
+from sid_scale.health.own_time import OwnTime
+from sid_scale.health.stragglers import Stragglers
+from sid_scale.networks.edm2.layers import MPConv
+from tests.distill.test_train import records
+from tests.ranks import joined, run_ranks
+from tests.tiny import config, prepare
+
+NAMES = [f"rank {rank} on node{rank // 2}" for rank in range(4)]
+SECONDS = 0.1  # that a slow rank takes longer, at least
+
+
+def told(seconds: list[list[float]]) -> list[str | None]:
+    settings = HealthConfig()
+    stragglers = Stragglers(settings.straggler_factor, settings.straggler_intervals)
+    return [stragglers.tell(each, NAMES[: len(each)]) for each in seconds]
+
+
+def test_a_rank_that_stays_slow_is_told_once():
+    *before, third, after = told([[1.0, 1.1, 2.2, 0.9]] * 4)
+    assert before == [None, None]
+    assert after is None
+    assert third == (
+        "straggler: all ranks wait for rank 2 on node1 (2.2 times): slower than 1.5 times the "
+        "median of 1 s in 3 intervals in a row"
+    )
+
+
+def test_of_two_ranks_the_slower_is_told():
+    assert "rank 1 on node0 (2 times)" in str(told([[1.0, 2.0]] * 3)[2])
+
+
+def test_slow_in_turns_is_no_straggler():
+    assert told([[1.0, 1.0, 9.0, 1.0], [1.0, 9.0, 1.0, 1.0]] * 3) == [None] * 6
+    assert told([[1.0, 1.0, 1.4, 1.2]] * 6) == [None] * 6
+
+
+def test_who_recovers_and_is_slow_again_is_told_again():
+    slow, well = [1.0, 1.0, 1.0, 2.0], [1.0] * 4
+    assert [bool(line) for line in told([slow] * 3 + [well] + [slow] * 3)] == [
+        *(False, False, True, False),
+        *(False, False, True),
+    ]
+
+
+class Slow(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.02)
+        return x
+
+
+def test_own_time_is_that_of_data_and_forward_passes():
+    own, network = OwnTime(torch.device("cpu")), nn.Sequential(Slow(), nn.Sequential(Slow()))
+    own.follow(network, gathered=False)
+    time.sleep(0.05)  # a collective
+    network(torch.zeros(1))
+    assert 0.04 <= own.take() < 0.05
+    assert own.take() == 0.0
+
+    def items():
+        for number in range(2):
+            time.sleep(0.02)
+            yield number
+
+    for _ in own.waiting_for(items()):
+        time.sleep(0.05)
+    assert 0.04 <= own.take() < 0.05
+
+
+def test_own_time_leaves_out_what_gathers_weights():
+    own, network = OwnTime(torch.device("cpu")), nn.Sequential(Slow(), nn.Sequential(Slow()))
+    fetch = lambda *_: time.sleep(0.05)  # noqa: E731
+    network[0].register_forward_pre_hook(fetch)
+    network[0].register_forward_hook(fetch)
+    own.follow(network, gathered=True)
+    network(torch.zeros(1))
+    assert 0.04 <= own.take() < 0.05
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare(tmp_path_factory.mktemp("slow"))
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("slow_rank", "what", "stage"), [(0, "data", 2), (1, "layers", 2), (1, "layers", 3)]
+)
+def test_the_rank_that_is_slow_is_named(folder: Path, slow_rank: int, what: str, stage: int):
+    run_dir = folder / f"{what}-{stage}"
+    run_ranks(2, _train_slowly, folder, run_dir, slow_rank, what, stage)
+    for record in records(run_dir):
+        assert record["step_seconds/slowest_rank"] == slow_rank
+        assert record["step_seconds/max"] > record["step_seconds/median"] + SECONDS
+
+
+def _train_slowly(
+    rank: int, folder: Path, run_dir: Path, slow_rank: int, what: str, stage: int
+) -> None:
+    owner, name = (ReadAhead, "__next__") if what == "data" else (MPConv, "forward")
+    quick, left = getattr(owner, name), [0]
+
+    def slow(*args, **kwargs):
+        left[0] += 1
+        if what == "data" or left[0] % 20 == 0:
+            time.sleep(SECONDS)
+        return quick(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == slow_rank:
+            patch.setattr(owner, name, slow)
+        settings = {"run_dir": run_dir, "deepspeed": folder / f"stage{stage}.json"}
+        quiet = {"log__samples_every_images": 0, "checkpoint__every_images": 1000}
+        train(config(folder, **settings, **quiet, log__every_images=16), joined())
