@@ -68,13 +68,18 @@ def test_the_limit_of_the_search_stands_on_the_page(run: Path, tmp_path: Path):
     [
         (["--samples", "0"], "No samples are compared (--samples 0)."),
         (["--data", "/nowhere"], "No samples are compared: /nowhere"),
-        (["--generator", "/nowhere"], "No samples are compared: /nowhere"),
-        (["--vae", "/nowhere"], "makes images without a VAE"),
+        (["--generator", "."], "No samples are compared: .: no config.json there"),
+        (["--vae", "."], "makes images without a VAE"),
     ],
 )
 def test_without_samples_the_page_says_why(
-    run: Path, tmp_path: Path, arguments: list[str], reason: str
+    run: Path,
+    tmp_path: Path,
+    arguments: list[str],
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    monkeypatch.chdir(tmp_path)
     assert report(run, "--out", tmp_path / "r.html", *arguments) == 0
     assert reason in (tmp_path / "r.html").read_text()
 

@@ -109,6 +109,8 @@ def sentence_of(run: Path) -> str:
         ("/models/digits/", "teacher digits"),
         ("/models/digits/teacher", "digits/teacher"),
         ("teacher", "teacher"),
+        ("me/digits@main", "teacher me/digits"),
+        ("/cache/models--me--digits/snapshots/" + "0" * 40, "teacher me/digits"),
     ],
 )
 def test_a_teacher_has_a_name_that_distinguishes_it(tmp_path: Path, teacher: str, shown: str):
