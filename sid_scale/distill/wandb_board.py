@@ -1,10 +1,10 @@
 """A run on Weights & Biases, by the package wandb (the extra `wandb`).
 
 All attempts of a run continue one run there: its id is kept in the run folder. The x axis of every
-metric is `images_seen`. What a resumed run does again is shown again at the same images seen: wandb's
-counterpart of TensorBoard's purging, `resume_from`, is in beta and cannot work offline. wandb drops
-rows whose step goes back. Its step therefore only counts what was logged, over all attempts; the
-run folder keeps it too, for what is offline.
+metric is `images_seen`. What a resumed run does again is shown again at the same images seen:
+wandb's counterpart of TensorBoard's purging, `resume_from`, is in beta and cannot work offline.
+wandb drops rows whose step goes back. Its step therefore only counts what was logged, over all
+attempts; the run folder keeps it too, for what is offline.
 
 Training waits for no server: a thread of this process hands over what is logged, wandb's process
 uploads it. Whatever fails there once the run has begun is one line in its log.
