@@ -25,6 +25,7 @@ from torch import Tensor
 
 from sid_scale.atomic import atomic_write
 from sid_scale.config.groups import WandbConfig
+from sid_scale.config.networks import named_as_on_hub
 from sid_scale.config.parse import ConfigError
 from sid_scale.config.run import RunConfig
 
@@ -150,7 +151,7 @@ class WandbBoard:
             resume="allow",
             mode=mode,
             dir=str(self._folder),
-            config=dataclasses.asdict(config),
+            config=dataclasses.asdict(named_as_on_hub(config)),
             allow_val_change=True,  # some settings may change on resume
             settings=self._wandb.Settings(
                 console="off",  # standard output stays the run's own
