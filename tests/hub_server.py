@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_api
 
 TOKEN = "hf_writer"  # of a user who may write to what is under USER
 USER = "user"
@@ -101,6 +101,7 @@ def files_of(folder: Path) -> Files:
 def use_hub(address: str, cache: Path, patch: pytest.MonkeyPatch) -> None:
     """Makes huggingface_hub, which has read its environment by now, ask this address."""
     patch.setattr(constants, "ENDPOINT", address)
+    patch.setattr(hf_api.api, "endpoint", address)  # of functions that belong to no HfApi
     files = address + "/{repo_id}/resolve/{revision}/{filename}"
     patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
     patch.setattr(constants, "HF_HUB_CACHE", str(cache))
@@ -151,7 +152,9 @@ class _Answers(BaseHTTPRequestHandler):
         found = self._found(repo, revision or "main")
         if found is not None:
             model, sha = found
-            self._send(200, {"id": repo, "sha": sha, "private": model.private, "siblings": []})
+            siblings = [{"rfilename": path} for path in model.commits[sha]]
+            private = model.private
+            self._send(200, {"id": repo, "sha": sha, "private": private, "siblings": siblings})
 
     def _tree(self, repo: str, revision: str) -> None:
         found = self._found(repo, revision)

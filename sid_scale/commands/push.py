@@ -5,8 +5,9 @@
     sid-scale push runs/xs/generator user/repo --private
 
 The folder must hold sound weights, its VAE if it needs one, and a card that states a licence and
-what was measured. Weights, config.json, VAE, class names, sample grid and card are sent, as one
-commit, and nothing else that is there. It needs an access token: `hf auth login`, or HF_TOKEN.
+what was measured. Weights, config.json, VAE, class names, sample grid, card and what `export
+--diffusers` added are sent, as one commit, and nothing else that is there. It needs an access
+token: `hf auth login`, or HF_TOKEN.
 """
 
 import argparse

@@ -74,39 +74,63 @@ def _copy(source: Path, folder: Path, codec: Codec) -> None:
         raise
 
 
-def write_pipeline_files(folder: Path, *, has_vae: bool) -> None:
-    """Writes the three files into a generator's folder.
-
-    Raises:
-        OSError: one cannot be written.
-    """
+def pipeline_files(*, has_vae: bool) -> dict[str, str]:
+    """The three files: path in a generator's folder -> contents."""
     index = {
         "_class_name": PIPELINE_CLASS,
         "_diffusers_version": DIFFUSERS_VERSION,
         NETWORK: [MODULE, NETWORK_CLASS],
         VAE: ["diffusers", "AutoencoderKL"] if has_vae else [None, None],
     }
-    with atomic_write(folder / INDEX) as partial:
-        partial.write_text(json.dumps(index, indent=2) + "\n")
-    write_import(folder / PIPELINE_FILE, PIPELINE_CLASS)
-    write_network_import(folder / NETWORK)
+    return {
+        INDEX: json.dumps(index, indent=2) + "\n",
+        PIPELINE_FILE: _import_of(PIPELINE_CLASS),
+        f"{NETWORK}/{MODULE}.py": _import_of(NETWORK_CLASS),
+    }
+
+
+def write_pipeline_files(folder: Path, *, has_vae: bool) -> None:
+    """Writes the three files into a generator's folder.
+
+    Raises:
+        OSError: one cannot be written.
+    """
+    for path, text in pipeline_files(has_vae=has_vae).items():
+        (folder / path).parent.mkdir(exist_ok=True)
+        with atomic_write(folder / path) as partial:
+            partial.write_text(text)
+
+
+def own_pipeline_files(folder: Path) -> list[str]:
+    """Paths of the three files in a folder, if all are there as they are written here."""
+    files = pipeline_files(has_vae=(folder / VAE).is_dir())
+    try:
+        own = all((folder / path).read_bytes() == text.encode() for path, text in files.items())
+    except OSError:
+        return []
+    return list(files) if own else []
+
+
+def write_pipeline_import(folder: Path) -> None:
+    """Writes the file by which diffusers finds the pipeline's class.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with atomic_write(folder / PIPELINE_FILE) as partial:
+        partial.write_text(_import_of(PIPELINE_CLASS))
 
 
 def write_network_import(folder: Path) -> None:
-    """Writes the file by which diffusers finds the class of a part in `folder`.
+    """Writes the file by which diffusers finds the class of a part, into the part's folder.
 
     Raises:
         OSError: it cannot be written.
     """
-    folder.mkdir(exist_ok=True)
-    write_import(folder / f"{MODULE}.py", NETWORK_CLASS)
+    with atomic_write(folder / f"{MODULE}.py") as partial:
+        partial.write_text(_import_of(NETWORK_CLASS))
 
 
-def write_import(file: Path, name: str) -> None:
-    """Writes a file that imports a class of `MODULE` and does nothing else.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    with atomic_write(file) as partial:
-        partial.write_text(f"from {MODULE} import {name}  # noqa: F401 - pip install sid-scale\n")
+def _import_of(name: str) -> str:
+    """A file that imports a class of `MODULE` and does nothing else."""
+    return f"from {MODULE} import {name}  # noqa: F401 - pip install sid-scale\n"

@@ -27,10 +27,8 @@ from torch import Tensor
 from sid_scale.codecs import VAECodec
 from sid_scale.dtypes import COMPUTE
 from sid_scale.generators.diffusers_folder import (
-    PIPELINE_CLASS,
-    PIPELINE_FILE,
-    write_import,
     write_network_import,
+    write_pipeline_import,
 )
 from sid_scale.generators.folder import VAE, GeneratorError, codec_of, trained_for
 from sid_scale.generators.generator import MAX_SEED, OneStepGenerator
@@ -201,7 +199,7 @@ class OneStepPipeline(DiffusionPipeline):
         if not safe_serialization:
             raise GeneratorError("safe_serialization=False: a generator is not saved as a pickle")
         Path(save_directory).mkdir(parents=True, exist_ok=True)
-        write_import(Path(save_directory) / PIPELINE_FILE, PIPELINE_CLASS)
+        write_pipeline_import(Path(save_directory))
         super().save_pretrained(save_directory, safe_serialization, **options)
 
 

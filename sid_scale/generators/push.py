@@ -16,6 +16,7 @@ from sid_scale import hub
 from sid_scale.codecs import VAE_WEIGHTS, VAECodec
 from sid_scale.errors import SidScaleError
 from sid_scale.generators.card import CARD
+from sid_scale.generators.diffusers_folder import own_pipeline_files
 from sid_scale.generators.folder import VAE, codec_of, trained_for
 from sid_scale.networks.folder import NetworkFolder, load_network
 
@@ -52,6 +53,7 @@ def plan_upload(folder: Path, name: hub.Name, *, unmeasured: bool = False) -> Up
     _check_card(folder / CARD, unmeasured=unmeasured)
     files = {path: folder / path for path in hub.FILES if (folder / path).is_file()}
     files.pop(VAE_WEIGHTS, None)  # of a VAE's own folder
+    files |= {path: folder / path for path in own_pipeline_files(folder)}
     return Upload(name, files, [path for path in _contents(folder) if path not in files])
 
 
@@ -128,12 +130,11 @@ def upload(planned: Upload, *, private: bool = False) -> str:
     name, api = planned.name, HfApi(library_name=hub.LIBRARY)
     if get_token() is None:
         raise hub.HubError(f"{name}: no access token, which writing needs: {hub.LOG_IN}")
-    faults: tuple[type[Exception], ...] = (*hub.faults(), RuntimeError)
     operations = [CommitOperationAdd(path, str(file)) for path, file in planned.files.items()]
     try:
         api.create_repo(name.repo, private=private or None, exist_ok=True)
         is_private = api.repo_info(name.repo).private
-    except faults as error:
+    except hub.faults() as error:
         raise _explained(error, name) from error
     if private and not is_private:
         raise PushError(
@@ -146,7 +147,7 @@ def upload(planned: Upload, *, private: bool = False) -> str:
         commit = api.create_commit(
             name.repo, operations, commit_message=MESSAGE, revision=name.revision
         )
-    except faults as error:
+    except hub.faults() as error:
         raise _explained(error, name) from error
     return str(commit.commit_url)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 
 from sid_scale import OneStepGenerator
@@ -19,6 +20,7 @@ from sid_scale.hashing import sha256_file
 from sid_scale.networks.folder import NetworkFolder, load_network, save_network
 from tests.conftest import ROOT
 from tests.generators.tiny import PROVENANCE, demo_generator, edit_description, tiny_generator
+from tests.hub_server import Hub, files_of
 from tests.networks.edm import published as edm
 from tests.report.folders import write_evaluation
 
@@ -172,10 +174,19 @@ def test_two_lines_make_images(folder: Path):
     names: dict[str, Any] = {}
     exec(f"{first}\n{second.replace('user/repo', str(folder))}", names)
     assert names["images"].shape == (3, 3, 8, 8)
-    told = card(folder, repo="ada/digits").text
-    assert second.replace("user/repo", "ada/digits") in told
-    assert "user/repo" not in told
-    assert "stands for" not in told
+
+
+def test_two_lines_make_images_from_the_hub(folder: Path, hub: Hub):
+    text = card(folder, repo="ada/digits").text
+    assert "user/repo" not in text
+    assert "stands for" not in text
+    hub.model("ada/digits", files_of(folder))
+    names: dict[str, Any] = {}
+    exec(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0], names)
+    assert torch.equal(
+        names["images"],
+        OneStepGenerator.from_pretrained(folder).generate([0, 0, 1], seeds=[0, 1, 0]),
+    )
 
 
 def test_a_folder_for_diffusers_says_how(folder: Path):

@@ -19,6 +19,7 @@ from sid_scale.generators.diffusers_pipeline import OneStepNetwork, OneStepPipel
 from sid_scale.generators.folder import GeneratorError
 from tests.conftest import ROOT
 from tests.generators.tiny import demo_generator, save_generator, tiny_generator
+from tests.hub_server import Hub, files_of
 from tests.tiny import ARCHITECTURE, tiny_folder
 
 CLASSES, SEEDS = [0, 1, 2, 0], [5, 0, 7, 123456789]
@@ -34,7 +35,7 @@ def modules(tmp_path_factory):
         yield
 
 
-def load(folder: Path, **options: Any) -> Any:
+def load(folder: Path | str, **options: Any) -> Any:
     options = {"custom_pipeline": "pipeline", "trust_remote_code": True, **options}
     return DiffusionPipeline.from_pretrained(folder, **options)
 
@@ -128,6 +129,18 @@ def test_a_vae_that_is_given_takes_the_place_of_the_folders(latent: Path, tmp_pa
         vae.decoder.conv_out.bias += 1
     images = load(folder, vae=vae)(CLASSES, seeds=SEEDS).images
     assert bits(images).float().mean() > generator.generate(CLASSES, SEEDS).float().mean() + 20
+
+
+@pytest.mark.parametrize("kind", ["latent", "pixel"])
+def test_a_name_on_the_hub_serves_as_well(kind: str, hub: Hub, tmp_path: Path, request):
+    generator = OneStepGenerator.from_pretrained(request.getfixturevalue(kind))
+    hub.model("ada/digits", files_of(generator.to_diffusers(tmp_path / "d")))
+    expected = generator.generate(CLASSES, SEEDS)
+    for pipeline in ("pipeline", "ada/digits"):
+        pipe = load("ada/digits", custom_pipeline=pipeline)
+        assert torch.equal(bits(pipe(CLASSES, seeds=SEEDS).images), expected)
+    again = OneStepGenerator.from_pretrained("ada/digits")
+    assert torch.equal(again.generate(CLASSES, SEEDS), expected)
 
 
 @pytest.mark.parametrize("kind", ["latent", "pixel"])

@@ -44,8 +44,11 @@ def sent(hub: Hub, revision: str = "main") -> dict[str, bytes]:
 
 @pytest.mark.usefixtures("token")
 def test_what_is_pushed_comes_back_the_same(hub: Hub, tmp_path: Path):
-    folder = demo_generator(tmp_path / "g")
-    (folder / "README.md").write_text(CARD)
+    licence = {"teacher_provenance": {"license": "cc-by-nc-sa-4.0"}}
+    folder = demo_generator(tmp_path / "g", **licence)
+    (tmp_path / "metrics.json").write_text('{"fid": 1.5}')
+    words = ["--metrics", str(tmp_path / "metrics.json"), "--samples", "4"]
+    assert main(["card", str(folder), *words]) == 0
     assert push(folder) == 0
     files = sent(hub)
     del files[".gitattributes"]  # which the hub makes
@@ -58,6 +61,18 @@ def test_what_is_pushed_comes_back_the_same(hub: Hub, tmp_path: Path):
 def test_nothing_is_pushed_that_can_carry_code_or_is_hidden(hub: Hub, ready: Path):
     assert push(ready) == 0
     assert set(sent(hub)) == {*SENT, ".gitattributes"}
+
+
+@pytest.mark.usefixtures("token")
+def test_what_was_added_for_diffusers_is_pushed_unless_it_was_changed(hub: Hub, ready: Path):
+    OneStepGenerator.from_pretrained(ready).to_diffusers(ready)
+    module = ready / "generator" / "sid_scale.generators.diffusers_pipeline.py"
+    added = {"model_index.json", "pipeline.py", str(module.relative_to(ready))}
+    assert push(ready) == 0
+    assert set(sent(hub)) == {*SENT, *added, ".gitattributes"}
+    module.write_text(module.read_text() + "import os\n")
+    assert push(ready, "--revision", "changed") == 0
+    assert sent(hub, "changed") == sent(hub)
 
 
 def test_a_dry_run_lists_files_and_sizes_and_sends_nothing(
