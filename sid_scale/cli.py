@@ -33,10 +33,15 @@ COMMANDS = {
     "consolidate": ("sid_scale.commands.consolidate", "make network folders of a checkpoint"),
     "phema": ("sid_scale.commands.phema", "make a generator of another average's width"),
     "generate": ("sid_scale.commands.generate", "make images with a generator"),
+    "grid": ("sid_scale.commands.grid", "make sheets of a generator's images"),
     "evaluate": ("sid_scale.commands.evaluate", "measure a generator or a teacher"),
     "report": ("sid_scale.commands.report", "write an HTML page of runs"),
     "card": ("sid_scale.commands.card", "complete a generator folder for publication"),
-    "export": ("sid_scale.commands.export", "write weights under their publisher's names"),
+    "push": ("sid_scale.commands.push", "upload a generator folder to the hub"),
+    "export": (
+        "sid_scale.commands.export",
+        "write weights under their publisher's names, or for diffusers",
+    ),
 }
 RESUMABLE = ("shards", "encode", "generate", "evaluate")
 DESCRIPTION = "Distils diffusion teachers into one-step generators, from one GPU to a cluster."

@@ -13,6 +13,7 @@ first called.
 """
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from sid_scale import hub
 from sid_scale.errors import SidScaleError
 from sid_scale.paths import expand
 
@@ -31,6 +33,7 @@ STABILITY_MEAN = (5.81, 3.25, 0.12, -2.15)
 STABILITY_STD = (4.17, 4.62, 3.71, 3.28)
 SIGMA_DATA = 0.5
 VAE_CONFIG, VAE_WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+ELSEWHERE = "A generator's may also be in its own folder as vae/, or be named with `--vae`."
 BATCH = 64  # images that pass through the VAE at once, at 64x64 pixels; fewer when larger
 
 
@@ -120,15 +123,18 @@ class IdentityCodec:
 
 
 class VAECodec:
-    """An `AutoencoderKL` of diffusers in a local folder (config and safetensors).
+    """An `AutoencoderKL` of diffusers in a folder (config and safetensors).
 
-    Shards store the posterior's mean, then its standard deviation: (2C, h, w).
+    Shards store the posterior's mean, then its standard deviation: (2C, h, w). `folder` is a folder
+    or a name on the hub; `place` is where the files are, once that is known.
     """
 
     stored_dtypes = ("float32", "float16")
 
     def __init__(self, folder: str | Path, scale: Sequence[float], bias: Sequence[float]):
         self.folder = Path(folder)
+        self.place: Path | None = None
+        self.cache_dir: hub.Place | None = None  # where to fetch a VAE to; None: the hub's cache
         self.scale, self.bias = tuple(scale), tuple(bias)
         self.dtype = torch.float32  # that the VAE computes in
         self.decodes_at_once: int | None = None  # images; None: what fits beside a training run
@@ -148,18 +154,35 @@ class VAECodec:
         }
 
     def check(self) -> None:
+        self.located()
+
+    def located(self) -> Path:
+        """The folder of the VAE's files, which are there; it is fetched if it is on the hub.
+
+        Raises:
+            CodecError: there are none.
+        """
+        if self.place is None and hub.is_name(self.folder):
+            try:
+                self.place = hub.local_folder(self.folder, cache_dir=self.cache_dir)
+            except hub.HubError as error:
+                raise CodecError(f"the VAE {error}. {ELSEWHERE}") from error
+        place = self.place or self.folder
         for name in (VAE_CONFIG, VAE_WEIGHTS):
-            if not (self.folder / name).is_file():
+            if not (place / name).is_file():
                 raise CodecError(
-                    f"{self.folder}: no {name} there. The VAE is a diffusers folder "
-                    f"(for EDM2's ImageNet-512 models: {STABILITY_VAE}, which "
-                    f"`hf download {STABILITY_VAE} --local-dir FOLDER` fetches); "
-                    "the codec's `vae` in index.json or config.json names it. A generator's "
-                    "may also be in its own folder as vae/, or be named with `--vae`."
+                    f"{place}: no {name} there. The VAE is a diffusers folder, or the name of one "
+                    f"on the hub (for EDM2's ImageNet-512 models: {STABILITY_VAE}); the codec's "
+                    f"`vae` in index.json or config.json names it. {ELSEWHERE}"
                 )
+        return place
 
     def load(self, device: torch.device) -> None:
         self._load(device)
+
+    def use(self, vae: Any) -> None:
+        """Takes an `AutoencoderKL` that is loaded already, and computes in its dtype."""
+        self._vae, self.dtype = vae, vae.dtype
 
     @torch.no_grad()
     def encode(self, images: Tensor, at_once: int | None = None) -> Tensor:
@@ -210,10 +233,10 @@ class VAECodec:
             # diffusers takes seconds to import, and training needs it only for its sample grids.
             from diffusers import AutoencoderKL
 
-            self.check()
+            folder = self.located()
             try:
                 vae = AutoencoderKL.from_pretrained(
-                    self.folder,
+                    folder,
                     local_files_only=True,
                     use_safetensors=True,
                     torch_dtype=self.dtype,
@@ -221,7 +244,7 @@ class VAECodec:
                 )
             except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
                 raise CodecError(
-                    f"the VAE in {self.folder} is damaged or none: {error}; fetch it again"
+                    f"the VAE in {folder} is damaged or none: {error}; fetch it again"
                 ) from error
             self._vae = vae.eval().requires_grad_(False)
         return self._vae.to(device)
@@ -240,7 +263,8 @@ def stability_vae(folder: str | Path) -> VAECodec:
 
 
 def open_codec(description: dict[str, Any], beside: str | Path | None = None) -> Codec:
-    """A codec from its description; a relative VAE folder is looked for in `beside` first.
+    """A codec from its description; a relative VAE folder is looked for in `beside` first, and a
+    name on the hub (`user/repo`) where there is no such folder.
 
     Raises:
         CodecError: the description is of no known kind or incomplete.
@@ -260,11 +284,14 @@ def open_codec(description: dict[str, Any], beside: str | Path | None = None) ->
             f"vae {vae!r}, scale {scale!r}, bias {bias!r}"
         )
     try:
-        folder = Path(expand(vae))
+        expanded = expand(vae)
     except ValueError as error:
         raise CodecError(f"the VAE codec, {vae}: {error}") from error
+    folder = Path(expanded)
     if beside is not None and (Path(beside) / folder).is_dir():
         folder = Path(beside) / folder
+    elif expanded != vae:  # what the environment holds is nothing to ask the hub for
+        folder = folder.absolute()
     return VAECodec(folder, scale, bias)
 
 
@@ -273,7 +300,7 @@ def read_codec(path: str | Path, vae: str | Path | None = None) -> Codec:
 
     Args:
         path: a folder with a `config.json`, or a file as `Codec.describe` has it.
-        vae: the VAE's folder, if it is not the one that is described.
+        vae: the VAE's folder, or its name on the hub, if it is not the one that is described.
 
     Raises:
         CodecError: nothing there describes a codec.
@@ -293,6 +320,25 @@ def read_codec(path: str | Path, vae: str | Path | None = None) -> Codec:
     if vae is not None and isinstance(codec, VAECodec):
         codec.folder = Path(vae)
     return codec
+
+
+def fetch_once_a_node(codec: Codec) -> None:
+    """Fetches the VAE of a codec that names one on the hub, for all ranks. Collective.
+
+    Raises:
+        CodecError: it cannot be had.
+    """
+    if isinstance(codec, VAECodec) and codec.place is None and hub.is_name(codec.folder):
+        try:
+            codec.place = hub.on_every_node({"VAE": codec.folder})["VAE"]
+        except hub.HubError as error:
+            raise CodecError(f"{error}. {ELSEWHERE}") from error
+
+
+def absolute(vae: str) -> str:
+    """A VAE's folder as it can be named from everywhere; a name on the hub stays one."""
+    is_name = hub.is_name(vae) and not os.path.exists(vae)
+    return vae if is_name else str(Path(vae).resolve())
 
 
 def differing_key(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:

@@ -28,6 +28,7 @@ from sid_scale.errors import SidScaleError, launched_rank
 T = TypeVar("T")
 
 POLL_SECONDS = 0.5
+WORKING_SECONDS = 5.0  # from one sign of life of a rank that others wait for to the next
 # torchrun's store outlives a restart of the ranks: each start has a key of its own.
 FAILED = f"sid_scale/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 TIMEOUT_SECONDS = 1800.0  # where ranks work for themselves, some may be done much sooner
@@ -180,6 +181,32 @@ def on_first_rank(action: Callable[[], T]) -> T:
     if isinstance(outcome[0], SidScaleError):
         raise outcome[0]
     return cast(T, outcome[0])
+
+
+def while_others_wait(action: Callable[[], T] | None) -> T | None:
+    """What `action` returns, on ranks that have one; no rank goes on before all have. Collective.
+
+    For what may take longer than a rank may be silent, as a download.
+    """
+    outcome: list[T | BaseException] = []
+
+    def work(action: Callable[[], T]) -> None:
+        try:
+            outcome.append(action())
+        except BaseException as error:
+            outcome.append(error)
+
+    working = threading.Thread(target=work, args=(action,), daemon=True) if action else None
+    if working is not None:
+        working.start()
+    busy = True
+    while busy:
+        if working is not None:
+            working.join(WORKING_SECONDS)
+        [busy] = on_any_rank(working is not None and working.is_alive())
+    if outcome and isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return cast(T, outcome[0]) if outcome else None
 
 
 def on_any_rank(*flags: bool) -> tuple[bool, ...]:

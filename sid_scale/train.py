@@ -1,7 +1,7 @@
 """A run on the ranks of a launcher: `deepspeed --module sid_scale.train --config run.yaml ...`.
 
-Puts together what distill/ leaves open: the run folder's lock and journal, requests to stop, and
-evaluation.
+Puts together what distill/ leaves open: the run folder's lock and journal, requests to stop,
+evaluation, and the count of its work.
 """
 
 import os
@@ -28,6 +28,7 @@ def run(config: RunConfig, stop: StopRequests, stop_file: Path | None = None) ->
     """`train` with the requests to stop given."""
     # These import torch and DeepSpeed, which take their time: a typo should not.
     from sid_scale.distill.loop import train as distil
+    from sid_scale.estimate.flops import flop_by_update
     from sid_scale.evaluate.training import open_evaluation
     from sid_scale.jobs.journal import Journal
     from sid_scale.jobs.stop_file import watched
@@ -43,7 +44,12 @@ def run(config: RunConfig, stop: StopRequests, stop_file: Path | None = None) ->
             _locked_by_first_rank(Path(config.run_dir)) as messages,
         ):
             progress = distil(
-                config, ranks, stop, open_evaluation=open_evaluation, messages=messages
+                config,
+                ranks,
+                stop,
+                open_evaluation=open_evaluation,
+                count_flop=flop_by_update,
+                messages=messages,
             )
         finished = progress.images_seen >= config.total_images
         if ranks.is_first:

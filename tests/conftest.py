@@ -1,10 +1,14 @@
 """Fixtures and helpers that every test may use."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.hub_server import Hub
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,6 +34,16 @@ def reference_dir() -> Path:
         pytest.skip("the published implementations' vectors are not here: set REFERENCE_DIR")
     assert folder.is_dir(), f"no reference vectors in {folder}: set REFERENCE_DIR"
     return folder
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator["Hub"]:
+    """An empty hub on this machine, which huggingface_hub asks, with an empty cache."""
+    from tests.hub_server import serve, use_hub
+
+    with serve() as server:
+        use_hub(server.address, tmp_path / "hub_cache", monkeypatch)
+        yield server
 
 
 def flip_last_bit(file: Path) -> None:

@@ -98,8 +98,9 @@ def test_training_without_a_launcher_says_how_to_start_it(capsys: pytest.Capture
 def test_an_error_is_one_line_and_ctrl_c_no_traceback(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
-    assert main(["export", str(tmp_path / "nothing"), str(tmp_path / "o")]) == 1
-    assert re.fullmatch(r"error: .*nothing: no config\.json there.*\n", capsys.readouterr().err)
+    assert main(["export", str(tmp_path / "nothing"), str(tmp_path / "o")]) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"error: .*nothing: nothing is there.* user/repo.*\n", said)
 
     def interrupted(name: str):
         raise KeyboardInterrupt

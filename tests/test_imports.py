@@ -18,6 +18,7 @@ BASE = {
     "errors",
     "image_grid",
     "inputs_changed",
+    "measurements",
     "metrics_log",
     "paths",
     "process_pool",
@@ -25,6 +26,7 @@ BASE = {
     "seeding",
     "tensor_file",
     "hashing",
+    "hub",
     "thread_map",
 }
 GROUND = {"config", "networks", "pickles", "diffusion"}
@@ -49,7 +51,7 @@ MAY_IMPORT = {
     "presets": {"config", "networks"},
     "report": RUN | {"evaluate", "generators", "jobs"},
     "demo": RUN | {"evaluate", "generators"},
-    "train": RUN | {"evaluate", "jobs", "cli"},
+    "train": RUN | {"estimate", "evaluate", "jobs", "cli"},
     "commands": RUN | {"estimate", "evaluate", "generators", "jobs", "presets", "report", "train"},
     "cli": {"commands"},
     "__init__": {"generators"},
@@ -94,7 +96,7 @@ def test_imports_point_one_way():
 
 def test_every_folder_has_its_place():
     parts = {p.stem if p.suffix == ".py" else p.name for p in PACKAGE.iterdir()}
-    assert parts - {"__pycache__", "ds_configs", "py"} == set(MAY_IMPORT) | BASE & parts
+    assert parts - {"__pycache__", "ds_configs", "py", "py.typed"} == set(MAY_IMPORT) | BASE & parts
 
 
 def test_a_broken_rule_is_named_with_file_and_line():

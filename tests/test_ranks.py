@@ -4,11 +4,15 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from torch.multiprocessing import ProcessExitedException
 
-from tests.ranks import free_port
+from sid_scale.errors import SidScaleError
+from sid_scale.ranks import Ranks, while_others_wait
+from tests.ranks import free_port, run_joined
 
 pytestmark = [pytest.mark.distributed, pytest.mark.faults]
 
@@ -186,3 +190,33 @@ with ranks.joined_ranks():
 def test_nccl_is_told_its_devices_and_no_compiler_is_tried_out(ranks: int, bound: list[str]):
     left = run_all(PLAYED + BINDS, *range(ranks))
     assert [rank.stdout.split() for rank in left] == [["nccl", b, "False"] for b in bound], left
+
+
+def _works(ranks: Ranks, file: Path) -> None:
+    def work() -> str:
+        time.sleep(0.3)  # several times as long as between two signs of life
+        return "done"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sid_scale.ranks.WORKING_SECONDS", 0.05)
+        began = time.monotonic()
+        assert while_others_wait(work if ranks.rank == 1 else None) == (
+            "done" if ranks.rank == 1 else None
+        )
+        assert time.monotonic() - began >= 0.29
+        try:
+            while_others_wait(_fails if ranks.rank == 1 else None)
+        except SidScaleError as error:
+            file.write_text(f"{ranks.rank} {error}")
+            raise
+        time.sleep(60)  # the others are ended
+
+
+def _fails() -> None:
+    raise SidScaleError("the hub is not there")
+
+
+def test_ranks_wait_for_one_that_works_and_end_if_it_fails(tmp_path: Path):
+    with pytest.raises(ProcessExitedException):
+        run_joined(2, _works, tmp_path / "error")
+    assert (tmp_path / "error").read_text() == "1 the hub is not there"

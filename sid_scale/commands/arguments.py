@@ -22,6 +22,14 @@ def path(text: str) -> Path:
     return Path(location(text))
 
 
+def network(text: str) -> str:
+    """A network's folder, or its name on the hub: a folder is written ./user/repo if need be."""
+    return location(text)
+
+
+network.__name__ = "network folder or name on the hub"
+
+
 def encoder(text: str) -> tuple[str, Path]:
     """`NAME=FILE`, an encoder's name and the file of its weights."""
     name, _, file = text.partition("=")

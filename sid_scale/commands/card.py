@@ -1,25 +1,38 @@
 """Completes a generator folder for publication: model card, sample grid if it lacks one, VAE.
 
-    sid-scale card runs/xs/generator --metrics metrics.json
+    sid-scale card runs/xs/generator --repo user/repo
 
-The card (`README.md`) says what `config.json` says and, of measurements, what the metrics file
-holds: a JSON object of names and values, groups may be nested. Nothing is made up. An existing card
-is replaced. The grid shows seeds 0, 1, ... with the classes in turn.
+The card (`README.md`) says what `config.json` says and what was measured: by the run itself, by
+evaluations of these weights whose `metrics.json` is below `evaluation/` in the run's folder or the
+generator's, and in files that `--metrics` names: a `metrics.json`, or any JSON object of names and
+values, groups may be nested. Nothing is made up. An existing card is replaced. The grid shows seeds
+0, 1, ... with the classes in turn.
 """
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any
 
-from sid_scale.commands.arguments import check_least, path
+from sid_scale.commands.arguments import check_least, network, path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("generator", type=path, metavar="GENERATOR_DIR", help="its folder")
-    parser.add_argument("--metrics", type=path, metavar="FILE", help="JSON of what was measured")
+    parser.add_argument(
+        "--metrics",
+        type=path,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="JSON of what was measured, besides what is found",
+    )
+    parser.add_argument("--run", type=path, metavar="DIR", help="its run, if it lies elsewhere")
+    parser.add_argument("--repo", metavar="USER/REPO", help="its own id on the hub")
     parser.add_argument("--base-model", metavar="ID", help="the teacher's id on the hub")
-    parser.add_argument("--vae", type=path, metavar="DIR", help="a VAE to copy there as vae/")
+    parser.add_argument("--dataset", metavar="ID", help="the id of its data on the hub")
+    parser.add_argument(
+        "--vae", type=network, metavar="DIR|NAME", help="a VAE to copy there as vae/"
+    )
     parser.add_argument(
         "--samples", type=int, default=36, metavar="N", help="images in the grid (default 36)"
     )
@@ -30,33 +43,22 @@ def run(options: argparse.Namespace) -> int:
     check_least(options, samples=1)
     from sid_scale.generators.card import write_card
     from sid_scale.generators.folder import SAMPLES
+    from sid_scale.hub import local_folders
 
-    metrics = _metrics(options.metrics)
     if options.vae is not None:
-        _copy_vae(options.generator, options.vae)
+        _copy_vae(options.generator, local_folders({"--vae": options.vae})["--vae"])
     if options.redraw or not (options.generator / SAMPLES).is_file():
         _draw_samples(options.generator, options.samples)
-    print(write_card(options.generator, metrics, options.base_model))
+    card = write_card(
+        options.generator,
+        options.metrics,
+        base_model=options.base_model,
+        dataset=options.dataset,
+        repo=options.repo,
+        run=options.run,
+    )
+    print(card)
     return 0
-
-
-def _metrics(path: Path | None) -> dict[str, Any]:
-    """What a JSON file holds.
-
-    Raises:
-        CardError: it cannot be read, or holds no JSON object.
-    """
-    from sid_scale.generators.card import CardError
-
-    if path is None:
-        return {}
-    try:
-        metrics = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CardError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(metrics, dict):
-        raise CardError(f"{path} holds no JSON object of names and values")
-    return metrics
 
 
 def _copy_vae(folder: Path, vae: Path) -> None:

@@ -17,7 +17,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from sid_scale.commands.arguments import path
+from sid_scale.commands.arguments import network, path
 from sid_scale.dtypes import COMPUTE
 from sid_scale.errors import UsageError
 
@@ -30,15 +30,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--role", required=True, metavar="ROLE", help="see above")
     parser.add_argument("--dtype", default="float32", choices=COMPUTE, help="default: float32")
     parser.add_argument(
-        "--start", type=path, action="append", default=[], metavar="FOLDER",
-        help="network folder that the run started from, if it is elsewhere by now",
+        "--start", type=network, action="append", default=[], metavar="FOLDER",
+        help="network folder that the run started from, or its name on the hub, if it is elsewhere "
+        "by now",
     )  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
     from sid_scale.distill.consolidate import consolidate, networks_in
     from sid_scale.dtypes import torch_dtype
+    from sid_scale.hub import fill_options
 
+    fill_options(options)
     checkpoint = options.checkpoint.resolve()  # `latest` may be another one in a minute
     found = networks_in(checkpoint)
     if options.role not in (*found, ALL):

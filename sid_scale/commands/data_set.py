@@ -144,6 +144,14 @@ def _expected_classes(options: argparse.Namespace) -> "ClassCount | None":
     return ClassCount(label_dim, f"the network in {options.codec}")
 
 
+def use_codec_of_hub(options: argparse.Namespace) -> None:
+    """Fetches the network that `--codec` names by its name on the hub, if it does."""
+    from sid_scale.hub import is_name, local_folders
+
+    if options.codec and is_name(options.codec):
+        options.codec = str(local_folders({"--codec": options.codec})["--codec"])
+
+
 def network_of_codec(options: argparse.Namespace) -> "NetworkFolder | None":
     """The network that `--codec` names, without its weights; None: it names a file, or nothing."""
     from sid_scale.networks.folder import WEIGHTS, read_description

@@ -18,9 +18,10 @@ processes, it goes on; finished shards are compared with their checksums and kep
 import argparse
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sid_scale.commands.arguments import check_least, location
+from sid_scale.commands.arguments import check_least, network
 from sid_scale.commands.data_set import (
     add_data_set,
     check_fits_network,
@@ -28,6 +29,7 @@ from sid_scale.commands.data_set import (
     network_of_codec,
     open_data_set_source,
     print_made,
+    use_codec_of_hub,
 )
 from sid_scale.devices import own_device
 from sid_scale.dtypes import COMPUTE, STORED
@@ -45,17 +47,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_set(parser)
     parser.add_argument(
         "--vae",
-        type=location,
+        type=network,
         metavar="FOLDER",
-        help="diffusers folder of the VAE; without --codec it is taken for the Stability VAE, "
-        "whose normalisation EDM2's ImageNet-512 models have",
+        help="diffusers folder of the VAE, or its name on the hub; without --codec it is taken "
+        "for the Stability VAE, whose normalisation EDM2's ImageNet-512 models have",
     )
     parser.add_argument(
         "--codec",
-        type=location,
+        type=network,
         metavar="FOLDER|FILE",
-        help="VAE and normalisation: a network folder, such as the teacher's, or a JSON file "
-        'such as {"kind": "vae", "vae": FOLDER, "scale": [...], "bias": [...]}',
+        help="VAE and normalisation: a network folder, such as the teacher's, its name on the hub, "
+        'or a JSON file such as {"kind": "vae", "vae": FOLDER, "scale": [...], "bias": [...]}',
     )
     parser.add_argument(
         "--resolution",
@@ -98,6 +100,7 @@ def run(options: argparse.Namespace) -> int:
     if not options.vae and not options.codec:
         raise UsageError("give --vae FOLDER, or --codec")
     check_least(options, resolution=1, seed=0, batch_size=1, threads=1, num_classes=1, max_bad=0)
+    use_codec_of_hub(options)
     from tqdm import tqdm
 
     from sid_scale.data.prepare.build import ShardBuild
@@ -167,11 +170,11 @@ def _codec(options: argparse.Namespace) -> "Codec":
     Raises:
         CodecError: nothing describes them.
     """
-    from sid_scale.codecs import VAECodec, read_codec, stability_vae
+    from sid_scale.codecs import VAECodec, absolute, read_codec, stability_vae
 
     codec = read_codec(options.codec, options.vae) if options.codec else stability_vae(options.vae)
     if isinstance(codec, VAECodec):
-        codec.folder = codec.folder.resolve()
+        codec.folder = Path(absolute(str(codec.folder)))
     return codec
 
 

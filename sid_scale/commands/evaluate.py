@@ -10,7 +10,7 @@ each rank does its share.
 
 import argparse
 
-from sid_scale.commands.arguments import check_least, encoder, location, path
+from sid_scale.commands.arguments import check_least, encoder, location, network, path
 from sid_scale.dtypes import COMPUTE
 from sid_scale.errors import UsageError
 
@@ -56,7 +56,11 @@ def run(options: argparse.Namespace) -> int:
 def _add_run(parser: argparse.ArgumentParser) -> None:
     """Measures a generator: --generator DIR --reference FILE --metrics fid,... --out DIR."""
     parser.add_argument(
-        "--generator", type=path, required=True, metavar="DIR", help="the generator's folder"
+        "--generator",
+        type=network,
+        required=True,
+        metavar="DIR|NAME",
+        help="the generator's folder, or its name on the hub: user/repo or user/repo@revision",
     )
     parser.add_argument("--steps", type=int, metavar="K", help="NFE of an image (default: its own)")
     _add_shared(parser)
@@ -69,7 +73,11 @@ def _add_teacher(parser: argparse.ArgumentParser) -> None:
     each has a folder in DIR.
     """
     parser.add_argument(
-        "--teacher", type=path, required=True, metavar="DIR", help="the teacher's folder"
+        "--teacher",
+        type=network,
+        required=True,
+        metavar="DIR|NAME",
+        help="the teacher's folder, or its name on the hub",
     )
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
@@ -83,8 +91,8 @@ def _add_teacher(parser: argparse.ArgumentParser) -> None:
     _add_sampler(parser)
     parser.add_argument(
         "--guide",
-        type=path,
-        metavar="DIR",
+        type=network,
+        metavar="DIR|NAME",
         help="a network to be guided by: an unconditional one (classifier-free guidance) or a "
         "lesser one (autoguidance)",
     )
@@ -142,8 +150,8 @@ def _add_reference(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--network",
-        type=path,
-        metavar="DIR",
+        type=network,
+        metavar="DIR|NAME",
         help="a network folder whose codec makes latents of images (for fd_latents of a folder of "
         "images)",
     )
@@ -240,9 +248,9 @@ def add_detectors(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument(
         "--dinov2",
-        type=path,
-        metavar="DIR",
-        help="facebook/dinov2-large, for fd_dinov2 and its like",
+        type=network,
+        metavar="DIR|NAME",
+        help="facebook/dinov2-large, its folder or its name on the hub, for fd_dinov2 and its like",
     )
     parser.add_argument(
         "--encoder",
@@ -251,15 +259,18 @@ def add_detectors(parser: argparse._ActionsContainer) -> None:
         action="extend",
         default=[],
         metavar="NAME=FILE",
-        help="a network of timm's, NAME or NAME@SIZE, and its weights (safetensors); for fd_NAME, "
-        "kd_NAME, mind_NAME and fdr",
+        help="a network of timm's, NAME or NAME@SIZE, and its weights (safetensors), or the model "
+        "on the hub that has them; for fd_NAME, kd_NAME, mind_NAME and fdr",
     )
 
 
 def _add_vae(parser: argparse._ActionsContainer) -> None:
     """How latents become images."""
     parser.add_argument(
-        "--vae", type=path, metavar="DIR", help="the VAE's folder, if config.json names another"
+        "--vae",
+        type=network,
+        metavar="DIR|NAME",
+        help="the VAE's folder, or its name on the hub, if config.json names another",
     )
     parser.add_argument(
         "--vae-dtype", choices=COMPUTE, default="float32", help="what the VAE computes in"

@@ -9,13 +9,17 @@ seed gives the same image, whatever is made beside it.
 
 import argparse
 
-from sid_scale.commands.arguments import check_least, path
+from sid_scale.commands.arguments import check_least, network, path
 from sid_scale.dtypes import COMPUTE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--generator", type=path, required=True, metavar="DIR", help="the generator's folder"
+        "--generator",
+        type=network,
+        required=True,
+        metavar="DIR|NAME",
+        help="the generator's folder, or its name on the hub: user/repo or user/repo@revision",
     )
     parser.add_argument(
         "--classes",
@@ -38,7 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=COMPUTE, default="float32", help="what the network computes in"
     )
     parser.add_argument(
-        "--vae", type=path, metavar="DIR", help="the VAE's folder, if config.json names another"
+        "--vae",
+        type=network,
+        metavar="DIR|NAME",
+        help="the VAE's folder, or its name on the hub, if config.json names another",
     )
     parser.add_argument(
         "--batch-size", type=int, default=32, metavar="N", help="images at once on a GPU"
@@ -55,6 +62,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     check_least(options, steps=1, batch_size=1)
-    from sid_scale.generators.generate import generate, plan
+    from sid_scale.generators.generate import generate
 
-    return generate(plan(options))
+    return generate(options)

@@ -11,7 +11,6 @@ Examples: sid-scale import edm-cifar10-32x32-uncond-vp.pkl teachers/edm-cifar10-
 
 import argparse
 import math
-from pathlib import Path
 
 from sid_scale.commands.arguments import location
 from sid_scale.methods import METHODS
@@ -33,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--vae",
         type=location,
         metavar="FOLDER",
-        help="the VAE of a network that sees latents, as a diffusers folder; by default the name "
-        "that SOURCE gives, for EDM2 stabilityai/sd-vae-ft-mse",
+        help="the VAE of a network that sees latents, as a diffusers folder or a name on the hub; "
+        "by default the name that SOURCE gives, for EDM2 stabilityai/sd-vae-ft-mse",
     )
     generator = parser.add_argument_group("generators, whose files do not say")
     generator.add_argument(
@@ -57,6 +56,7 @@ def _positive(text: str) -> float:
 
 
 def run(options: argparse.Namespace) -> int:
+    from sid_scale.codecs import absolute
     from sid_scale.networks.published import GeneratorSettings, import_published
 
     given = {name: getattr(options, name) for name in _GENERATOR}
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
         options.out,
         kind=options.kind,
         generator=GeneratorSettings(**given) if given else None,
-        vae=str(Path(options.vae).resolve()) if options.vae else None,
+        vae=absolute(options.vae) if options.vae else None,
     )
     parameters = sum(tensor.numel() for tensor in network.state.values()) / 1e6
     print(f"{options.out}: {network.provenance['kind']} of {parameters:.1f} million parameters")

@@ -15,7 +15,7 @@ The best by the first metric becomes OUT. It was chosen by these seeds: measure 
 import argparse
 import re
 
-from sid_scale.commands.arguments import above_zero, check_least, path, positive
+from sid_scale.commands.arguments import above_zero, check_least, network, path, positive
 from sid_scale.commands.evaluate import LEAST, add_measurement
 from sid_scale.errors import UsageError
 
@@ -37,9 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="reconstruct at N images seen, best the moment of a snapshot (default: the last one)",
     )
     parser.add_argument(
-        "--start", type=path, action="append", default=[], metavar="FOLDER",
-        help="network folder that the run started from, if it is elsewhere by now; of runs that "
-        "leave weights frozen",
+        "--start", type=network, action="append", default=[], metavar="FOLDER",
+        help="network folder that the run started from, or its name on the hub, if it is elsewhere "
+        "by now; of runs that leave weights frozen",
     )  # fmt: skip
     sweep = parser.add_argument_group("with --sweep")
     sweep.add_argument(
@@ -72,8 +72,10 @@ def _reconstruct(options: argparse.Namespace) -> int:
         plan_blend,
         reconstruct,
     )
+    from sid_scale.hub import fill_options
 
     check_new(options.out)
+    fill_options(options)
     snapshots = open_snapshots(options.run)
     blend = plan_blend(snapshots, options.width, options.images)
     if blend.warning:

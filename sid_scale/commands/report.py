@@ -7,7 +7,7 @@ without a network. Of a run that is still going on it shows what is there.
 import argparse
 from pathlib import Path
 
-from sid_scale.commands.arguments import path
+from sid_scale.commands.arguments import network, path
 
 SAMPLES, SEARCH = 10, 50_000
 
@@ -40,17 +40,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"real images among which neighbours are looked for (default the first {SEARCH:,})",
     )
     parser.add_argument(
-        "--generator", type=path, metavar="DIR", help="of one run, instead of its generator/"
+        "--generator", type=network, metavar="DIR", help="of one run, instead of its generator/"
     )
     parser.add_argument(
-        "--vae", type=path, metavar="DIR", help="the VAE, if the generator's folder has none"
+        "--vae", type=network, metavar="DIR", help="the VAE, if the generator's folder has none"
     )
     parser.add_argument("--data", metavar="DIR", help="shards, instead of those of the run's data")
 
 
 def run(options: argparse.Namespace) -> int:
+    from sid_scale.hub import fill_options
     from sid_scale.report.making import write_report
 
+    fill_options(options)
     write_report(options)
     print(options.out)
     return 0

@@ -19,16 +19,16 @@ The bytes do not depend on the number of workers. Interrupted and started again,
 """
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sid_scale.commands.arguments import add_workers, check_least, location
+from sid_scale.commands.arguments import add_workers, check_least, network
 from sid_scale.commands.data_set import (
     add_data_set,
     check_fits_network,
     max_bad,
     open_data_set_source,
     print_made,
+    use_codec_of_hub,
 )
 from sid_scale.dtypes import STORED
 
@@ -52,21 +52,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--codec",
-        type=location,
+        type=network,
         metavar="FOLDER|FILE",
         help="what the latents were made with: a network folder that works with them, such as the "
-        "teacher's, or a JSON file that describes the codec; default: EDM2's, the Stability VAE",
+        "teacher's, its name on the hub, or a JSON file that describes the codec; default: "
+        "EDM2's, the Stability VAE",
     )
     parser.add_argument(
         "--vae",
-        type=location,
+        type=network,
         metavar="FOLDER",
-        help="where that codec's VAE is (EDM2's: stabilityai/sd-vae-ft-mse)",
+        help="where that codec's VAE is, or its name on the hub (EDM2's: "
+        "stabilityai/sd-vae-ft-mse)",
     )
 
 
 def run(options: argparse.Namespace) -> int:
     check_least(options, workers=1, seed=0, resolution=1, num_classes=1, max_bad=0)
+    use_codec_of_hub(options)
     from tqdm import tqdm
 
     from sid_scale.data.prepare.build import ShardBuild
@@ -99,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _codec(options: argparse.Namespace) -> "Codec":
     """The codec of the source's latents."""
-    from sid_scale.codecs import STABILITY_VAE, read_codec, stability_vae
+    from sid_scale.codecs import STABILITY_VAE, absolute, read_codec, stability_vae
 
-    vae = str(Path(options.vae).resolve()) if options.vae else None
+    vae = absolute(options.vae) if options.vae else None
     return read_codec(options.codec, vae) if options.codec else stability_vae(vae or STABILITY_VAE)

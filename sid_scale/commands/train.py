@@ -10,13 +10,19 @@ import argparse
 import os
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sid_scale.errors import UsageError
+
+if TYPE_CHECKING:
+    from sid_scale.config.run import RunConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--check", action="store_true", help="look at the settings alone, and start nothing"
+        "--check",
+        action="store_true",
+        help="look at the settings alone, fetch networks that are on the hub, and start nothing",
     )
     parser.add_argument("--config", required=True, help="a YAML file, or the name of a preset")
     parser.add_argument(
@@ -45,6 +51,29 @@ def run(options: argparse.Namespace) -> int:
 
     settings_of(config, accumulation=1)  # before the ranks are joined
     if options.check:
+        from sid_scale.distill.wandb_board import check_wandb
+
+        check_wandb(config)
+        _fetch(config)
         print(f"{options.config}: settings are sound, and so is deepspeed {config.deepspeed}")
         return 0
     return train(config, options.stop_file)
+
+
+def _fetch(config: "RunConfig") -> None:
+    """Fetches what a run names on the hub, so that it is there when the run begins.
+
+    Raises:
+        SidScaleError: it cannot be had.
+    """
+    from sid_scale.codecs import VAECodec, open_codec
+    from sid_scale.config.networks import local_networks
+    from sid_scale.hub import is_name
+    from sid_scale.networks.folder import read_description
+
+    teacher = Path(local_networks(config).teacher)
+    if not (config.log.samples_every_images and teacher.is_dir()):
+        return
+    codec = open_codec(read_description(teacher).codec, beside=teacher)
+    if isinstance(codec, VAECodec) and is_name(codec.folder):
+        codec.check()

@@ -4,6 +4,7 @@ YAML and command lines give numbers as text, too: YAML reads `5e-5` so, and peop
 `2_000_000`. `true` is no number and 1 no truth value; infinity and NaN are refused.
 """
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -72,7 +73,18 @@ Integer = Annotated[int, BeforeValidator(_number)]
 Number = Annotated[float, BeforeValidator(_number), AllowInfNan(False)]
 Flag = Annotated[bool, Strict()]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_parts)]
+
+
+@dataclass(frozen=True)
+class OnHub:
+    """Marks a setting that names a network: what is there, or a name on the hub."""
+
+    file: str = ""  # that is wanted of a model on the hub; empty: its folder
+
+
 Location = Annotated[str, AfterValidator(expand)]  # a path, a URL or a name
+NetworkLocation = Annotated[Location, OnHub()]  # a folder, or a name on the hub
+WeightsLocation = Annotated[Location, OnHub("model.safetensors")]  # a file, or a name on the hub
 Locations = Annotated[Texts, AfterValidator(_paths)]
 Decay = Annotated[Number, Field(ge=0, lt=1)]
 Betas = Annotated[tuple[Decay, Decay], BeforeValidator(_parts)]

@@ -14,6 +14,7 @@ from sid_scale.config.fields import (
     Location,
     Locations,
     Natural,
+    NetworkLocation,
     NotNegative,
     Number,
     Positive,
@@ -21,6 +22,7 @@ from sid_scale.config.fields import (
     RelativeWidth,
     RelativeWidths,
     Texts,
+    WeightsLocation,
 )
 
 
@@ -112,6 +114,21 @@ class SnapshotConfig:
 
 
 @dataclass(frozen=True, config=SETTINGS)
+class WandbConfig:
+    """The run on Weights & Biases, which the package wandb logs to."""
+
+    project: str
+    """project that the run belongs to"""
+    entity: str | None = None
+    """user or team that the project belongs to; null: the account's own"""
+    name: str | None = None
+    """of the run; null: that of run_dir"""
+    mode: Literal["online", "offline", "disabled"] | None = None
+    """offline writes to run_dir/wandb alone, for `wandb sync`; null: as WANDB_MODE says, else
+    online"""
+
+
+@dataclass(frozen=True, config=SETTINGS)
 class LogConfig:
     """When metrics and sample grids are logged."""
 
@@ -121,6 +138,25 @@ class LogConfig:
     """images between two sample grids; 0: none"""
     samples: Positive = 36
     """images in a grid"""
+    peak_tflops: PositiveNumber | None = None
+    """TFLOP/s of a device that `mfu` is the share of; null: as measured at the start, with matrix
+    products in the dtype that the networks compute in"""
+    wandb: WandbConfig | None = None
+    """logs to Weights & Biases, too, all that TensorBoard shows; null: no"""
+
+
+@dataclass(frozen=True, config=SETTINGS)
+class ProfileConfig:
+    """Which iterations PyTorch's profiler looks at."""
+
+    at_images: Natural
+    """images seen when the first of them begins"""
+    steps: Annotated[Positive, Field(le=20)] = 3
+    """iterations"""
+    memory: Flag = True
+    """whether a memory snapshot is written, too; of GPUs alone"""
+    ranks: Literal["first", "all"] = "first"
+    """ranks that write one"""
 
 
 @dataclass(frozen=True, config=SETTINGS)
@@ -156,10 +192,11 @@ class EvaluationConfig:
     """files of reference statistics"""
     inception: Location | None = None
     """inception-2015-12-05.pt, or weights of pytorch-fid or torch-fidelity"""
-    dinov2: Location | None = None
-    """folder of facebook/dinov2-large"""
-    encoders: dict[str, Location] = field(default_factory=dict)
-    """networks of timm's: NAME or NAME@SIZE, and the safetensors file with its weights"""
+    dinov2: NetworkLocation | None = None
+    """folder of facebook/dinov2-large, or that name on the hub"""
+    encoders: dict[str, WeightsLocation] = field(default_factory=dict)
+    """networks of timm's: NAME or NAME@SIZE, and the safetensors file with its weights,
+    or the name of a model on the hub that has it"""
     best_by: str | None = None
     """metric by which the best generator is kept; null: the first"""
     vae_dtype: Literal["float32", "bfloat16", "float16"] = "float32"

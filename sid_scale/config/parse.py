@@ -6,6 +6,7 @@ Nothing here knows what the settings mean: the dataclasses say that, with a limi
 
 import dataclasses
 import difflib
+import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from sid_scale.errors import SidScaleError
 from sid_scale.paths import expand
 
 T = TypeVar("T")
+UNKNOWN_KEY = "unexpected_keyword_argument"  # pydantic's name of this fault
 
 
 class ConfigError(SidScaleError):
@@ -78,7 +80,9 @@ def apply_override(settings: dict[str, Any], override: str) -> None:
         raise ConfigError(f"override {override!r}: the value is not YAML: {error}") from error
     *path, last = key.strip().split(".")
     for name in path:
-        inner = settings.setdefault(name, {})
+        inner = settings.get(name)
+        if inner is None:  # not there, or a group that is switched off
+            inner = settings[name] = {}
         if not isinstance(inner, dict):
             raise ConfigError(f"override {override!r}: {name} is a value, not a group of settings")
         settings = inner
@@ -90,7 +94,7 @@ def build(cls: type[T], settings: Any, where: str = "") -> T:
 
     Raises:
         ConfigError: unknown or missing key, or a value of the wrong type or out of range; names
-            the first such key.
+            one such key.
     """
     if not isinstance(settings, dict):
         raise ConfigError(f"{where.rstrip('.')}: expected a group of settings, got {settings!r}")
@@ -100,7 +104,10 @@ def build(cls: type[T], settings: Any, where: str = "") -> T:
     try:
         return TypeAdapter(cls).validate_python(settings)
     except ValidationError as error:
-        raise ConfigError(_message(cls, error.errors(include_url=False)[0], where)) from None
+        # An unknown key first: one that is missing may only be misspelt.
+        faults = error.errors(include_url=False)
+        fault = min(faults, key=lambda fault: fault["type"] != UNKNOWN_KEY)
+        raise ConfigError(_message(cls, fault, where)) from None
 
 
 def _message(cls: type, fault: Any, where: str) -> str:
@@ -108,7 +115,7 @@ def _message(cls: type, fault: Any, where: str) -> str:
     names = [str(part) for part in fault["loc"] if _is_key(part)]
     key, value, kind = where + ".".join(names), fault["input"], fault["type"]
     limits = fault.get("ctx", {})
-    if kind == "unexpected_keyword_argument":
+    if kind == UNKNOWN_KEY:
         # Any text can stand here, also one that `_is_key` takes for the name of a type.
         *groups, unknown = (str(part) for part in fault["loc"])
         hint = nearest(unknown, _names(_group(cls, groups)))
@@ -156,8 +163,15 @@ def _is_key(part: int | str) -> bool:
 def _group(cls: type, names: Sequence[str]) -> type:
     """The class of the group of settings that `names` lead to."""
     for name in names:
-        cls = typing.get_type_hints(cls)[name]
+        cls = unless_null(typing.get_type_hints(cls)[name])
     return cls
+
+
+def unless_null(hint: Any) -> Any:
+    """The type of a setting that may be null, where it is not; another type as it is."""
+    kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    return kinds[0] if is_union and len(kinds) == 1 else hint
 
 
 def _names(cls: type) -> list[str]:
@@ -166,7 +180,7 @@ def _names(cls: type) -> list[str]:
 
 def _choices(cls: type, names: Sequence[str]) -> list[str]:
     hint = typing.get_type_hints(_group(cls, names[:-1]))[names[-1]]
-    return [str(choice) for choice in typing.get_args(hint)]
+    return [str(choice) for choice in typing.get_args(unless_null(hint))]
 
 
 def nearest(name: str, candidates: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from sid_scale.config.fields import (
     Flag,
     Location,
     Natural,
+    NetworkLocation,
     Number,
     Positive,
     PositiveNumber,
@@ -34,6 +35,7 @@ from sid_scale.config.groups import (
     HealthConfig,
     LearningRates,
     LogConfig,
+    ProfileConfig,
     SnapshotConfig,
     StreamConfig,
 )
@@ -60,8 +62,8 @@ class RunConfig:
 
     run_dir: Location
     """folder that the run writes to"""
-    teacher: Location
-    """network folder of the teacher"""
+    teacher: NetworkLocation
+    """network folder of the teacher, or its name on the hub, user/repo or user/repo@revision"""
     deepspeed: Location
     """a DeepSpeed JSON: ZeRO stage 0 to 3, precision, clipping, offload"""
     total_images: Positive
@@ -80,8 +82,9 @@ class RunConfig:
     """shard folder, or its URL; sid needs none"""
     labels: Location = "histogram"
     """classes of generated images: as in the data, "uniform", or a file of classes"""
-    generator_init: Location | None = None
-    """network folder that the generator starts from instead of the teacher; sid2a needs one"""
+    generator_init: NetworkLocation | None = None
+    """network folder, or its name on the hub, that the generator starts from instead of the
+    teacher; sid2a needs one"""
     steps: Steps = 1
     """evaluations that the generator takes for an image"""
     init_sigma: PositiveNumber = 2.5
@@ -113,6 +116,8 @@ class RunConfig:
     snapshot: SnapshotConfig = field(default_factory=SnapshotConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    profile: ProfileConfig | None = None
+    """writes a trace and a memory snapshot of a few iterations to run_dir/profile; null: no"""
     health: HealthConfig = field(default_factory=HealthConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
@@ -190,6 +195,11 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     objective: Any = build(OBJECTIVES[method], settings.get("objective", {}), "objective.")
     config = build(RunConfig, {**settings, "objective": objective})
     config.accumulation(world_size=1)
+    if config.profile is not None and config.profile.at_images >= config.total_images:
+        raise ConfigError(
+            f"profile.at_images {config.profile.at_images} is not below total_images "
+            f"{config.total_images}: the run would end before"
+        )
     if hasattr(objective, "check"):
         objective.check(config)
     return config

@@ -9,6 +9,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
+from sid_scale.config.parse import unless_null
 from sid_scale.config.run import RunConfig
 from sid_scale.methods.settings import OBJECTIVES
 
@@ -51,14 +52,17 @@ def _rows(group: Any, prefix: str) -> Iterator[tuple[str, str, str, str]]:
     for name, field in group.__pydantic_fields__.items():
         if name in inherited:
             continue
-        if dataclasses.is_dataclass(hints[name]):
-            yield from _rows(hints[name], f"{prefix}{name}.")
+        inner = unless_null(hints[name])
+        if inner is hints[name] and dataclasses.is_dataclass(inner):
+            yield from _rows(inner, f"{prefix}{name}.")
             continue
         meaning = " ".join((field.description or "").split())
         kind = ", ".join([_kind(hints[name]), *_limits(hints[name])])
         default = f"`{_plain(field.get_default(call_default_factory=True))}`"
         default = "required" if field.is_required() else default
         yield f"`{prefix}{name}`", kind, default, meaning
+        if dataclasses.is_dataclass(inner):  # a group that may be null
+            yield from _rows(inner, f"{prefix}{name}.")
 
 
 def _kind(hint: Any) -> str:

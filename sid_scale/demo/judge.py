@@ -149,8 +149,7 @@ def judge_run(run: Path, began: float) -> dict[str, Any]:
     curve = {seen: student.distance for seen, student in students.items()}
     curve[images_seen] = final.distance
     summary = {
-        **distances(teachers, final, others),
-        "student_fd_start": students[0].distance,
+        **distances(teachers, final, others, curve),
         "codec_fd": judge.codec_distance(),
         "resampled_fd": judge.resampled_distance(),
         "halves_fd": judge.halves_distance(),
@@ -176,7 +175,10 @@ def judge_run(run: Path, began: float) -> dict[str, Any]:
 
 
 def distances(
-    teachers: Mapping[int, Judgement], student: Judgement, others: Sequence[Judgement]
+    teachers: Mapping[int, Judgement],
+    student: Judgement,
+    others: Sequence[Judgement],
+    curve: Mapping[int, float],
 ) -> dict[str, Any]:
     """The distances of summary.json.
 
@@ -184,6 +186,7 @@ def distances(
         teachers: by evaluations.
         student: at SEED.
         others: the same generator at the other seeds.
+        curve: distance of each snapshot and of the generator, at SEED, by images seen.
     """
     return {
         **{f"teacher_fd_{n}": teacher.distance for n, teacher in teachers.items()},
@@ -191,6 +194,8 @@ def distances(
         "student_fd_seeds": [student.distance, *(other.distance for other in others)],
         **{f"teacher_fd_{n}_unseen_half": t.unseen_half for n, t in teachers.items()},
         "student_fd_unseen_half": student.unseen_half,
+        "student_fd_start": curve[0],
+        "student_fd_snapshots": {str(seen): curve[seen] for seen in sorted(curve)},
     }
 
 

@@ -1,6 +1,7 @@
 """A role's micro-batches with their noise, made on a thread one micro-batch ahead."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -41,15 +42,18 @@ class ReadAhead:
         self._asked: dict[str, Draw] = {}  # by name, what losses have asked for
         self._given: Prepared | None = None
         self._next: Future[Prepared] | None = None
+        self.waited = 0.0  # seconds in `__next__`, all together
 
     def __iter__(self) -> Iterator[Prepared]:
         return self
 
     def __next__(self) -> Prepared:
+        began = time.perf_counter()
         if self._given is not None:
             self._asked |= self._given.noise.first_draws
         ready, self._next = self._next or self._submit(), None
         self._given = ready.result()
+        self.waited += time.perf_counter() - began
         self._next = self._submit()
         return self._given
 
@@ -66,3 +70,8 @@ class ReadAhead:
         noise = KeyedNoise(self._seed, self._role, batch.index, self._device)
         noise.draw_ahead(expected)
         return Prepared(batch, noise)
+
+
+def waited(streams: Mapping[str, ReadAhead]) -> float:
+    """Seconds that a loop has waited for micro-batches of these streams."""
+    return sum(stream.waited for stream in streams.values())

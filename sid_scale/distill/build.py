@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from sid_scale.codecs import Codec, open_codec
+from sid_scale.codecs import Codec, fetch_once_a_node, open_codec
+from sid_scale.config.networks import networks_on_every_node
 from sid_scale.config.parse import ConfigError
 from sid_scale.config.run import RunConfig
 from sid_scale.data.labels import LabelStream, label_histogram
@@ -153,6 +154,7 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
         SidScaleError: a file or setting cannot be used; says which and what to do.
     """
     # Files, compared with each other.
+    config = networks_on_every_node(config)
     accumulation = config.accumulation(ranks.world_size)
     settings = settings_of(config, accumulation)
     source = load_start("teacher", config.teacher)
@@ -171,6 +173,7 @@ def build_run(config: RunConfig, ranks: Ranks) -> Run:
     check_blocks(config, method, source.architecture, beside, ranks.device)
     names = frozen_names(roles.values(), source.architecture)
     if config.log.samples_every_images or method.decodes:
+        fetch_once_a_node(codec)
         codec.check()
     index = check_data(config, source, codec)
     fixed = dict(method.fixed_networks(ranks.device))

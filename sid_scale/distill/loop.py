@@ -3,7 +3,10 @@
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
+from torch.profiler import record_function
+
 from sid_scale.config.run import RunConfig
+from sid_scale.distill.ahead import waited
 from sid_scale.distill.build import Progress, Run, build_run
 from sid_scale.distill.checkpointing import Checkpoints, skipped_samples
 from sid_scale.distill.ema_snapshots import write_ema_snapshot
@@ -15,13 +18,16 @@ from sid_scale.distill.outputs import (
     write_final_generator,
     write_generator,
 )
+from sid_scale.distill.profile import ProfileWindow
 from sid_scale.distill.step import apply
 from sid_scale.distill.telemetry import Telemetry
+from sid_scale.distill.throughput import CountFlop, work_of
+from sid_scale.distill.wandb_board import check_wandb
 from sid_scale.errors import SidScaleError
 from sid_scale.health.device_check import check_devices
 from sid_scale.health.stragglers import RankTimes
 from sid_scale.methods import GENERATOR
-from sid_scale.ranks import Ranks, limit_waiting, on_any_rank
+from sid_scale.ranks import Ranks, limit_waiting, on_any_rank, on_first_rank
 from sid_scale.zero import power_ema
 from sid_scale.zero.ema import ema_decay
 from sid_scale.zero.fragments import parameter_shapes
@@ -55,24 +61,27 @@ def train(
     stop: StopRequest | None = None,
     *,
     open_evaluation: OpenEvaluation = no_evaluation,
+    count_flop: CountFlop | None = None,
     messages: Sequence[str] = (),
 ) -> Progress:
     """Distils a teacher as `config` says, until it is done or asked to stop. Collective.
 
     Leaves config.yaml, metrics.jsonl, tensorboard/, samples/, checkpoints/, best_generator/ (if it
-    is evaluated), ema_snapshots/ (if it keeps several averages) and, at the end, generator/ in the
-    run folder.
+    is evaluated), ema_snapshots/ (if it keeps several averages), wandb/ and profile/ (if asked for)
+    and, at the end, generator/ in the run folder.
 
     Args:
         stop: None: the run is never asked to stop.
         open_evaluation: called once, when all else is built; makes what carries out the config's
             `evaluation`.
+        count_flop: None: the log has no tflops_per_device and no mfu.
         messages: to be logged first.
 
     Raises:
         SidScaleError: something given cannot be used, or updates keep failing.
     """
     stop = stop or NoStopRequest()
+    on_first_rank(lambda: check_wandb(config))
     checked = [check_devices(ranks)] if config.health.check_devices else []
     run = build_run(config, ranks)
     limit_waiting(config.collective_timeout_seconds)
@@ -81,9 +90,15 @@ def train(
     evaluation = open_evaluation(run)
     prepare_folder(run)
     progress, meter = run.progress, Meter(ranks.device, resumed.meters)
+    work = work_of(run, count_flop)
     rank_times = RankTimes(run.own_time, ranks, config.health)
-    with run.open_streams() as streams, Telemetry(config, ranks, progress.images_seen) as telemetry:
-        for line in (*messages, *checked, *trained_shares(run), *resumed.messages):
+    with (
+        run.open_streams() as streams,
+        Telemetry(config, ranks, progress.images_seen, work) as telemetry,
+        ProfileWindow(config, ranks, telemetry) as window,
+    ):
+        first = (*messages, *checked, *trained_shares(run), *work.messages, *resumed.messages)
+        for line in first:
             telemetry.say(line)
         if progress.images_seen == 0:
             show_samples(run, telemetry)
@@ -93,12 +108,15 @@ def train(
         stopping, _ = on_any_rank(stop.asked(), False)
         while progress.images_seen < config.total_images and not stopping:
             # One iteration: every update of the method.
+            window.next_iteration(progress.images_seen)
             run.set_learning_rates()
             rank_times.begin()
             for update in run.method.updates(progress.images_seen):
                 network = run.networks[update.role]
                 searching, scale = network.loss_scale_can_fall, network.loss_scale
-                applied = apply(run, update, streams[update.role], meter)
+                with record_function(f"{update.label} update"):  # its name in `profile`'s trace
+                    applied = apply(run, update, streams[update.role], meter)
+                telemetry.updated(update.label)
                 if not applied and searching:
                     telemetry.say(_searches(update.role, scale, network.loss_scale))
                 count_skipped(run, applied, update.role, meter, searching=searching)
@@ -118,16 +136,19 @@ def train(
                     telemetry.note({"data/skipped_samples": skipped_samples(run)})
                 interval = rank_times.report()
                 telemetry.note(interval.metrics)
-                telemetry.report(progress, meter.report(), run.learning_rates, interval.slowest)
+                telemetry.report(
+                    progress, meter.report(), run.learning_rates, waited(streams), interval.slowest
+                )
                 if interval.stragglers:
                     telemetry.say(interval.stragglers)
-            if run.is_due(config.log.samples_every_images):
-                show_samples(run, telemetry)
-            if run.is_due(config.snapshot.every_images):
-                write_generator(run, run.snapshot_folder())
-            if finished or run.is_due(config.ema_snapshot_images):
-                write_ema_snapshot(run)  # before the checkpoint: a resumed run has it, too
-            checkpoints.save_if_due(meter, telemetry)
+            with telemetry.paused():
+                if run.is_due(config.log.samples_every_images):
+                    show_samples(run, telemetry)
+                if run.is_due(config.snapshot.every_images):
+                    write_generator(run, run.snapshot_folder())
+                if finished or run.is_due(config.ema_snapshot_images):
+                    write_ema_snapshot(run)  # before the checkpoint: a resumed run has it, too
+                checkpoints.save_if_due(meter, telemetry)
             evaluation.link_best()  # before a complete checkpoint takes an old one's place
             stopping = checkpoints.agree(stop.asked(), telemetry)
 

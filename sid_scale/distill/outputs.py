@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sid_scale.atomic import atomic_write
+from sid_scale.config.networks import named_as_on_hub
 from sid_scale.config.run import to_yaml
 from sid_scale.diffusion.few_step import generate, generator_inputs
 from sid_scale.diffusion.noise import KeyedNoise
@@ -54,7 +55,7 @@ def prepare_folder(run: Run) -> None:
     }
 
     def prepare() -> None:
-        write_text(run.folder / "config.yaml", to_yaml(run.config))
+        write_text(run.folder / "config.yaml", to_yaml(named_as_on_hub(run.config)))
         write_text(run.folder / "environment.json", json.dumps(environment, indent=2) + "\n")
 
     on_first_rank(prepare)

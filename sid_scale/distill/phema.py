@@ -25,6 +25,7 @@ from sid_scale.distill.start_weights import StartWeights, open_start
 from sid_scale.errors import SidScaleError
 from sid_scale.generators.card import CARD, write_card
 from sid_scale.generators.folder import POST_HOC_EMA, adopt_class_names, adopt_vae, codec_of
+from sid_scale.hub import is_name, local_folder
 from sid_scale.networks.folder import (
     describe,
     parse_description,
@@ -271,7 +272,7 @@ def complete(folder: Path, run: Path) -> list[str]:
     additions: dict[str, Callable[[], object]] = {
         "VAE": lambda: adopt_vae(folder, codec_of(read_description(folder), folder)),
         "class names": lambda: adopt_class_names(folder, _teacher(run)),
-        CARD: lambda: write_card(folder),
+        CARD: lambda: write_card(folder, run=run),
     }
     for what, add in additions.items():
         try:
@@ -282,4 +283,5 @@ def complete(folder: Path, run: Path) -> list[str]:
 
 
 def _teacher(run: Path) -> Path:
-    return Path(str(read_yaml(run / "config.yaml").get("teacher")))
+    teacher = str(read_yaml(run / "config.yaml").get("teacher"))
+    return local_folder(teacher) if is_name(teacher) else Path(teacher)

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sid_scale import hub
 from sid_scale.config.run import RunConfig
 from sid_scale.data.shards import ShardIndex
 from sid_scale.distill.frozen import Frozen
@@ -52,7 +53,7 @@ def provenance_of(
         "method": config.method,
         "init_sigma": config.init_sigma,
         "steps": config.steps,
-        "teacher": Path(config.teacher).name,
+        **_named(Path(config.teacher)),
         "teacher_sha256": digest,
         "teacher_provenance": {k: v for k, v in teacher.provenance.items() if k in TEACHER_FACTS},
         **({"generator_init": beginning} if start is not teacher else {}),
@@ -62,6 +63,14 @@ def provenance_of(
             {key: settings[key] for key in METHOD_SETTINGS}, {*files.values(), *guides.values()}
         ),
     }
+
+
+def _named(teacher: Path) -> dict[str, str]:
+    """The teacher's name, and the one that it has on the hub, if it comes from there."""
+    on_hub = hub.name_of(teacher)
+    if on_hub is None:
+        return {"teacher": teacher.name}
+    return {"teacher": on_hub.partition("@")[0].split("/")[1], "teacher_on_hub": on_hub}
 
 
 def _digests(files: Mapping[str, Path]) -> dict[str, str]:
@@ -75,7 +84,7 @@ def _with_names(settings: Any, paths: Collection[Path]) -> Any:
     if isinstance(settings, dict):
         return {key: _with_names(value, paths) for key, value in settings.items()}
     is_path = isinstance(settings, str) and Path(settings) in paths
-    return Path(settings).name if is_path else settings
+    return hub.name_of(settings) or Path(settings).name if is_path else settings
 
 
 def compatibility_of(

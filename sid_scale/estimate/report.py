@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sid_scale import hub
+from sid_scale.config.fields import OnHub
+from sid_scale.config.networks import map_networks
 from sid_scale.config.run import RunConfig
 from sid_scale.estimate.decoder import decoder
 from sid_scale.estimate.roofline import IterationTime, Rates, iteration_time
@@ -62,6 +65,7 @@ def make_plan(
     """
     accumulation = config.accumulation(nodes * gpus_per_node)
     settings = settings_of(config, accumulation)
+    config = map_networks(config, _counted_folder)
     return _plan(config, settings, nodes, gpus_per_node, rates or Rates())
 
 
@@ -114,6 +118,15 @@ def _plan(
     memory = gpu_memory(sharding, count, evaluation_bytes(config, codec, method.decodes))
     time = iteration_time(config, sharding, count, nodes, rates)
     return Plan(config, settings, nodes, gpus_per_node, sharding, count, memory, time)
+
+
+def _counted_folder(key: str, value: str, what: OnHub) -> str:
+    """The folder of a network that is counted, fetched if it is on the hub alone; a published name
+    serves as it is."""
+    counted = key in ("teacher", "objective.guide") and hub.is_name(value)
+    if not counted or published_architecture(Path(value).name) is not None:
+        return value
+    return str(hub.local_folders({key: value})[key])
 
 
 def described_teacher(

@@ -60,6 +60,7 @@ class StepCount:
     # Bytes of trained weights that forwards and backwards read, block by block; without those of
     # networks that are whole on every rank.
     gathered: float
+    updates: Mapping[str, float]  # in an iteration, by label
 
     @property
     def total(self) -> Work:
@@ -69,6 +70,15 @@ class StepCount:
     def model_flop(self) -> float:
         """FLOP without those of forwards that are computed again."""
         return sum(w.flop for (phase, _), w in self.work.items() if phase.part != RECOMPUTATION)
+
+    @property
+    def model_flop_of_updates(self) -> dict[str, float]:
+        """Of them, those of one sample in one update, by label."""
+        found = dict.fromkeys(self.updates, 0.0)
+        for (phase, _), work in self.work.items():
+            if phase.part != RECOMPUTATION:
+                found[phase.update] += work.flop / self.samples / self.updates[phase.update]
+        return found
 
     @property
     def largest_phase(self) -> Phase:
@@ -106,6 +116,7 @@ def count_step(
         combined((0.5, first.work), (0.5, last.work)),
         last.peak,
         (first.gathered + last.gathered) / 2,
+        last.updates,
     )
 
 
@@ -202,8 +213,10 @@ def _count(
     counter = Counter(META, given=given)
     gathered: Counts = defaultdict(float)
     every: dict[str, int] = {}  # iterations from one update of a label to the next
+    updates: dict[str, float] = defaultdict(float)
     for update in method.updates(AFTER_WARM_UP * config.batch_size):
         every[update.label] = update.every
+        updates[update.label] += 1 / update.every
         batch = micro_batch(update.role, last_step)
         with _watched(networks, update, counter, gathered) as called, counter.active():
             try:
@@ -225,7 +238,7 @@ def _count(
     work = combined(
         *((1 / every.get(key[0].update, 1), {key: value}) for key, value in counter.work.items())
     )
-    return StepCount(config.micro_batch, work, peak, sum(gathered.values()))
+    return StepCount(config.micro_batch, work, peak, sum(gathered.values()), updates)
 
 
 def _micro_batch(

@@ -5,12 +5,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sid_scale import hub
 from sid_scale.class_lists import parse_numbers
-from sid_scale.codecs import Codec, VAECodec
+from sid_scale.codecs import Codec, VAECodec, fetch_once_a_node
 from sid_scale.diffusion.heun import SamplerSettings, steps_for
 from sid_scale.dtypes import torch_dtype
 from sid_scale.errors import SidScaleError, UsageError
-from sid_scale.evaluate.features import MetricError, check_metrics, with_fdr_members
+from sid_scale.evaluate.features import (
+    MetricError,
+    check_metrics,
+    features_of,
+    need_images,
+    with_fdr_members,
+)
 from sid_scale.evaluate.job import Job, detector_files, run_evaluation
 from sid_scale.evaluate.samplers import (
     GeneratorSampler,
@@ -41,6 +48,7 @@ def on_ranks(
         raise UsageError(f"{error}") from error
     with joined_ranks() as ranks:
         try:
+            hub.fill_options(options, hub.on_every_node)
             evaluate(options, ranks)
         except KeyboardInterrupt as error:
             raise SidScaleError("interrupted; the same command goes on from here") from error
@@ -94,7 +102,7 @@ def generator_job(
     provenance = read_description(folder).provenance
     network = {
         "kind": "generator",
-        "path": str(folder),
+        "path": hub.name_of(folder) or str(folder),
         "sha256": described["weights_sha256"],
         "images_seen": provenance.get("images_seen"),
         "evaluations": sampler.steps,
@@ -121,7 +129,7 @@ def evaluate_teacher(options: argparse.Namespace, ranks: Ranks) -> None:
         check_guide(network.architecture, codec, guide.architecture, its_codec, options.guide)
         described = describe_network(options.guide, guide.architecture)
         guidance = {
-            "guide": str(options.guide),
+            "guide": hub.name_of(options.guide) or str(options.guide),
             "guide_sha256": described["weights_sha256"],
             "weight": options.guidance,
         }
@@ -150,7 +158,7 @@ def _teacher_job(
 ) -> Job:
     network = {
         "kind": "teacher",
-        "path": str(options.teacher),
+        "path": hub.name_of(options.teacher) or str(options.teacher),
         "sha256": described["weights_sha256"],
         "images_seen": read_description(options.teacher).provenance.get("images_seen"),
         "evaluations": sampler.settings.evaluations * (1 if guidance is None else 2),
@@ -190,7 +198,12 @@ def sampler_settings(options: argparse.Namespace) -> list[SamplerSettings]:
 
 
 def set_vae_options(codec: Codec, options: argparse.Namespace) -> None:
-    """Lets a VAE compute as the command line says."""
+    """Lets a VAE compute as the command line says; fetches it if it is wanted and on the hub.
+
+    Collective.
+    """
+    if need_images(features_of(options.metrics)):
+        fetch_once_a_node(codec)
     if isinstance(codec, VAECodec):
         codec.dtype = torch_dtype(options.vae_dtype)
         codec.decodes_at_once = options.vae_batch

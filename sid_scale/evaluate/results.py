@@ -9,9 +9,7 @@ from typing import Any
 from sid_scale.atomic import atomic_write
 from sid_scale.evaluate.blocks import BlockError
 from sid_scale.evaluate.features import FDR
-
-FORMAT_VERSION = 1
-METRICS_FILE = "metrics.json"
+from sid_scale.measurements import FORMAT_VERSION, METRICS_FILE
 
 
 def repeat_figures(each: Sequence[Mapping[str, float]]) -> dict[str, Any]:

@@ -185,7 +185,7 @@ def describe_codec(codec: Codec) -> dict[str, Any]:
     """What decoded images depend on in a codec, whatever its files' place."""
     description = {k: v for k, v in codec.describe().items() if k != "vae"}
     if isinstance(codec, VAECodec):
-        weights = codec.folder / VAE_WEIGHTS  # fd_latents alone needs none
+        weights = (codec.place or codec.folder) / VAE_WEIGHTS  # fd_latents alone needs none
         description["vae_sha256"] = sha256_file(weights) if weights.is_file() else None
         description["vae_dtype"] = str(codec.dtype).removeprefix("torch.")
     return description

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sid_scale.codecs import VAECodec
+from sid_scale.codecs import VAECodec, fetch_once_a_node
 from sid_scale.diffusion.few_step import generate, generator_inputs
 from sid_scale.diffusion.noise import SeededNoise
 from sid_scale.distill.build import Run
@@ -43,6 +43,7 @@ from sid_scale.evaluate.references.find import find_references, real_counts
 from sid_scale.evaluate.samplers import UNIFORM, check_seeds, class_histogram
 from sid_scale.generators.folder import adopt_class_names, adopt_vae
 from sid_scale.generators.generator import condition_of
+from sid_scale.measurements import BASIS, PREFIX, read_basis
 from sid_scale.methods import GENERATOR
 from sid_scale.metrics_log import read_metrics
 from sid_scale.networks.compile_blocks import sampling
@@ -50,9 +51,7 @@ from sid_scale.ranks import on_first_rank
 from sid_scale.zero import retention
 from sid_scale.zero.saved import MANIFEST
 
-PREFIX = "evaluation/"  # of the figures' names in metrics.jsonl and TensorBoard
 BEST_GENERATOR = "best_generator"
-BASIS = "evaluation.json"  # what figures were measured with
 
 
 class AverageSampler:
@@ -119,6 +118,7 @@ class TrainingEvaluation:
             run.codec.dtype = torch_dtype(settings.vae_dtype)
         self._detectors = open_detectors(metrics, files, run.ranks.device)
         if need_images(self._detectors.extract):
+            fetch_once_a_node(run.codec)
             run.codec.check()
         self._references = find_references(metrics, settings.reference)
         check_counts(metrics, settings.num, real_counts(self._references))
@@ -231,22 +231,13 @@ def comparable_metrics(
     Raises:
         OutputError: the disk is full, the folder read-only ...
     """
-    before = _read_basis(run / BASIS)
+    before = read_basis(run / BASIS)
     same = before.get("measured_with") == basis
     since = min(before["since_images"], images_seen) if same else images_seen
     now = {"since_images": since, "measured_with": basis}
     if now != before:
         write_text(run / BASIS, json.dumps(now, indent=2) + "\n")
     return {seen: figure for seen, figure in _logged_metrics(run, metric).items() if seen > since}
-
-
-def _read_basis(path: Path) -> dict[str, Any]:
-    """What evaluation.json says; nothing if it is not there or damaged."""
-    try:
-        basis = json.loads(path.read_text())
-        return basis if isinstance(basis["since_images"], int) else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
 
 
 def _logged_metrics(run: Path, metric: str) -> dict[int, float]:

@@ -1,7 +1,7 @@
 """A model card below its metadata, as people read it."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from sid_scale.codecs import STABILITY_VAE
 from sid_scale.generators.card_facts import (
@@ -20,41 +20,44 @@ from sid_scale.generators.card_facts import (
     title,
 )
 from sid_scale.generators.folder import POST_HOC_EMA, SAMPLES, VAE
+from sid_scale.generators.measured import Figure
 from sid_scale.networks import parameter_count
 from sid_scale.networks.folder import NetworkFolder
 
+PLACEHOLDER = "user/repo"  # of a generator whose name on the hub is not known
+SHORT_HASH = 10  # characters of a SHA-256 that are shown
 
-def card_text(
-    folder_name: str,
-    network: NetworkFolder,
-    measured: Mapping[str, float | str],
-    *,
-    has_samples: bool,
-    has_vae: bool,
-) -> str:
+
+class Extras(NamedTuple):
+    """What a card depends on besides the network and its figures."""
+
+    repo: str | None = None  # its id on the hub
+    has_samples: bool = False
+    has_vae: bool = False
+    for_diffusers: bool = False  # the folder is one that diffusers reads, too
+
+
+def card_text(network: NetworkFolder, figures: Sequence[Figure], extras: Extras) -> str:
     """The card below its metadata, Markdown."""
     provenance = network.provenance
     steps = provenance.get("steps", 1)
     teacher = teacher_name(provenance)
-    has_classes = network.architecture.label_dim > 0
-    of_a_class = " of a class" if has_classes else ""
+    of_a_class = " of a class" if network.architecture.label_dim > 0 else ""
     sections = [
         f"# {title(network)}",
         f"A generator that makes an image{of_a_class} with "
         + ("one network evaluation" if steps == 1 else f"{steps} network evaluations")
         + ", distilled from "
         + (f"the diffusion model `{on_one_line(teacher)}`." if teacher else "an unknown teacher."),
-        f"![Samples]({SAMPLES})" if has_samples else "",
+        f"![Samples]({SAMPLES})" if extras.has_samples else "",
+        "## How to use it",
+        _usage(network, extras),
+        "## What was measured",
+        _measured(figures) if figures else "Nothing, when this card was written.",
         "## How it was made",
         _table(_facts(network)),
-        "## How to use it",
-        _usage(
-            folder_name, has_classes, needs_vae=network.codec.get("kind") == "vae" and not has_vae
-        ),
-        "## What was measured",
-        _table(measured) if measured else "Nothing, when this card was written.",
         "## Licence",
-        _licence(provenance, has_vae),
+        _licence(provenance, extras.has_vae),
         "## Papers",
         "\n".join(f"- {name}: {PAPERS[name]}" for name in papers(network)),
     ]
@@ -140,21 +143,34 @@ def _start(generator: Mapping[str, Any]) -> str | None:
     return f"a generator made with {method}, after {seen} images" if generator else None
 
 
-def _usage(folder_name: str, has_classes: bool, needs_vae: bool) -> str:
-    classes = "[0, 0, 1]" if has_classes else "None"
-    option = "--classes 0,1 " if has_classes else ""
+def _usage(network: NetworkFolder, extras: Extras) -> str:
+    known = network.architecture.label_dim
+    labels = [0, 0, min(1, known - 1)] if known else None
+    repo = extras.repo or PLACEHOLDER
     lines = [
         "```python",
         "from sid_scale import OneStepGenerator",
-        "",
-        f'generator = OneStepGenerator.from_pretrained("{on_one_line(folder_name)}").to("cuda")',
-        f"images = generator.generate(class_labels={classes}, seeds=[0, 1, 0])  # uint8, NCHW",
+        f'images = OneStepGenerator.from_pretrained("{repo}").generate({labels}, seeds=[0, 1, 0])',
         "```",
         "",
-        f"or `sid-scale generate --generator {on_one_line(folder_name)} "
-        f"{option}--seeds 0-63 --out images --grid`.",
+        '`images` are uint8, (N, 3, H, W); `.to("cuda")` before `.generate` computes on a GPU. Or '
+        f"`sid-scale generate --generator {repo} {'--classes 0 ' if known else ''}--seeds 0-63 "
+        "--out images --grid`."
+        + ("" if extras.repo else f" `{repo}` stands for this repository's name, or a folder's."),
     ]
-    if needs_vae:
+    if extras.for_diffusers:
+        lines += [
+            "",
+            "In diffusers, where sid_scale is installed:",
+            "",
+            "```python",
+            "from diffusers import DiffusionPipeline",
+            f'pipe = DiffusionPipeline.from_pretrained("{repo}", custom_pipeline="pipeline", '
+            "trust_remote_code=True)",
+            f"images = pipe({labels}, seeds=[0, 1, 0]).images",
+            "```",
+        ]
+    if network.codec.get("kind") == "vae" and not extras.has_vae:
         lines += [
             "",
             "It makes latents; the VAE that decodes them is not in this folder. Put it there as "
@@ -163,6 +179,33 @@ def _usage(folder_name: str, has_classes: bool, needs_vae: bool) -> str:
             f"--local-dir {VAE}`.",
         ]
     return "\n".join(lines)
+
+
+def _measured(figures: Sequence[Figure]) -> str:
+    """The figures, a row each, with what is known of how they were measured."""
+    rows = [
+        f"| {on_one_line(f.metric)} | {on_one_line(f.value)} | {on_one_line(_protocol(f))} |"
+        for f in figures
+    ]
+    return "\n".join(["| metric | value | measured |", "|---|---|---|", *rows])
+
+
+def _protocol(figure: Figure) -> str:
+    """How a figure was measured, in a few words; empty if nothing is known."""
+    known = figure.protocol
+    repeats, first, images = known.get("repeats", 1), known.get("first_seed"), known.get("images")
+    told = [f"{images:,} images" if images else ""]
+    if repeats > 1:
+        told.append(f"mean of {repeats} times (min {known['min']:.6g}, std {known['std']:.3g})")
+    if images and first is not None:
+        told.append(f"seeds {first:,} to {first + images * repeats - 1:,}")
+    told += [f"classes: {known['labels']}" if "labels" in known else ""]
+    told += [f"NFE {known['nfe']}" if "nfe" in known else "", str(known.get("dtype", ""))]
+    if digest := known.get("reference_sha256"):
+        name = known.get("reference", "a reference")
+        told.append(f"against {name} (SHA-256 {digest[:SHORT_HASH]})")
+    told.append(f"in {known['file']}" if "file" in known else "")
+    return ", ".join(part for part in told if part)
 
 
 def _licence(provenance: Mapping[str, Any], has_vae: bool) -> str:

@@ -4,6 +4,7 @@
     vae/                              the VAE that decodes its latents
     classes.txt                       names of its classes, if they have any
     samples.png  README.md            the sample grid and the model card (`card.py`)
+    model_index.json ...              for diffusers (`diffusers_folder.py`)
 
 The first two make a generator. The others are copied or drawn beside them.
 """
@@ -16,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from sid_scale import hub
 from sid_scale.atomic import atomic_write
 from sid_scale.class_lists import CLASS_NAMES
 from sid_scale.codecs import VAE_CONFIG, VAE_WEIGHTS, Codec, CodecError, VAECodec, open_codec
@@ -25,6 +27,7 @@ from sid_scale.networks.folder import CONFIG, NetworkFolder
 
 VAE = "vae"
 SAMPLES = "samples.png"
+CARD = "README.md"
 POST_HOC_EMA = "post_hoc_ema"  # in provenance: the average was reconstructed, and of what
 
 
@@ -42,7 +45,8 @@ def codec_of(
     Args:
         saved: what is in the folder.
         folder: the folder.
-        vae: folder of the VAE; by default `vae/` in `folder`, or else what `config.json` names.
+        vae: folder of the VAE; by default `vae/` in `folder`, or else what `config.json` names: a
+            folder, or a VAE on the hub.
 
     Raises:
         CodecError: the description in the folder is unusable, or `vae` holds no VAE.
@@ -56,7 +60,7 @@ def codec_of(
     elif (Path(folder) / VAE).is_dir():
         description["vae"] = VAE
     codec = open_codec(description, beside=Path(folder))
-    if isinstance(codec, VAECodec) and not codec.folder.is_dir():
+    if isinstance(codec, VAECodec) and not (codec.folder.is_dir() or hub.is_name(codec.folder)):
         codec.folder = Path(folder) / VAE  # where it is missed, and where to put it
     channels = saved.architecture.sample_shape[0]
     if isinstance(codec, VAECodec) and not len(codec.scale) == len(codec.bias) == channels:
@@ -101,12 +105,12 @@ def adopt_vae(folder: Path, codec: Codec) -> None:
     """
     if not isinstance(codec, VAECodec):
         return
-    codec.check()
+    source = codec.located()
     partial = folder / f".{VAE}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     for name in (VAE_CONFIG, VAE_WEIGHTS):
-        shutil.copyfile(codec.folder / name, partial / name)
+        shutil.copyfile(source / name, partial / name)
     shutil.rmtree(folder / VAE, ignore_errors=True)
     os.replace(partial, folder / VAE)
     config = json.loads((folder / CONFIG).read_text())

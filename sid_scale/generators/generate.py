@@ -5,6 +5,7 @@ image beside any others; see `generator.py`.
 """
 
 import argparse
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from sid_scale import hub
 from sid_scale.class_lists import MOST, ListError, parse_classes, parse_numbers, read_class_names
+from sid_scale.codecs import fetch_once_a_node
 from sid_scale.dtypes import torch_dtype
 from sid_scale.errors import SidScaleError
 from sid_scale.generators.generator import OneStepGenerator
@@ -55,14 +58,15 @@ def plan(options: argparse.Namespace) -> Plan:
         SidScaleError: the generator's folder cannot be used, or too much is asked for.
     """
     seeds = parse_numbers(options.seeds, "seeds")
-    known = read_description(options.generator).architecture.label_dim
+    generator = Path(options.generator)
+    known = read_description(generator).architecture.label_dim
     classes: list[int | None] = [None]
     if known and options.classes is None:
         raise ListError(f"--classes is missing: the generator knows {known} classes")
     if not known and options.classes is not None:
         raise ListError("--classes: the generator knows no classes; leave them out")
     if known:
-        names = read_class_names(options.generator, known)
+        names = read_class_names(generator, known)
         classes = [*parse_classes(options.classes, names, known)]
     if len(classes) * len(seeds) > MOST:
         raise ListError(
@@ -71,7 +75,7 @@ def plan(options: argparse.Namespace) -> Plan:
     if options.grid:
         check_grid(classes, seeds)
     return Plan(
-        options.generator,
+        generator,
         classes,
         seeds,
         options.out,
@@ -93,6 +97,7 @@ def make_images(plan: Plan, ranks: Ranks) -> None:
     generator = OneStepGenerator.from_pretrained(
         plan.generator, vae=plan.vae, dtype=plan.dtype, batch_size=plan.batch_size
     ).to(ranks.device)
+    fetch_once_a_node(generator.codec)
     generator.load_codec()  # if it is not there, nothing is begun
     items = every_class_with_every_seed(plan.classes, plan.seeds)
     wanted: list[list[Item]] = [[]]
@@ -132,13 +137,21 @@ def _make_share(generator: OneStepGenerator, share: list[Item], plan: Plan, rank
             bar.update(len(part))
 
 
-def generate(plan: Plan) -> int:
-    """Makes a plan's images on the ranks that the launcher started; returns the exit status."""
+def generate(options: argparse.Namespace) -> int:
+    """Makes the images of a command line on the ranks that the launcher started; returns the exit
+    status."""
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if alone:  # what cannot be is refused at once; several ranks fetch together, and so meet first
+        hub.fill_options(options)
+        planned = plan(options)
     with joined_ranks() as ranks:
+        if not alone:
+            hub.fill_options(options, hub.on_every_node)
+            planned = plan(options)
         try:
-            make_images(plan, ranks)
+            make_images(planned, ranks)
         except KeyboardInterrupt as error:
             raise SidScaleError("interrupted; the same command makes what is missing") from error
     if ranks.is_first:  # an hour's work for large sets: the other ranks need not wait for it
-        put_together(plan)
+        put_together(planned)
     return 0

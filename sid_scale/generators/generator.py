@@ -12,20 +12,26 @@ rounding.
 import operator
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from sid_scale.codecs import Codec, CodecError, IdentityCodec
+from sid_scale import hub
+from sid_scale.codecs import Codec, CodecError, IdentityCodec, VAECodec
 from sid_scale.diffusion.few_step import generate, generator_inputs
 from sid_scale.diffusion.noise import SeededNoise
 from sid_scale.dtypes import COMPUTE
+from sid_scale.generators.diffusers_folder import write_diffusers_folder
 from sid_scale.generators.folder import GeneratorError, codec_of, trained_for
+from sid_scale.generators.interpolation import slerp
 from sid_scale.networks import Architecture
 from sid_scale.networks.denoiser import Denoiser
 from sid_scale.networks.folder import CONFIG, load_network
 from sid_scale.thread_map import one_thread_each
+
+T = TypeVar("T")
 
 RGB = 3
 BATCH = 32  # samples that a GPU computes at once
@@ -43,7 +49,7 @@ class Samples(NamedTuple):
 class OneStepGenerator:
     """Makes images of classes in one step, or a few (`steps`).
 
-        generator = OneStepGenerator.from_pretrained("runs/demo/generator")
+        generator = OneStepGenerator.from_pretrained("runs/demo/generator")  # or "user/repo"
         images = generator.generate(class_labels=[3, 3, 7], seeds=[0, 1, 0])
 
     Args:
@@ -52,6 +58,7 @@ class OneStepGenerator:
         init_sigma: noise level that it was trained to start from.
         steps: number of steps that it was trained for.
         batch_size: samples that a GPU computes at once.
+        folder: where it was loaded from; None: nowhere.
     """
 
     def __init__(
@@ -61,10 +68,12 @@ class OneStepGenerator:
         init_sigma: float,
         steps: int = 1,
         batch_size: int = BATCH,
+        folder: Path | None = None,
     ):
         self.network, self.codec = network, codec
         self.init_sigma, self.steps = init_sigma, steps
         self.batch_size = batch_size
+        self.folder = folder
         self.device = torch.device("cpu")
 
     @classmethod
@@ -72,32 +81,43 @@ class OneStepGenerator:
         cls,
         folder: str | os.PathLike[str],
         *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
         vae: str | os.PathLike[str] | None = None,
         dtype: torch.dtype = torch.float32,
         batch_size: int = BATCH,
     ) -> "OneStepGenerator":
-        """The generator in a folder, on the CPU.
+        """The generator in a folder or on the hub, on the CPU.
 
         Args:
-            folder: holds `model.safetensors` and `config.json`.
-            vae: folder of the VAE that decodes a latent generator's output; by default `vae/` in
-                `folder`, or else the one that `config.json` names. Not looked at before
-                `generate`.
+            folder: holds `model.safetensors` and `config.json`; or a name on the hub, `user/repo`
+                or `user/repo@revision`, where there is no such folder.
+            revision: branch, tag or commit, of a name on the hub; by default the newest.
+            cache_dir: where to fetch to; by default huggingface_hub's cache (HF_HOME).
+            vae: folder, or name on the hub, of the VAE that decodes a latent generator's output; by
+                default `vae/` in `folder`, or else the one that `config.json` names, which is not
+                looked at before `generate`.
             dtype: what the network computes in, and holds its weights in: float32, bfloat16 or
                 float16. The VAE computes in float32.
             batch_size: samples that a GPU computes at once.
 
         Raises:
+            HubError: there is no such folder, nor such a model on the hub, or it cannot be fetched.
             CheckpointError: the folder is damaged or holds no network.
             CodecError: the codec's description is unusable.
             GeneratorError: the network is no generator, or `dtype` is none of the three.
         """
         if str(dtype).removeprefix("torch.") not in COMPUTE:
             raise GeneratorError(f"dtype {dtype} is none of {', '.join(COMPUTE)}")
+        folder = hub.local_folder(folder, revision=revision, cache_dir=cache_dir)
+        if vae is not None:
+            vae = hub.local_folder(vae, cache_dir=cache_dir)
         saved = load_network(folder)
         init_sigma, steps = trained_for(saved, folder)
-        network = saved.build(dtype)
-        return cls(network, codec_of(saved, folder, vae), init_sigma, steps, batch_size)
+        network, codec = saved.build(dtype), codec_of(saved, folder, vae)
+        if isinstance(codec, VAECodec):
+            codec.cache_dir = cache_dir
+        return cls(network, codec, init_sigma, steps, batch_size, Path(folder))
 
     @property
     def at_once(self) -> int:
@@ -129,6 +149,33 @@ class OneStepGenerator:
         self.load_codec()
         return self._each(samples, lambda part: self.codec.decode(self._latents(part)))
 
+    def interpolate(
+        self, class_label: int | None, seeds: tuple[int, int], count: int, steps: int | None = None
+    ) -> Tensor:
+        """`count` images of a class on the way from one seed to another, both ends among them:
+        uint8 (count, 3, H, W) on the device. The noise is interpolated spherically.
+
+        Raises:
+            GeneratorError: as `generate`; or `count` is below 2.
+            CodecError: the VAE cannot be found.
+        """
+        labels = None if class_label is None else [class_label] * 2
+        samples = self._check(labels, seeds, steps)
+        if count < 2:
+            raise GeneratorError(f"{count} images: a way has two ends, so two or more are wanted")
+        self.load_codec()
+        way = torch.linspace(0, 1, count)
+        z, step_noise = self._noise(samples)
+        z = slerp(z[0], z[1], way)
+        between = [slerp(noise[0], noise[1], way) for noise in step_noise]
+        step_noise = torch.stack(between) if between else z.new_zeros(0, *z.shape)
+
+        def make(part: slice) -> Tensor:
+            classes = samples.classes[:1] * len(z[part])
+            return self.codec.decode(self._denoised(classes, z[part], step_noise[:, part]))
+
+        return self._in_parts(make, self._parts(count))
+
     def load_codec(self) -> None:
         """Loads what turns latents into images; `generate` does so when it is first called.
 
@@ -159,18 +206,60 @@ class OneStepGenerator:
         batch show in the rounding."""
         return self._latents(self._check(class_labels, seeds, steps))
 
+    def to_diffusers(self, folder: str | os.PathLike[str], *, replace: bool = False) -> Path:
+        """Writes the generator as a folder that diffusers and `from_pretrained` read.
+
+            DiffusionPipeline.from_pretrained(
+                folder, custom_pipeline="pipeline", trust_remote_code=True
+            )
+
+        makes the same images. Weights go as they are in the generator's own folder, whatever they
+        are computed in; that folder itself is completed where it is.
+
+        Args:
+            folder: what is written.
+            replace: whether a network folder that is there may go.
+
+        Raises:
+            CodecError: the VAE is not there.
+            SidScaleError: the generator comes from no folder, something is there, or it cannot be
+                written.
+        """
+        if self.folder is None:
+            raise GeneratorError("to_diffusers: the generator was loaded from no folder")
+        return write_diffusers_folder(self.folder, Path(folder), self.codec, replace=replace)
+
     def _each(self, samples: Samples, make: Callable[[Samples], Tensor]) -> Tensor:
         """`make` of all samples, in parts that suit the device."""
-        if self.device.type == "cpu":
-            return torch.cat(one_thread_each(make, _split(samples, 1)))
-        return torch.cat([make(part) for part in _split(samples, self.batch_size)])
+        parts = [
+            Samples(samples.classes[part], samples.seeds[part], samples.steps)
+            for part in self._parts(len(samples.seeds))
+        ]
+        return self._in_parts(make, parts)
 
-    @torch.no_grad()
+    def _parts(self, count: int) -> list[slice]:
+        """What the device computes at once."""
+        size = 1 if self.device.type == "cpu" else self.batch_size
+        return [slice(start, start + size) for start in range(0, count, size)]
+
+    def _in_parts(self, make: Callable[[T], Tensor], parts: Sequence[T]) -> Tensor:
+        if self.device.type == "cpu":
+            return torch.cat(one_thread_each(make, parts))
+        return torch.cat([make(part) for part in parts])
+
     def _latents(self, samples: Samples) -> Tensor:
+        return self._denoised(samples.classes, *self._noise(samples))
+
+    def _noise(self, samples: Samples) -> tuple[Tensor, Tensor]:
+        """What the samples start from, (N, C, h, w), and what is added between their steps,
+        (steps - 1, N, C, h, w)."""
         shape = self.network.architecture.sample_shape
         noise = SeededNoise(samples.seeds, self.device)
-        z, step_noise = generator_inputs(noise, noise, shape, samples.steps)
-        condition = condition_of(samples.classes, self.network.architecture, self.device)
+        return generator_inputs(noise, noise, shape, samples.steps)
+
+    @torch.no_grad()
+    def _denoised(self, classes: Sequence[int], z: Tensor, step_noise: Tensor) -> Tensor:
+        condition = condition_of(classes, self.network.architecture, self.device)
         return generate(self.network, z, step_noise, condition, self.init_sigma)
 
     def _check(
@@ -207,12 +296,6 @@ def condition_of(
 ) -> Tensor | None:
     """Classes as a network is given them: (N,) int64 on the device; None if it knows no classes."""
     return torch.tensor(classes, device=device) if architecture.label_dim else None
-
-
-def _split(samples: Samples, size: int) -> list[Samples]:
-    classes, seeds, steps = samples
-    starts = range(0, len(seeds), size)
-    return [Samples(classes[i : i + size], seeds[i : i + size], steps) for i in starts]
 
 
 def _integers(values: Iterable[int], name: str) -> list[int]:

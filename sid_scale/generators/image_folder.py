@@ -63,7 +63,7 @@ def recipe(folder: Path, generator: OneStepGenerator, steps: int) -> dict[str, A
     codec = generator.codec
     description = {k: v for k, v in codec.describe().items() if k != "vae"}  # a path
     if isinstance(codec, VAECodec):
-        description["vae_sha256"] = sha256_file(codec.folder / VAE_WEIGHTS)
+        description["vae_sha256"] = sha256_file(codec.located() / VAE_WEIGHTS)
     inputs = {
         "format_version": FORMAT_VERSION,
         "weights_sha256": sha256_file(folder / WEIGHTS),

@@ -14,14 +14,15 @@ from sid_scale.config.fields import (
     SETTINGS,
     Flag,
     Interval,
-    Location,
     Natural,
+    NetworkLocation,
     NotNegative,
     Number,
     Positive,
     PositiveNumber,
     Share,
     Texts,
+    WeightsLocation,
 )
 from sid_scale.config.parse import ConfigError
 
@@ -85,8 +86,9 @@ class SiDObjective:
     """the discriminator learns nothing from logits beyond it; null: from all"""
     adversarial_group: Positive | None = None
     """samples over which SiDA's cross-entropies are means; null: the micro-batch"""
-    guide: Location | None = None
-    """network folder of a lesser teacher, or an unconditional one, that guides the teacher"""
+    guide: NetworkLocation | None = None
+    """network folder, or its name on the hub, of a lesser teacher, or an unconditional one, that
+    guides the teacher"""
     guidance: NotNegative | None = None
     """how far the teacher is extrapolated away from the guide; 1: not at all"""
     guidance_fake_score: NotNegative = 1.0
@@ -164,9 +166,10 @@ class DiscriminatorSettings:
 class GDDObjective:
     """The losses of GDD; defaults are those of the published runs."""
 
-    feature_networks: dict[str, Location] = dataclasses.field(default_factory=dict)
+    feature_networks: dict[str, WeightsLocation] = dataclasses.field(default_factory=dict)
     """pretrained networks that look at images, by name (vgg16_bn, tf_efficientnet_lite0,
-    deit_base_distilled_patch16_224): the safetensors file of each; latents are decoded for them"""
+    deit_base_distilled_patch16_224): the safetensors file of each,
+    or the name of a model on the hub that has it; latents are decoded for them"""
     teacher_sigma: PositiveNumber | None = None
     """noise level at which the frozen teacher's encoder is one more of them; null: it is none"""
     decoded_crop: Positive | None = None

@@ -169,7 +169,7 @@ def stream_network(
         (partial / CONFIG).write_text(json.dumps(description, indent=2) + "\n")
         values = (tensor(e.name).detach().to(e.dtype).reshape(e.shape) for e in entries)
         write_tensors(partial / WEIGHTS, entries, values)
-        _take_name(partial, folder)
+        take_name(partial, folder)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if isinstance(error, OSError):  # a full disk, for one
@@ -177,7 +177,7 @@ def stream_network(
         raise
 
 
-def _take_name(partial: Path, folder: Path) -> None:
+def take_name(partial: Path, folder: Path) -> None:
     """Puts a finished folder where an older one may be, which goes only then."""
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)

@@ -2,6 +2,8 @@
 
     read.py           a run folder as it is on the disk, whole or not
     measurements.py   what evaluations have measured, of generators and teachers
+    teacher.py        what a run's teacher is, for people
+    titles.py         what recorded quantities are called
     curves.py         records as series over images and hours, thinned for drawing
     plots.py          those as SVG that takes its colours from the page
     pictures.py       images as data: URIs

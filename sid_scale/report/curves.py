@@ -1,6 +1,5 @@
 """Records of a run as curves over images seen and over hours, thinned for drawing."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -16,7 +15,7 @@ from sid_scale.report.measurements import (
     in_order,
     metric_kind,
 )
-from sid_scale.report.read import METRICS, RunFolder
+from sid_scale.report.read import METRICS, RunFolder, names_of
 
 MOST_POINTS = 300  # of a curve that is drawn; more would be finer than a screen
 EVALUATION = "evaluation/"  # what names of metrics begin with in metrics.jsonl
@@ -179,24 +178,36 @@ def levels_of(runs: Sequence[RunFolder], metric: str) -> list[Level]:
         for evaluation in run.evaluations:
             if evaluation.network.kind == TEACHER and metric in evaluation.values:
                 found[evaluation.network] = evaluation
-    titles = Counter(network.title for network in found)
     ordered = sorted(found, key=lambda n: (n.evaluations or 0, n.title, n.sha256))
     return [
-        Level(
-            n.title if titles[n.title] == 1 else f"{n.title} ({Path(n.path).name or n.sha256[:8]})",
-            found[n].values[metric],
-            found[n].num,
-        )
-        for n in ordered
+        Level(label, found[network].values[metric], found[network].num)
+        for network, label in zip(ordered, _labels(ordered), strict=True)
     ]
+
+
+def _labels(networks: Sequence[Network]) -> list[str]:
+    """The networks' titles; of those with the same title also where they are, or their hash."""
+    same: dict[str, list[Network]] = {}
+    for network in networks:
+        same.setdefault(network.title, []).append(network)
+    labels: dict[Network, str] = {}
+    for title, alike in same.items():
+        paths = [Path(network.path) for network in alike]
+        if len(alike) == 1:
+            names = [""]
+        elif all(network.path for network in alike) and len(set(paths)) == len(paths):
+            names = [f" ({name})" for name in names_of(paths)]
+        else:
+            names = [f" ({network.sha256[:8]})" for network in alike]
+        labels |= dict(zip(alike, (title + name for name in names), strict=True))
+    return [labels[network] for network in networks]
 
 
 def hours_of(records: Sequence[Record]) -> np.ndarray:
     """Hours of training up to each record, (N,); nan from where on neither rate nor time says.
 
-    A record's rate is that of the images since the one before, with all that happened between
-    them: checkpoints, sample grids, evaluations. Pauses between an end and a resumption are not in
-    it.
+    A record's rate is that of the images since the one before. It leaves out pauses: evaluations,
+    sample grids, snapshots and checkpoints, and the time between an end and a resumption.
     """
     hours = np.full(len(records), np.nan)
     so_far, images_before, time_before = 0.0, 0.0, None

@@ -46,7 +46,7 @@ def inspect(run: RunFolder, options: argparse.Namespace) -> Look:
     folder = options.generator or run.generator
     data = options.data or str(run.config.get("data") or "")
     if options.samples == 0:
-        return Look(reason="Left out (--samples 0).")
+        return Look(reason="No samples are compared (--samples 0).")
     if folder is None:
         return Look(reason="The run has written no generator yet.")
     if not data:
@@ -60,7 +60,7 @@ def inspect(run: RunFolder, options: argparse.Namespace) -> Look:
         generator.to(own_device())
         findings = find_neighbours(generator, data, shown=options.samples, limit=options.search)
     except SidScaleError as error:
-        return Look(reason=f"Not to be had: {error}")
+        return Look(reason=f"No samples are compared: {error}")
     return Look(findings, generator=folder, data=data)
 
 

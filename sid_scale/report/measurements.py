@@ -4,27 +4,36 @@ A file of `sid-scale evaluate` holds its metrics by name at the top, and beside 
 they were made. Networks are generators or teachers; a teacher's figures are a yardstick.
 """
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
-from sid_scale.errors import SidScaleError
-from sid_scale.evaluate.features import HIGHER_IS_BETTER
+from sid_scale.evaluate.features import (
+    FDR,
+    FRECHET,
+    HIGHER_IS_BETTER,
+    KERNEL,
+    LATENTS,
+    MONGE,
+    NEIGHBOURS,
+    PIXELS,
+    family_of,
+)
+from sid_scale.measurements import (
+    MeasurementError,
+    figures_in,
+    group,
+    integer,
+    is_number,
+    read_metrics_file,
+    read_object,
+)
 
-FORMAT_VERSION = 1
-# Of a metrics.json, what is no metric.
-CIRCUMSTANCES = {"num", "first_seed", "seconds", "format_version"}
-LARGEST = 1e300  # an integer of hundreds of digits is no float; nor is infinity or NaN below it
 DEMO_FD = "demo_fd"
 TEACHER, GENERATOR = "teacher", "generator"
-
-
-class MeasurementError(SidScaleError):
-    """A file of metrics that cannot be used; the message says which and why."""
 
 
 class MetricKind(NamedTuple):
@@ -34,15 +43,23 @@ class MetricKind(NamedTuple):
     better: str  # "lower", "higher", or "" if not known
 
 
+FAMILY_TITLES = {FRECHET: "FD", KERNEL: "KD", MONGE: "MIND"}
 TITLES = {
     "fid": "FID",
     "fd_dinov2": "FD-DINOv2",
-    "fd_pixels": "FD in pixels",
-    "fd_latents": "FD in latents",
-    DEMO_FD: "FD of the demo (8x8 grey)",
+    FDR: "FDr",
+    "kid": "KID",
+    "kd_dinov2": "KD-DINOv2",
+    "mind": "MIND",
+    "mind_dinov2": "MIND-DINOv2",
+    **{
+        family + features: f"{title} in {features}"
+        for family, title in FAMILY_TITLES.items()
+        for features in (PIXELS, LATENTS)
+    },
+    DEMO_FD: "Fréchet distance (8x8 grey)",
     "is": "Inception Score",
-    "precision": "precision",
-    "recall": "recall",
+    **{name: name for name in NEIGHBOURS},
 }
 METRICS = {
     name: MetricKind(title, "higher" if name in HIGHER_IS_BETTER else "lower")
@@ -51,8 +68,12 @@ METRICS = {
 
 
 def metric_kind(name: str) -> MetricKind:
-    """Of a known metric or, by its own name, of another."""
-    return METRICS.get(name, MetricKind(name, ""))
+    """Of a known metric, of one by an encoder of the user's, or by its own name of another."""
+    if name in METRICS:
+        return METRICS[name]
+    if family := family_of(name):
+        return MetricKind(f"{FAMILY_TITLES[family]}-{name.removeprefix(family)}", "lower")
+    return MetricKind(name, "")
 
 
 def in_order(names: Iterable[str]) -> list[str]:
@@ -75,13 +96,13 @@ class Network:
 
     @property
     def title(self) -> str:
-        """A teacher by its number of evaluations, a generator by what it has seen."""
+        """A teacher by its NFE, a generator by what it has seen."""
         guided = self.guidance is not None and self.guidance != 1
         guidance = f", guidance {self.guidance:g}" if guided else ""
         if self.kind == TEACHER:
-            many = f", {self.evaluations} evaluations" if self.evaluations else ""
+            many = f", {self.evaluations} NFE" if self.evaluations else ""
             return f"teacher{many}{guidance}"
-        seen = f", {self.images_seen:,} images" if self.images_seen is not None else ""
+        seen = f" after {self.images_seen:,} images" if self.images_seen is not None else ""
         width = f", average of width {self.relative_width:g}" if self.relative_width else ""
         return f"{self.kind}{seen}{width}{guidance}"
 
@@ -143,49 +164,42 @@ def read_evaluation(path: Path) -> Measurement:
     Raises:
         MeasurementError: it cannot be read, or is of another format.
     """
-    fields = _read_object(path)
-    version = fields.get("format_version")
-    if version != FORMAT_VERSION:
-        raise MeasurementError(
-            f"{path}: not metrics that this program reads: format_version {version!r:.40}, "
-            f"not {FORMAT_VERSION}"
-        )
-    values = {
-        name: float(value)
-        for name, value in fields.items()
-        if name not in CIRCUMSTANCES and is_number(value)
-    }
-    if not values:
-        raise MeasurementError(f"{path}: holds no metric with a finite value")
+    fields = read_metrics_file(path)
     return Measurement(
         path,
-        _network(_group(fields, "network")),
-        values,
-        _integer(fields.get("num")),
-        _integer(fields.get("first_seed")),
-        _repeats(_group(fields, "repeats")),
+        _network(group(fields, "network")),
+        figures_in(fields),
+        integer(fields.get("num")),
+        integer(fields.get("first_seed")),
+        _repeats(group(fields, "repeats")),
         {
-            **_hashes(_group(fields, "references"), "reference"),
-            **_hashes(_group(fields, "detectors"), "detector"),
+            **_hashes(group(fields, "references"), "reference"),
+            **_hashes(group(fields, "detectors"), "detector"),
         },
     )
 
 
 def read_demo_summary(path: Path) -> list[Measurement]:
-    """What `python -m sid_scale.demo judge` has measured: teacher, generator at start and end.
+    """What `python -m sid_scale.demo judge` has measured: the teacher, and every snapshot of the
+    generator. A summary without snapshots has the generator at start and end.
 
     Raises:
         MeasurementError: it cannot be read.
     """
-    fields = _read_object(path)
+    fields = read_object(path)
     found: list[tuple[Network, Any]] = []
     for name, value in fields.items():
         if match := re.fullmatch(r"teacher_fd_(\d{1,6})", name):
             found.append((Network(TEACHER, evaluations=int(match[1])), value))
-    for name, seen in (("student_fd_start", 0), ("student_fd", fields.get("images_seen"))):
-        found.append(
-            (Network(GENERATOR, images_seen=_integer(seen), evaluations=1), fields.get(name))
-        )
+    generators: dict[int | None, Any] = {
+        int(seen): value
+        for seen, value in group(fields, "student_fd_snapshots").items()
+        if re.fullmatch(r"[0-9]{1,18}", seen)
+    }
+    generators[0] = fields.get("student_fd_start")
+    generators[integer(fields.get("images_seen"))] = fields.get("student_fd")
+    for seen, value in sorted(generators.items(), key=lambda item: item[0] or 0):
+        found.append((Network(GENERATOR, images_seen=seen, evaluations=1), value))
     return [
         Measurement(Path(path.name), network, {DEMO_FD: float(value)})
         for network, value in found
@@ -201,8 +215,8 @@ def _network(fields: Mapping[str, Any]) -> Network:
         TEACHER if fields.get("kind") == TEACHER else GENERATOR,
         str(fields.get("path") or ""),
         str(fields.get("sha256") or ""),
-        _integer(fields.get("images_seen")),
-        _integer(fields.get("evaluations")),
+        integer(fields.get("images_seen")),
+        integer(fields.get("evaluations")),
         float(guidance) if is_number(guidance) else None,
         float(width) if is_number(width) else None,
     )
@@ -224,27 +238,3 @@ def _hashes(fields: Mapping[str, Any], what: str) -> dict[str, str]:
         if isinstance(digest, str) and digest:
             hashes[f"{what} {name}"] = digest
     return hashes
-
-
-def _read_object(path: Path) -> Mapping[str, Any]:
-    try:
-        fields = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise MeasurementError(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(fields, dict):
-        raise MeasurementError(f"{path}: holds no JSON object")
-    return fields
-
-
-def _group(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    inner = fields.get(name)
-    return inner if isinstance(inner, Mapping) else {}
-
-
-def _integer(value: Any) -> int | None:
-    return int(value) if is_number(value) and value == int(value) else None
-
-
-def is_number(value: Any) -> TypeGuard[float]:
-    """Whether it is a finite number, and no truth value."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST

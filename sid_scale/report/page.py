@@ -17,7 +17,7 @@ from sid_scale.report.measurements import Measurement
 from sid_scale.report.neighbours import Findings
 from sid_scale.report.pictures import Picture, chosen_grids, grid_picture, thumbnail
 from sid_scale.report.quantities import (
-    Plots,
+    Plot,
     loss_plots,
     metric_plots,
     other_plots,
@@ -76,10 +76,10 @@ class RunView:
     facts: list[tuple[str, str]]
     notices: list[str]
     metrics: Table
-    metric_plots: list[Plots]
-    width_plots: list[Plots]
-    loss_plots: list[Plots]
-    other_plots: list[Plots]
+    metric_plots: list[Plot]
+    width_plots: list[Plot]
+    loss_plots: list[Plot]
+    other_plots: list[Plot]
     grids: list[GridView]
     grids_in_all: int
     grids_reduced: bool
@@ -88,6 +88,11 @@ class RunView:
     classes: Table | None
     environment: Table
     config_text: str
+
+    @property
+    def plots(self) -> list[Plot]:
+        """Those whose axis a reader may choose."""
+        return [*self.metric_plots, *self.loss_plots, *self.other_plots]
 
 
 def render(
@@ -108,13 +113,18 @@ def render(
     )
     environment.filters |= {"count": count, "number": number}
     several = len(runs) > 1
+    views = [_run_view(run, f"run{i}", looks[run.name]) for i, run in enumerate(runs)]
+    common_metrics = metric_plots(runs, "all") if several else []
+    common_losses = loss_plots(runs, "all") if several else []
+    plots = [*common_metrics, *common_losses, *(plot for view in views for plot in view.plots)]
     return environment.get_template("page.html").render(
         style=Markup((HERE / "style.css").read_text()),
-        runs=[_run_view(run, f"run{i}", looks[run.name]) for i, run in enumerate(runs)],
+        runs=views,
+        has_choice=any(plot.has_choice for plot in plots),
         comparison=comparison_table(runs) if several else None,
         differences=differing_settings(runs) if several else None,
-        common_metrics=metric_plots(runs, "all") if several else [],
-        common_losses=loss_plots(runs, "all") if several else [],
+        common_metrics=common_metrics,
+        common_losses=common_losses,
         also=metrics_table(also) if also else None,
     )
 
@@ -152,11 +162,9 @@ def _run_view(run: RunFolder, anchor: str, look: Look) -> RunView:
 
 
 def _class_names(look: Look, notices: list[str]) -> list[str]:
-    if look.findings is None or look.generator is None:
+    if look.findings is None or look.generator is None or not look.findings.num_classes:
         return []
     numbers = [str(label) for label in range(look.findings.num_classes)]
-    if not numbers:
-        return ["no class"]  # the label of all is 0
     try:
         names = read_class_names(look.generator, len(numbers))
     except ListError as error:
@@ -170,14 +178,22 @@ def _neighbour_views(findings: Findings | None, names: Sequence[str]) -> list[li
         return []
     return [
         [
-            NearView(thumbnail(sample.image), f"class {names[sample.label]} · seed {sample.seed}"),
+            NearView(thumbnail(sample.image), f"{_class(names, sample.label)}seed {sample.seed}"),
             *(
-                NearView(thumbnail(near.image), f"class {names[near.label]} · {near.distance:.1f}")
+                NearView(
+                    thumbnail(near.image),
+                    f"{_class(names, near.label)}distance {near.distance:.1f}",
+                )
                 for near in sample.neighbours
             ),
         ]
         for sample in findings.samples
     ]
+
+
+def _class(names: Sequence[str], label: int) -> str:
+    """The beginning of a text below an image; empty of images without classes."""
+    return f"class {names[label]} · " if names else ""
 
 
 def _class_table(findings: Findings | None, names: Sequence[str]) -> Table | None:
@@ -186,14 +202,14 @@ def _class_table(findings: Findings | None, names: Sequence[str]) -> Table | Non
     rows = class_rows(findings.generated, findings.real, len(names))
     return Table(
         (
-            "class",
-            "real images",
-            "samples",
-            "nearest is of the class",
-            "the same of real",
-            "distance to nearest",
-            "the same of real",
-            "variety",
+            "Class",
+            "Real images",
+            "Samples",
+            "Own class nearest, samples",
+            "Own class nearest, real",
+            "Distance to nearest, samples",
+            "Distance to nearest, real",
+            "Variety",
         ),
         tuple(
             (

@@ -25,6 +25,7 @@ WIDTH, HEIGHT, LINE = 5.0, 2.8, 0.19  # inches, of a plot and of a line of its l
 FEW = 40  # points up to which each is marked
 LONGEST_LABEL, HALF_A_LINE = 50, 24  # characters of a legend
 IMAGES_SEEN = "images seen"
+MOST_DECADES = 2.5  # up to which a logarithmic axis has room for 1, 2 and 5 of each
 LOG_FROM = 8.0  # ratio of largest to smallest value from which a logarithmic axis reads better
 
 _INK, _FAINT = "#0a0b01", "#0a0b02"
@@ -149,10 +150,15 @@ def _finish(axes: Axes, curves: Sequence[Curve], levels: Sequence[Level], unit: 
     values = np.concatenate([*(c.values for c in curves), [level.value for level in levels]])
     if values.min() > 0 and values.max() / values.min() > LOG_FROM:
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        decades = np.log10(values.max() / values.min())
+        axes.yaxis.set_major_locator(
+            LogLocator(subs=(1, 2, 5) if decades <= MOST_DECADES else (1,))
+        )
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
     axes.margins(y=0.08)
+    if not values.any():
+        axes.set_ylim(0, 1)  # nothing was skipped: no negative numbers below
     axes.set_xlim(left=0)
     axes.set_xlabel(unit.label)
     axes.xaxis.set_major_locator(MaxNLocator(5))

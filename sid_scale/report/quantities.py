@@ -1,6 +1,6 @@
 """Every quantity that runs have recorded, as plots: one run's, or several in one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from markupsafe import Markup
@@ -18,37 +18,42 @@ from sid_scale.report.curves import (
 from sid_scale.report.measurements import in_order, metric_kind
 from sid_scale.report.plots import draw
 from sid_scale.report.read import RunFolder
-from sid_scale.report.tables import count, heading, number
+from sid_scale.report.tables import count, heading, metric_title, number
+from sid_scale.report.titles import LOSS, loss_title, titled
 
-LOSS = "loss/"
 NO_CURVE = {"images_seen", "time", "images_per_second_per_device", "step_seconds/slowest_rank"}
-AXES = ("images", "hours")
+AXES = {"images": "images seen", "hours": "training time"}
 
 
 @dataclass(frozen=True)
-class Plots:
-    """One quantity, over images and over hours as far as they are known."""
+class Plot:
+    """One quantity, drawn over each axis that is known: the page shows one drawing at a time."""
 
     title: str
-    drawings: tuple[Markup, ...]
+    drawings: Mapping[str, Markup]  # by axis: of AXES, or "widths"
     note: str = ""
 
+    @property
+    def has_choice(self) -> bool:
+        """Whether a reader may choose the axis."""
+        return AXES.keys() <= self.drawings.keys()
 
-def metric_plots(runs: Sequence[RunFolder], prefix: str) -> list[Plots]:
+
+def metric_plots(runs: Sequence[RunFolder], prefix: str) -> list[Plot]:
     """Every metric that is known of the runs' generators, with the teachers' lines."""
     plots = []
     for metric in in_order(set().union(*(metrics_of(run) for run in runs))):
         curves = [metric_curve(run, metric) for run in runs]
         if len(runs) == 1:  # beside teachers, not beside other runs
-            curves = [curve and _renamed(curve, "generator") for curve in curves]
-        levels, title = levels_of(runs, metric), metric_kind(metric).title
+            curves = [curve and replace(curve, run="generator") for curve in curves]
+        levels, title = levels_of(runs, metric), metric_title(metric)
         drawings = _drawn(curves, name=f"{prefix}-{_word(metric)}", levels=levels, title=title)
         if drawings:
-            plots.append(Plots(heading(metric), drawings, _samples_note(curves, levels)))
+            plots.append(Plot(heading(metric), drawings, _samples_note(curves, levels)))
     return plots
 
 
-def width_plots(run: RunFolder, prefix: str) -> list[Plots]:
+def width_plots(run: RunFolder, prefix: str) -> list[Plot]:
     """Every metric that is known of a run's averages of several widths, over the width."""
     plots = []
     for metric in in_order(metrics_of(run)):
@@ -57,11 +62,13 @@ def width_plots(run: RunFolder, prefix: str) -> list[Plots]:
             curves,
             name=f"{prefix}-{_word(metric)}-widths",
             over="widths",
-            description=f"{metric_kind(metric).title} over the relative width of the average",
+            description=f"{metric_title(metric)} over the relative width of the average",
         )
         if drawing is not None:
             note = " ".join(dict.fromkeys(_best_width(curve, metric) for curve in curves))
-            plots.append(Plots(heading(metric), (drawing,), f"{_samples_note(curves, ())} {note}"))
+            plots.append(
+                Plot(heading(metric), {"widths": drawing}, f"{_samples_note(curves, ())} {note}")
+            )
     return plots
 
 
@@ -75,53 +82,54 @@ def _best_width(curve: Curve, metric: str) -> str:
     return f"Best: {value} at width {curve.widths[best]:g}, {curve.run}."
 
 
-def loss_plots(runs: Sequence[RunFolder], prefix: str) -> list[Plots]:
+def loss_plots(runs: Sequence[RunFolder], prefix: str) -> list[Plot]:
     """The losses."""
     plots = []
     for loss in _names(runs, lambda name: name.startswith(LOSS)):
         curves = [curve_of(run, loss) for run in runs]
-        title = loss.removeprefix(LOSS).replace("_", " ")
-        drawings = _drawn(curves, name=f"{prefix}-{_word(loss)}", title=title)
-        if drawings:
-            plots.append(Plots(title, drawings, _note(curves)))
+        plots += _plot(curves, name=f"{prefix}-{_word(loss)}", title=loss_title(loss))
     return plots
 
 
-def other_plots(run: RunFolder, prefix: str) -> list[Plots]:
-    """All else that a run has recorded, over images; names with a common beginning together."""
-    groups: dict[str, list[str]] = {}
+def other_plots(run: RunFolder, prefix: str) -> list[Plot]:
+    """All else that a run has recorded; quantities of one kind together."""
+    groups: dict[str, dict[str, str]] = {}
     for name in _names([run], lambda name: not name.startswith((LOSS, "evaluation/"))):
         if name not in NO_CURVE:
-            groups.setdefault(name.split("/")[0], []).append(name)
+            title, label = titled(name)
+            groups.setdefault(title, {})[name] = label
     plots = []
-    for i, (group, names) in enumerate(sorted(groups.items())):
-        found = [(name, curve_of(run, name)) for name in names]
-        curves = [_renamed(c, name) for name, c in found if c is not None]
-        drawing = draw(
-            curves,
-            name=f"{prefix}-other{i}",
-            over="images",
-            description=f"{group} over images seen",
-        )
-        if drawing is not None:
-            plots.append(Plots(group.replace("_", " "), (drawing,), _note(curves)))
+    for i, (title, labels) in enumerate(sorted(groups.items())):
+        plots += _plot(_labelled(run, labels), name=f"{prefix}-other{i}", title=title)
     return plots
+
+
+def _labelled(run: RunFolder, labels: Mapping[str, str]) -> list[Curve]:
+    """Curves of one run's quantities, by label."""
+    found = ((label, curve_of(run, name)) for name, label in labels.items())
+    return [replace(curve, run=label) for label, curve in found if curve is not None]
+
+
+def _plot(curves: Sequence[Curve | None], *, name: str, title: str) -> list[Plot]:
+    """The plot of curves; none if there is nothing to draw."""
+    drawings = _drawn(curves, name=name, title=title)
+    return [Plot(title, drawings, _note(curves))] if drawings else []
 
 
 def _drawn(
     curves: Sequence[Curve | None], *, name: str, title: str, levels: Sequence[Level] = ()
-) -> tuple[Markup, ...]:
-    drawings = (
-        draw(
+) -> dict[str, Markup]:
+    drawings = {
+        over: draw(
             curves,
             name=f"{name}-{over}",
             over=over,
-            description=f"{title} over {'images seen' if over == 'images' else 'hours'}",
+            description=f"{title} over {axis}",
             levels=levels,
         )
-        for over in AXES
-    )
-    return tuple(drawing for drawing in drawings if drawing is not None)
+        for over, axis in AXES.items()
+    }
+    return {over: drawing for over, drawing in drawings.items() if drawing is not None}
 
 
 def _note(curves: Sequence[Curve | None]) -> str:
@@ -136,19 +144,15 @@ def _samples_note(curves: Sequence[Curve | None], levels: Sequence[Level]) -> st
     """On how many images the figures of a plot rest."""
     nums = {x.num for x in (*curves, *levels) if x is not None and x.num is not None}
     if len(nums) > 1:
-        return f"Of {' or '.join(count(num) for num in sorted(nums))} images: see the table."
-    return f"Of {count(*nums)} images." if nums else ""
+        several = " or ".join(count(num) for num in sorted(nums))
+        return f"Measured on {several} images: see the table."
+    return f"Measured on {count(*nums)} images." if nums else ""
 
 
 def _names(runs: Sequence[RunFolder], wanted: Callable[[str], bool]) -> list[str]:
     """Names in the runs' records, in the order in which they first come."""
     names = dict.fromkeys(name for run in runs for record in run.records for name in record)
     return [name for name in names if wanted(name)]
-
-
-def _renamed(curve: Curve, name: str) -> Curve:
-    label = name.split("/", 1)[-1].replace("_", " ")
-    return replace(curve, run=label)
 
 
 def _word(name: str) -> str:

@@ -5,15 +5,17 @@ is no run at all is an error.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sid_scale.config.parse import ConfigError, read_yaml
 from sid_scale.errors import SidScaleError
+from sid_scale.measurements import is_number
 from sid_scale.metrics_log import METRICS, parse_record
-from sid_scale.report.measurements import Measurement, is_number, read_evaluations
+from sid_scale.report.measurements import Measurement, read_evaluations
+from sid_scale.report.teacher import teacher_title
 
 CONFIG, ENVIRONMENT = "config.yaml", "environment.json"
 MOST_NAMED = 5  # lines, in a notice
@@ -44,6 +46,7 @@ class RunFolder:
     grids: tuple[Grid, ...]  # of rising images_seen
     evaluations: tuple[Measurement, ...]
     generator: Path | None  # generator/, or else best_generator/, or the last snapshot
+    teacher: str  # for people; empty if nothing says which it is
     notices: tuple[str, ...]
 
     @property
@@ -58,8 +61,11 @@ def read_runs(folders: Iterable[Path]) -> list[RunFolder]:
     Raises:
         ReportError: one is no run folder.
     """
-    unique = list({folder.resolve(): folder for folder in folders}.values())
-    return [read_run(folder, name) for folder, name in zip(unique, names_of(unique), strict=True)]
+    unique = {folder.resolve(): folder for folder in folders}
+    return [
+        read_run(folder, name)
+        for folder, name in zip(unique.values(), names_of(list(unique)), strict=True)
+    ]
 
 
 def read_run(folder: Path, name: str) -> RunFolder:
@@ -78,6 +84,7 @@ def read_run(folder: Path, name: str) -> RunFolder:
     notices: list[str] = []
     config, text = _read_config(folder / CONFIG, notices)
     evaluations, evaluation_notices = read_evaluations(folder)
+    generator = _newest_generator(folder)
     return RunFolder(
         folder,
         name,
@@ -87,14 +94,15 @@ def read_run(folder: Path, name: str) -> RunFolder:
         read_records(folder / METRICS, notices),
         _grids(folder / "samples"),
         evaluations,
-        _newest_generator(folder),
+        generator,
+        teacher_title(config, generator),
         (*notices, *evaluation_notices),
     )
 
 
-def names_of(folders: Iterable[Path]) -> list[str]:
-    """The last parts of the folders' paths, as many as distinguish them."""
-    parts = [folder.resolve().parts for folder in folders]
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """The last parts of different folders' paths, as many as distinguish them."""
+    parts = [folder.parts for folder in folders]
     depth = 1
     while len({part[-depth:] for part in parts}) < len(parts):
         depth += 1

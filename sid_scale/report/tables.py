@@ -9,11 +9,13 @@ import numpy as np
 
 from sid_scale.generators.card_facts import METHODS
 from sid_scale.report.curves import hours_of, metric_curve, metrics_of
-from sid_scale.report.measurements import TEACHER, Measurement, in_order, metric_kind
+from sid_scale.report.measurements import METRICS, TEACHER, Measurement, in_order, metric_kind
 from sid_scale.report.read import RunFolder
+from sid_scale.report.titles import capital
 
 SHORT_HASH = 10  # characters of a SHA-256 that are shown
 NOTHING = "\N{EN DASH}"
+HASHES = ("Compared with (SHA-256)", "Weights (SHA-256)")
 
 
 @dataclass(frozen=True)
@@ -52,19 +54,26 @@ def duration(hours: float) -> str:
 def sentence(run: RunFolder) -> str:
     """A run in a few words."""
     method = str(run.config.get("method", ""))
-    teacher = str(run.config.get("teacher", "")).rstrip("/").rsplit("/", 1)[-1]
     where, stage = run.environment, run.environment.get("zero_stage")
     parts = [
         METHODS[method][0] if method in METHODS else method,
         _steps(run.config.get("steps")),
-        f"teacher {teacher}" if teacher else "",
-        f"{where['ranks']} \N{MULTIPLICATION SIGN} {where.get('device')}"
-        if "ranks" in where
-        else "",
+        _teacher(run.teacher),
+        _ranks(where["ranks"], where.get("device")) if "ranks" in where else "",
         f"ZeRO {stage}" if stage is not None else "",
         str(where.get("compute_dtype", "")),
     ]
     return " · ".join(part for part in parts if part)
+
+
+def _teacher(title: str) -> str:
+    return title if "teacher" in title.lower() or not title else f"teacher {title}"
+
+
+def _ranks(ranks: Any, device: Any) -> str:
+    kinds = {"cpu": ("CPU rank", "CPU ranks"), "cuda": ("GPU", "GPUs")}
+    one, several = kinds.get(str(device), (f"rank on {device}", f"ranks on {device}"))
+    return f"{ranks} {one if ranks == 1 else several}"
 
 
 def _steps(steps: Any) -> str:
@@ -74,16 +83,17 @@ def _steps(steps: Any) -> str:
 def facts(run: RunFolder) -> list[tuple[str, str]]:
     """The figures at the head of a run."""
     rates = [rate for record in run.records if (rate := record.get("images_per_second"))]
-    hours = hours_of(run.records)
+    hours, total = hours_of(run.records), count(run.config.get("total_images"))
+    of_all = f" of {total}" if total != NOTHING else ""
     found = [
-        ("images seen", f"{count(run.images_seen)} of {count(run.config.get('total_images'))}"),
-        ("training", duration(float(hours[-1])) if len(hours) else NOTHING),
-        ("images a second, median", number(float(np.median(rates))) if rates else NOTHING),
+        ("Images seen", f"{count(run.images_seen)}{of_all}"),
+        ("Training time", duration(float(hours[-1])) if len(hours) else NOTHING),
+        ("Images per second, median", number(float(np.median(rates))) if rates else NOTHING),
     ]
     for metric in in_order(metrics_of(run))[:2]:
-        curve, kind = metric_curve(run, metric), metric_kind(metric)
+        curve = metric_curve(run, metric)
         if curve is not None:
-            found.append((f"{kind.title}, last", number(float(curve.values[-1]))))
+            found.append((f"{metric_title(metric)}, last", number(float(curve.values[-1]))))
     return found
 
 
@@ -101,7 +111,7 @@ def metrics_table(evaluations: Sequence[Measurement]) -> Table:
     )
     headings = [heading(metric) for metric in metrics]
     return _without_empty_columns(
-        ("network", *headings, "images", "seeds", "compared with (SHA-256)", "weights", "from"),
+        ("Network", *headings, "Images", "Seeds", *HASHES, "Source"),
         [
             (
                 evaluation.network.title,
@@ -124,11 +134,16 @@ def _without_empty_columns(columns: Sequence[str], rows: Sequence[Sequence[str]]
     )
 
 
+def metric_title(metric: str) -> str:
+    """A metric's title; one that is not known keeps its own name."""
+    title = metric_kind(metric).title
+    return capital(title) if metric in METRICS else title
+
+
 def heading(metric: str) -> str:
-    """A metric's name, with an arrow towards what is better."""
-    kind = metric_kind(metric)
-    arrow = {"lower": " ↓", "higher": " ↑"}.get(kind.better, "")
-    return kind.title + arrow
+    """A metric's title, with an arrow towards what is better."""
+    arrow = {"lower": " ↓", "higher": " ↑"}.get(metric_kind(metric).better, "")
+    return metric_title(metric) + arrow
 
 
 def _value(evaluation: Measurement, metric: str) -> str:
@@ -174,7 +189,9 @@ def comparison_table(runs: Sequence[RunFolder]) -> Table:
         given = dict(facts(run)[:3])
         rows.append((run.name, *given.values(), *(_last_and_best(run, m) for m in metrics)))
     headings = [f"{heading(metric)}, last (best)" for metric in metrics]
-    return Table(("run", "images seen", "training", "images a second", *headings), tuple(rows))
+    return Table(
+        ("Run", "Images seen", "Training time", "Images per second, median", *headings), tuple(rows)
+    )
 
 
 def differing_settings(runs: Sequence[RunFolder]) -> Table:
@@ -186,7 +203,7 @@ def differing_settings(runs: Sequence[RunFolder]) -> Table:
         for name in names
         if len({settings.get(name) for settings in flat}) > 1 and name != "run_dir"
     ]
-    return Table(("setting", *(run.name for run in runs)), tuple(rows))
+    return Table(("Setting", *(run.name for run in runs)), tuple(rows))
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -43,7 +43,7 @@ KEYS: dict[str, Any] = {
 _YAML = "which the run's YAML decides (batch_size, micro_batch, learning_rate); remove it"
 _MONITOR = (
     "but two DeepSpeed engines would write under the same names; remove it: the run folder has "
-    "metrics.jsonl and tensorboard/"
+    "metrics.jsonl and tensorboard/, and log.wandb in the run's YAML has Weights & Biases"
 )
 _PRECISION = 'but precision is set by "bf16" or "fp16": {"enabled": true}; use one of these'
 _TIMERS = (

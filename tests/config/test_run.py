@@ -53,6 +53,14 @@ def test_overrides_reach_into_groups(write):
     assert (config.seed, config.steps, config.checkpoint.every_images) == (7, 4, 5)
 
 
+def test_a_group_that_may_be_null_is_switched_on_and_off(write):
+    assert load_config(write()).log.wandb is None
+    switched_on = load_config(write(log={"wandb": None}), ["log.wandb.project=p"]).log.wandb
+    assert switched_on is not None
+    assert (switched_on.project, switched_on.mode) == ("p", None)
+    assert load_config(write(log={"wandb": {"project": "p"}}), ["log.wandb=null"]).log.wandb is None
+
+
 def test_home_and_environment_are_put_into_every_path(write, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("SCRATCH", "/scratch")
@@ -142,6 +150,16 @@ def test_presets_load(name: str):
         ),
         ({"data": None}, "method sida learns from real data: set data"),
         ({"method": "sid2a"}, "sid2a starts from a given generator: set generator_init"),
+        ({"log": {"wandb": {"projct": "p"}}}, r"unknown key log\.wandb\.projct; did you mean 'pro"),
+        ({"log": {"wandb": {"name": "n"}}}, r"log\.wandb\.project is missing and has no default"),
+        ({"profile": {"steps": 2}}, r"profile\.at_images is missing and has no default"),
+        ({"profile": {"at_images": 0, "steps": 21}}, r"profile\.steps: 21 is above 20"),
+        ({"profile": {"at_images": 10}}, r"at_images 10 is not below total_images 10"),
+        ({"log": {"wandb": True}}, r"log\.wandb: expected a group of settings, got True"),
+        (
+            {"log": {"wandb": {"project": "p", "mode": "of"}}},
+            r"mode: 'of' is none of online, offline, disabled; did you mean 'offline'",
+        ),
         ({"ema": {"relative_width": 0.5}}, r"relative_width: 0.5 is not below 0\.289"),
         ({"adam": {"betas": [0.0]}}, "adam.betas: expected a longer list"),
         ({"adam": {"betas": [0.0, 1]}}, r"adam\.betas: 1 is not below 1"),

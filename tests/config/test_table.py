@@ -20,3 +20,5 @@ def test_limits_and_defaults_are_shown():
     assert "whole number, at least 1 | required |" in rows["| `total_images`"]
     assert "number, above 0, at most 1000 | `800.0` |" in rows["| `objective.tmax`"]
     assert "stop, skip | `stop`" in rows["| `stream.on_bad_sample`"]
+    assert "group or null | `null` |" in rows["| `log.wandb`"]
+    assert "text | required |" in rows["| `log.wandb.project`"]

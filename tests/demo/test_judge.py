@@ -61,9 +61,10 @@ def test_a_raw_teacher_in_one_step_is_far_from_its_own_samples(judge: Judge, tmp
     assert student.unseen_half != student.distance
 
 
-def test_the_summary_holds_distances_of_three_seeds_and_of_the_unseen_half():
+def test_the_summary_holds_distances_of_three_seeds_of_the_unseen_half_and_of_all_snapshots():
     judged = [Judgement(torch.empty(0), float(n), float(10 * n)) for n in range(1, 6)]
-    assert distances({17: judged[0], 35: judged[1]}, judged[2], judged[3:]) == {
+    curve = {960: 6.0, 0: 7.0, 1920: 3.0}
+    assert distances({17: judged[0], 35: judged[1]}, judged[2], judged[3:], curve) == {
         "teacher_fd_17": 1.0,
         "teacher_fd_35": 2.0,
         "student_fd": 3.0,
@@ -71,6 +72,8 @@ def test_the_summary_holds_distances_of_three_seeds_and_of_the_unseen_half():
         "teacher_fd_17_unseen_half": 10.0,
         "teacher_fd_35_unseen_half": 20.0,
         "student_fd_unseen_half": 30.0,
+        "student_fd_start": 7.0,
+        "student_fd_snapshots": {"0": 7.0, "960": 6.0, "1920": 3.0},
     }
 
 

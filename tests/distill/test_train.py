@@ -73,7 +73,8 @@ def test_a_launched_run_leaves_what_scripts_rely_on(tmp_path: Path, launch):
         for name in ("loss/fake_score", "loss/discriminator", "loss/generator_sid",
                      "loss/generator_gan", "grad_norm/generator", "grad_norm/fake_score",
                      "logits/real", "logits/generated", "images_per_second",
-                     "learning_rate/generator", "memory_gb"):  # fmt: skip
+                     "learning_rate/generator", "memory_gb", "tflops_per_device", "mfu",
+                     "data_wait_seconds", "pause_seconds"):  # fmt: skip
             assert isinstance(record[name], float), name
         assert record["skipped_updates"] == 0
         assert any(name.startswith("sid_loss_by_sigma/") for name in record)

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from sid_scale.demo.prepare import CLASSIFIER
 from sid_scale.estimate.count import CONVOLUTION, MATMUL, Phase
-from sid_scale.estimate.report import Plan
+from sid_scale.estimate.report import Plan, make_plan
 from sid_scale.estimate.step import CountError, fixed_and_per_sample, total
 from sid_scale.methods.sid import SiD
 from tests.estimate.plans import BF16, plan
-from tests.tiny import freezing_generator
+from tests.tiny import config, freezing_generator, write_deepspeed_json, write_teacher
 
 # Gflops of a forward pass in EDM2's paper (arXiv 2312.02696, Tables 2 and 3), which counts a
 # multiplication with its addition as one.
@@ -81,6 +82,32 @@ def test_a_recomputed_forward_is_work_but_not_the_models(tmp_path: Path):
     assert again.total.flop > 1.02 * keep.total.flop
     assert again.model_flop == pytest.approx(keep.model_flop, rel=0.01)
     assert max(again.peak.values()) < 0.9 * max(keep.peak.values())
+
+
+def test_an_update_is_the_same_work_however_many_there_are(tmp_path: Path):
+    """An image's work in the log of a run: what the updates that were made add up to."""
+    one, three = (
+        plan(tmp_path, 2, ds=BF16, method="sid", objective__fake_score_updates=number).count
+        for number in (1, 3)
+    )
+    assert three.model_flop_of_updates == pytest.approx(one.model_flop_of_updates)
+    of_updates = one.model_flop_of_updates
+    assert sum(of_updates.values()) == pytest.approx(one.model_flop / one.samples)
+    more = 3 * of_updates["fake_score"] + of_updates["generator"]
+    assert more == pytest.approx(three.model_flop / three.samples)
+
+
+def test_work_of_an_update_that_is_seldom_made_is_no_less(tmp_path: Path):
+    write_teacher(tmp_path / "teacher")
+    (tmp_path / "run.yaml").write_text("")
+    ds = write_deepspeed_json(tmp_path, 2)
+    gdd = {"method": "gdd", "objective.feature_networks.digits": CLASSIFIER}
+    often, seldom = (
+        make_plan(config(tmp_path, warm_up=False, deepspeed=ds, **gdd, **interval), 1, 1).count
+        for interval in ({"objective.r1_interval": 1}, {"objective.r1_interval": 8})
+    )
+    assert seldom.model_flop < often.model_flop
+    assert seldom.model_flop_of_updates == pytest.approx(often.model_flop_of_updates)
 
 
 def test_frozen_weights_have_no_gradient_to_compute(tmp_path: Path):

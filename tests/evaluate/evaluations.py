@@ -8,6 +8,7 @@ from typing import Any
 from sid_scale.commands.evaluate import add_arguments
 from sid_scale.evaluate.offline import evaluate_generator, evaluate_teacher, metrics_of
 from sid_scale.evaluate.references.compute import make_reference
+from sid_scale.hub import fill_options, on_every_node
 from tests.ranks import joined, run_ranks
 
 WORK = {"run": evaluate_generator, "teacher": evaluate_teacher, "reference": make_reference}
@@ -20,8 +21,9 @@ def evaluate(command: str, *words: object, ranks: int = 1) -> None:
 
 def work(rank: int, command: str, words: list[str]) -> None:
     """What one rank of `evaluate` does."""
-    here = joined()
-    WORK[command](options(command, words), here)
+    here, given = joined(), options(command, words)
+    fill_options(given, on_every_node)
+    WORK[command](given, here)
 
 
 def options(command: str, words: list[str]) -> argparse.Namespace:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 
 from sid_scale.cli import main
 from sid_scale.commands.phema import add_arguments, parse_sweep
@@ -69,6 +70,13 @@ def test_the_best_by_the_first_metric_is_written(place: Path):
     assert (
         f"fd_pixels is best at width {best:g}: {place / 'out'}" in (place / "said.txt").read_text()
     )
+
+
+def test_the_card_of_the_best_has_the_figures_of_its_width_alone(place: Path):
+    told = json.loads((sweeps(place / "run") / "sweep.json").read_text())
+    [result] = ModelCard.load(place / "out" / "README.md").data.eval_results
+    assert result.metric_value == min(f["fd_pixels"] for f in told["widths"].values())
+    assert (result.metric_args["images"], result.metric_args["reference"]) == (24, "real.npz")
 
 
 def test_each_width_is_measured_as_a_folder_of_it_would_be(place: Path, tmp_path: Path):

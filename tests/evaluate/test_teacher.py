@@ -19,6 +19,7 @@ from sid_scale.networks.guides import GuideError
 from tests.evaluate.evaluations import read, work
 from tests.evaluate.test_training import write_real
 from tests.generators.tiny import tiny_generator
+from tests.hub_server import Hub, files_of, use_hub
 from tests.ranks import run_ranks
 from tests.tiny import ARCHITECTURE, tiny_folder, tiny_network, write_teacher
 
@@ -57,6 +58,25 @@ def _tables(rank: int, place: Path) -> None:
         rank, place, "lesser_guide", "--steps", 3, "--guide", place / "lesser", "--guidance", 1.4
     )
     measure(rank, place, "free", "--steps", 3, "--guide", place / "unconditional", "--guidance", 2)
+
+
+def _from_hub(rank: int, place: Path, address: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        use_hub(address, place / "cache", patch)
+        names = ["--teacher", "user/teacher", "--guide", "user/lesser", "--guidance", 1.4]
+        measure(rank, place, "from_hub", "--steps", 3, *names)
+
+
+def test_teacher_and_guide_may_be_on_the_hub(place: Path, hub: Hub):
+    for name in ("teacher", "lesser"):
+        hub.model(f"user/{name}", files_of(place / name))
+    run_ranks(2, _from_hub, place, hub.address)
+    found, known = read(place / "from_hub"), read(place / "lesser_guide")
+    assert found["fd_latents"] == known["fd_latents"]
+    commits = {name: model.refs["main"] for name, model in hub.models.items()}
+    assert found["network"]["path"] == f"user/teacher@{commits['user/teacher']}"
+    assert found["network"]["guidance"]["guide"] == f"user/lesser@{commits['user/lesser']}"
+    assert hub.fetched("model.safetensors") == 2
 
 
 def expected(place: Path, steps: int, guide: str | None = None, weight: float = 1.0) -> np.ndarray:

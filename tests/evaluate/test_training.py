@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from huggingface_hub import ModelCard
 
 from sid_scale.codecs import CodecError
 from sid_scale.config.run import ConfigError, load_config
@@ -19,6 +20,7 @@ from sid_scale.evaluate.detectors import DetectorError
 from sid_scale.evaluate.encoders import EncoderError
 from sid_scale.evaluate.features import MetricError, kind_of
 from sid_scale.evaluate.references.files import ReferenceFile, ReferenceFileError, write_reference
+from sid_scale.hashing import sha256_file
 from sid_scale.jobs.stop import stop_requests
 from sid_scale.networks.folder import load_network, save_network
 from sid_scale.zero.writer import CheckpointWriter
@@ -126,6 +128,27 @@ def test_the_best_generator_is_kept_and_measures_the_same_afterwards(
     told = next(r for r in records(run) if r["images_seen"] == best)
     for metric in ("fd_latents", "fd_pixels", "fid"):
         assert read(tmp_path)[metric] == pytest.approx(told[f"evaluation/{metric}"], rel=1e-4)
+
+
+def test_the_card_of_a_finished_run_has_its_figures_and_how_they_were_measured(place: Path):
+    run = place / "evaluated2"
+    written = {
+        r.metric_type: r for r in ModelCard.load(run / "generator" / "README.md").data.eval_results
+    }
+    last = records(run)[-1]
+    assert written.keys() == {"fd_latents", "fd_pixels", "fid"}
+    for metric, result in written.items():
+        assert result.metric_value == last[f"evaluation/{metric}"]
+        assert result.metric_args == {
+            "images": NUM,
+            "first_seed": 0,
+            "labels": "uniform",
+            "nfe": 1,
+            "file": "metrics.jsonl",
+            "reference_sha256": sha256_file(place / "real.npz"),
+        }
+    text = (place / "plain2" / "generator" / "README.md").read_text()
+    assert "Nothing, when this card was written" in text
 
 
 def test_classes_are_uniform_or_those_of_training(tmp_path: Path):

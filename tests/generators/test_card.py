@@ -8,15 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 
+from sid_scale import OneStepGenerator
 from sid_scale.demo.prepare import TEACHER
+from sid_scale.errors import UsageError
 from sid_scale.generators.card import write_card
 from sid_scale.generators.folder import GeneratorError
+from sid_scale.hashing import sha256_file
 from sid_scale.networks.folder import NetworkFolder, load_network, save_network
 from tests.conftest import ROOT
 from tests.generators.tiny import PROVENANCE, demo_generator, edit_description, tiny_generator
+from tests.hub_server import Hub, files_of
 from tests.networks.edm import published as edm
+from tests.report.folders import write_evaluation
 
 IMAGENET = "ILSVRC/imagenet-1k"
 EDM2_PROVENANCE: dict[str, Any] = {
@@ -40,8 +46,13 @@ def arxiv(written: ModelCard) -> set[str]:
     return set(re.findall(r"arxiv.org/abs/([\d.]+)", written.text))
 
 
-def card(folder: Path, **options: Any) -> ModelCard:
-    return ModelCard.load(write_card(folder, **options))
+def card(folder: Path, metrics: dict[str, Any] | None = None, **options: Any) -> ModelCard:
+    """The card as a hub reads it; `metrics` stand in a file."""
+    files = []
+    if metrics is not None:
+        files = [folder.with_name("metrics.json")]
+        files[0].write_text(json.dumps(metrics))
+    return ModelCard.load(write_card(folder, files, **options))
 
 
 def test_what_is_not_known_is_not_said(folder: Path):
@@ -50,10 +61,11 @@ def test_what_is_not_known_is_not_said(folder: Path):
     assert written.data.datasets is None
     assert written.data.base_model is None
     assert written.data.eval_results is None
+    assert written.data.get("widget") is None
     assert "an unknown teacher" in written.text
     assert "Nothing, when this card was written" in written.text
     assert "The licence of the teacher is unknown" in written.text
-    for absent in ("images seen", "samples.png", "batch", "VAE", "None"):
+    for absent in ("images seen", "samples.png", "batch", "VAE", "None", "diffusers"):
         assert absent not in written.text
 
 
@@ -149,6 +161,95 @@ def test_names_that_resemble_a_published_teachers_prove_nothing(folder: Path):
     source = {"source": "edm2-img512-xs-2147483-0.135.pkl"}
     edit_description(folder, provenance={**own, "teacher": "xs", "teacher_provenance": source})
     assert card(folder).data.license == "cc-by-nc-sa-4.0"
+
+
+def test_the_samples_are_what_the_hubs_widget_shows(folder: Path):
+    (folder / "samples.png").touch()
+    assert card(folder).data.widget == [{"text": "Samples", "output": {"url": "samples.png"}}]
+
+
+def test_two_lines_make_images(folder: Path):
+    code = re.findall(r"```python\n(.*?)```", card(folder).text, re.DOTALL)[0]
+    first, second = code.splitlines()
+    names: dict[str, Any] = {}
+    exec(f"{first}\n{second.replace('user/repo', str(folder))}", names)
+    assert names["images"].shape == (3, 3, 8, 8)
+
+
+def test_two_lines_make_images_from_the_hub(folder: Path, hub: Hub):
+    text = card(folder, repo="ada/digits").text
+    assert "user/repo" not in text
+    assert "stands for" not in text
+    hub.model("ada/digits", files_of(folder))
+    names: dict[str, Any] = {}
+    exec(re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0], names)
+    assert torch.equal(
+        names["images"],
+        OneStepGenerator.from_pretrained(folder).generate([0, 0, 1], seeds=[0, 1, 0]),
+    )
+
+
+def test_a_folder_for_diffusers_says_how(folder: Path):
+    OneStepGenerator.from_pretrained(folder).to_diffusers(folder)
+    assert (
+        'pipe = DiffusionPipeline.from_pretrained("ada/digits", custom_pipeline="pipeline", '
+        "trust_remote_code=True)\nimages = pipe([0, 0, 1], seeds=[0, 1, 0]).images"
+    ) in card(folder, repo="ada/digits").text
+
+
+def test_figures_come_back_from_the_card_with_their_protocol(folder: Path):
+    """As huggingface_hub writes and reads a model-index."""
+    edit_description(folder, provenance=EDM2_PROVENANCE)
+    figures = write_evaluation(
+        folder / "evaluation" / "final" / "metrics.json",
+        fd_pixels=0.625,
+        network__sha256=sha256_file(folder / "model.safetensors"),
+        repeats={"fd_pixels": {"values": [0.5, 0.75], "mean": 0.625, "min": 0.5, "std": 0.125}},
+        settings={"labels": "uniform", "dtype": "bfloat16"},
+    )
+    written = card(folder)
+    again = ModelCard(str(written))
+    assert again.data.to_dict() == written.data.to_dict()
+    [result] = again.data.eval_results
+    assert (result.dataset_type, result.dataset_name) == (IMAGENET, "ImageNet")
+    assert (result.metric_type, result.metric_value) == ("fd_pixels", 0.625)
+    assert result.metric_args == {
+        "images": 50_000,
+        "first_seed": 0,
+        "repeats": 2,
+        "min": 0.5,
+        "std": 0.125,
+        "labels": "uniform",
+        "nfe": 1,
+        "dtype": "bfloat16",
+        "reference": "reference.npz",
+        "reference_sha256": "cd" * 32,
+        "file": "evaluation/final/metrics.json",
+    }
+    assert (
+        "| fd_pixels | 0.625 | 50,000 images, mean of 2 times (min 0.5, std 0.125), "
+        "seeds 0 to 99,999, classes: uniform, NFE 1, bfloat16, "
+        "against reference.npz (SHA-256 cdcdcdcdcd), in evaluation/final/metrics.json |"
+    ) in written.text
+    assert str(folder.parent) not in str(written)
+    figures.unlink()
+    assert card(folder).data.eval_results is None
+
+
+def test_data_that_nobody_knows_have_no_name_unless_one_is_given(folder: Path):
+    [result] = card(folder, metrics={"fid": 2.0}).data.eval_results
+    assert (result.dataset_type, result.dataset_name) == ("unknown", "unknown")
+    written = card(folder, metrics={"fid": 2.0}, dataset="ada/cats")
+    assert written.data.datasets == ["ada/cats"]
+    assert written.data.eval_results[0].dataset_type == "ada/cats"
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("option", ["repo", "base_model", "dataset"])
+def test_what_is_no_id_on_the_hub_is_told(folder: Path, option: str):
+    with pytest.raises(UsageError, match=r"'a b\\nc' is no id on the hub, such as user/repo"):
+        write_card(folder, **{option: "a b\nc"})
+    assert not (folder / "README.md").exists()
 
 
 def test_an_imported_generator_says_which_file_it_was(folder: Path):

@@ -24,6 +24,7 @@ from sid_scale.generators.image_folder import ImageFolderError, check_grid
 from sid_scale.image_grid import read_png, write_png
 from sid_scale.networks.folder import CheckpointError, load_network
 from tests.generators.tiny import demo_generator, edit_description, tiny_generator
+from tests.hub_server import Hub, environment, files_of
 from tests.ranks import free_port, joined, run_ranks
 
 ALONE = [sys.executable, "-m", "sid_scale", "generate"]
@@ -34,14 +35,14 @@ def start():
     """Starts a command; what is left of it is killed."""
     started = []
 
-    def start(*command: object) -> subprocess.Popen:
+    def start(*command: object, **environment: str) -> subprocess.Popen:
         started.append(
             subprocess.Popen(
                 [str(part) for part in command],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
                 start_new_session=True,
             )
         )
@@ -110,6 +111,27 @@ def test_one_process_and_two_make_the_same_images(tmp_path: Path, start):
     size = direct.shape[-1]
     assert grid.shape == (3, 3 * size, 5 * size)
     assert torch.equal(grid[:, size : 2 * size, 4 * size :], direct[9])
+
+
+@pytest.mark.distributed
+def test_of_two_ranks_one_fetches_what_is_on_the_hub(tmp_path: Path, start, hub: Hub):
+    folder = demo_generator(tmp_path / "g")
+    files = files_of(folder)
+    files["config.json"] = files["config.json"].replace(b'"vae": "vae"', b'"vae": "user/vae"')
+    hub.model("user/digits", {path: data for path, data in files.items() if path[:4] != "vae/"})
+    hub.model("user/vae", files_of(folder / "vae"))
+    launcher = [Path(sys.executable).with_name("torchrun"), "--nproc_per_node", 2]
+    launcher += ["--master_port", free_port(), "-m", "sid_scale", "generate"]
+    what = ["--classes", "3,7", "--seeds", "0-1", "--out", tmp_path / "out", "--generator"]
+    process = start(*launcher, *what, "user/digits", **environment(hub.address, tmp_path / "home"))
+    output = finish(process)
+    assert process.returncode == 0, output
+    for file in ("model.safetensors", "diffusion_pytorch_model.safetensors"):
+        assert hub.fetched(file) == 1
+    out = tmp_path / "out"
+    made = torch.stack([read_png(out / name) for name in sorted(names(out))])
+    known = OneStepGenerator.from_pretrained(folder).generate([3, 3, 7, 7], [0, 1, 0, 1])
+    assert torch.equal(made, known)
 
 
 @pytest.mark.distributed

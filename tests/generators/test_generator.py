@@ -14,6 +14,7 @@ from sid_scale.codecs import CodecError
 from sid_scale.demo.digits import RESOLUTION
 from sid_scale.demo.prepare import TEACHER
 from sid_scale.generators.folder import GeneratorError
+from sid_scale.hub import HubError
 from sid_scale.networks.edm2.architecture import EDM2Architecture
 from sid_scale.networks.folder import load_network
 from tests.generators.tiny import demo_generator, edit_description, save_generator, tiny_generator
@@ -188,7 +189,7 @@ def test_a_missing_vae_is_needed_for_images_alone_and_may_be_named(tmp_path: Pat
         generator.generate([1], [1])
     named = OneStepGenerator.from_pretrained(folder, vae=tmp_path / "elsewhere")
     assert torch.equal(named.codec.decode(latents), named.generate([1], [1]))
-    with pytest.raises(CodecError, match="nowhere: no config"):
+    with pytest.raises(HubError, match="nowhere: nothing is there"):
         OneStepGenerator.from_pretrained(folder, vae=tmp_path / "nowhere")
 
 

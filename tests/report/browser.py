@@ -69,6 +69,56 @@ def complaints(driver: webdriver.Chrome) -> list[str]:
     return [entry["message"] for entry in driver.get_log("browser")]
 
 
+def print_media(driver: webdriver.Chrome, scheme: str) -> None:
+    """The page as it is printed, by someone whose screen has that colour scheme."""
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    media = {"media": "print", "features": [feature]}
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+
+
+def text_colours(driver: webdriver.Chrome) -> set[tuple[str, str]]:
+    """Colours of every text on the page, also in drawings, with those behind them."""
+    return {
+        tuple(pair)
+        for pair in driver.execute_script(
+            """
+            const clear = "rgba(0, 0, 0, 0)", pairs = [];
+            for (const element of document.body.querySelectorAll("*")) {
+              const text = [...element.childNodes].some(n => n.nodeType === 3 && n.data.trim());
+              if (!text || ["STYLE", "title"].includes(element.tagName)) continue;
+              const style = getComputedStyle(element), drawn = element.closest("svg");
+              let below = element;
+              while (below && getComputedStyle(below).backgroundColor === clear)
+                below = below.parentElement;
+              pairs.push([drawn ? style.fill : style.color,
+                          getComputedStyle(below || document.body).backgroundColor]);
+            }
+            return pairs;
+            """
+        )
+    }
+
+
+def variables(driver: webdriver.Chrome, *prefixes: str) -> dict[str, str]:
+    """The style sheet's colours whose names begin so, as `rgb(...)`."""
+    return driver.execute_script(
+        """
+        const probe = document.body.appendChild(document.createElement("i")), found = {};
+        for (const rule of document.styleSheets[0].cssRules) {
+          if (rule.selectorText !== ":root") continue;
+          for (const name of rule.style) {
+            if (![...arguments].some(prefix => name.startsWith("--" + prefix))) continue;
+            probe.style.color = `var(${name})`;
+            found[name] = getComputedStyle(probe).color;
+          }
+        }
+        probe.remove();
+        return found;
+        """,
+        *prefixes,
+    )
+
+
 def broken_images(driver: webdriver.Chrome) -> list[str]:
     """Alternative texts of images that show nothing."""
     return driver.execute_script(

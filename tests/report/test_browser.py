@@ -5,18 +5,20 @@ from pathlib import Path
 
 import pytest
 from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 
 from sid_scale.report.making import inspect
 from sid_scale.report.page import render
 from sid_scale.report.read import read_runs
 from tests.generators.tiny import tiny_generator
 from tests.report import browser
-from tests.report.folders import options, write_run
+from tests.report.folders import options, page_of, write_records, write_run
 from tests.tiny import write_data
 
 pytestmark = pytest.mark.browser
-DESK, PHONE = (1200, 900), (390, 844)
+DESK, PHONE, PAPER = (1200, 900), (390, 844), (718, 1000)  # A4, without its margins
 LONG = "a_name_without_any_place_to_break_it_" * 8
 
 
@@ -52,6 +54,28 @@ def colours(driver: webdriver.Chrome) -> tuple[str, str, str]:
     return of("body", "background-color"), of("h1", "color"), of(curve, "stroke")
 
 
+def contrast(a: str, b: str) -> float:
+    """Of two colours, as WCAG 2 has it: from 1 to 21."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, light = sorted((luminance(a), luminance(b)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def axes_shown(driver: webdriver.Chrome) -> set[str]:
+    """Axes of the plots that are seen; every plot shows one drawing."""
+    shown = set()
+    for plot in driver.find_elements(By.CSS_SELECTOR, ".plots figure"):
+        if plot.is_displayed():
+            [drawing] = [d for d in plot.find_elements(By.TAG_NAME, "svg") if d.is_displayed()]
+            shown.add(drawing.find_element(By.TAG_NAME, "title").get_attribute("textContent"))
+    return {title.rpartition(" over ")[2] for title in shown if title}
+
+
 def lightness(colour: str) -> float:
     red, green, blue = (int(part) for part in re.findall(r"\d+", colour)[:3])
     return (red + green + blue) / 3
@@ -80,6 +104,67 @@ def test_nothing_is_missing_fetched_or_cut_off(page: Path, size: tuple[int, int]
         assert all(plot.size["width"] >= 250 for plot in plots if plot.is_displayed())
 
 
+@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
+def test_one_key_puts_every_plot_over_the_other_axis(page: Path, size: tuple[int, int]):
+    with browser.browser(*size) as driver:
+        browser.open_page(driver, page)
+        assert axes_shown(driver) == {"images seen"}
+        for _ in range(5):  # links to the runs come first
+            ActionChains(driver).send_keys(Keys.TAB).perform()
+            focused = driver.switch_to.active_element
+            if focused.get_attribute("name") == "axis":
+                break
+        assert focused.get_attribute("id") == "axis-images"
+        assert focused.value_of_css_property("outline-style") == "solid"
+        focused.send_keys(Keys.ARROW_RIGHT)
+        assert driver.switch_to.active_element.get_attribute("id") == "axis-hours"
+        assert axes_shown(driver) == {"training time"}
+        for summary in driver.find_elements(By.TAG_NAME, "summary"):
+            summary.send_keys(Keys.ENTER)
+        assert axes_shown(driver) == {"training time"}
+        driver.switch_to.active_element.send_keys(Keys.END)
+        bar = driver.find_element(By.CLASS_NAME, "switch")
+        assert driver.execute_script("return arguments[0].getBoundingClientRect().top", bar) >= 0
+        driver.find_element(By.CSS_SELECTOR, "label[for=axis-images]").click()
+        assert axes_shown(driver) == {"images seen"}
+
+
+def test_where_no_time_is_recorded_there_is_nothing_to_choose(tmp_path: Path):
+    untimed = [{"images_seen": n, "loss/x": n / 7} for n in (10, 20, 30)]
+    write_records(tmp_path / "run", untimed)
+    (tmp_path / "report.html").write_text(page_of(tmp_path / "run"))
+    with browser.browser(*DESK) as driver:
+        browser.open_page(driver, tmp_path / "report.html")
+        assert axes_shown(driver) == {"images seen"}
+        assert not driver.find_elements(By.NAME, "axis")
+
+
+def test_on_paper_it_is_light_and_shows_the_chosen_axis(page: Path):
+    with browser.browser(*PAPER, scheme="dark") as driver:
+        browser.open_page(driver, page)
+        driver.find_element(By.ID, "axis-hours").click()
+        browser.print_media(driver, "dark")
+        assert axes_shown(driver) == {"training time"}
+        assert not driver.find_element(By.CLASS_NAME, "switch").is_displayed()
+        assert lightness(colours(driver)[0]) > 240
+        assert browser.overflow(driver) == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_everything_stands_out_from_the_paper(page: Path, scheme: str):
+    """By WCAG 2.1 AA: text 4.5 to 1, lines of plots 3 to 1."""
+    with browser.browser(*DESK, scheme=scheme) as driver:
+        browser.open_page(driver, page)
+        texts = browser.text_colours(driver)
+        assert len(texts) >= 4
+        assert {pair: contrast(*pair) for pair in texts if contrast(*pair) < 4.5} == {}
+        paper = driver.find_element(By.TAG_NAME, "body").value_of_css_property("background-color")
+        lines = browser.variables(driver, "series", "level", "accent", "warn")
+        assert len(lines) == 6 + 3 + 2
+        faint = {name: contrast(line, paper) for name, line in lines.items()}
+        assert {name: ratio for name, ratio in faint.items() if ratio < 3} == {}
+
+
 def test_it_works_without_javascript(page: Path):
     with browser.browser(*PHONE, javascript=False) as driver:
         probe = page.with_name("probe.html")
@@ -92,6 +177,9 @@ def test_it_works_without_javascript(page: Path):
         driver.find_element(By.XPATH, "//pre/../summary").click()
         assert pre.is_displayed()
         assert "method: sida" in pre.text
+        driver.find_element(By.CSS_SELECTOR, "label[for=axis-hours]").click()
+        assert not driver.find_element(By.CLASS_NAME, "over-images").is_displayed()
+        assert driver.find_element(By.CLASS_NAME, "over-hours").is_displayed()
         assert browser.broken_images(driver) == []
 
 

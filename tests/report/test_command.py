@@ -1,14 +1,16 @@
 """The command: a page written, or one clear error."""
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from sid_scale.cli import main
-from tests.generators.tiny import tiny_generator
+from tests.generators.tiny import save_generator, tiny_generator
 from tests.report.folders import write_evaluation, write_run
-from tests.tiny import write_data
+from tests.tiny import ARCHITECTURE, tiny_folder, write_data
 
 
 def report(*arguments: object) -> int:
@@ -38,8 +40,22 @@ def test_a_run_becomes_one_page(run: Path, tmp_path: Path, capsys: pytest.Captur
     assert "Class by class" in page
     assert "averages of pixels" in page
     assert "VAE" not in page
+    for head in re.findall("<thead>(.*?)</thead>", page):
+        columns = [column for column in re.findall("<th.*?>(.*?)</th>", head) if column]
+        assert len(columns) == len(set(columns))
     assert before == sorted(path for path in run.rglob("*"))
     assert [path for path in tmp_path.iterdir() if ".partial" in path.name] == []
+
+
+def test_images_without_classes_are_called_nothing_of_a_class(tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    network = tiny_folder(architecture=dataclasses.replace(ARCHITECTURE, label_dim=0))
+    save_generator(run / "generator", network)
+    data = write_data(tmp_path / "data")
+    assert report(run, "--out", tmp_path / "r.html", "--data", data, "--samples", 2) == 0
+    texts = re.findall("<figcaption>(.*?)</figcaption>", (tmp_path / "r.html").read_text())
+    assert {"seed 0", "seed 1"} <= set(texts)
+    assert len([text for text in texts if text.startswith("distance ")]) == 2 * 3
 
 
 def test_the_limit_of_the_search_stands_on_the_page(run: Path, tmp_path: Path):
@@ -50,15 +66,20 @@ def test_the_limit_of_the_search_stands_on_the_page(run: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--samples", "0"], "Left out (--samples 0)."),
-        (["--data", "/nowhere"], "Not to be had: /nowhere"),
-        (["--generator", "/nowhere"], "Not to be had: /nowhere"),
-        (["--vae", "/nowhere"], "makes images without a VAE"),
+        (["--samples", "0"], "No samples are compared (--samples 0)."),
+        (["--data", "/nowhere"], "No samples are compared: /nowhere"),
+        (["--generator", "."], "No samples are compared: .: no config.json there"),
+        (["--vae", "."], "makes images without a VAE"),
     ],
 )
 def test_without_samples_the_page_says_why(
-    run: Path, tmp_path: Path, arguments: list[str], reason: str
+    run: Path,
+    tmp_path: Path,
+    arguments: list[str],
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    monkeypatch.chdir(tmp_path)
     assert report(run, "--out", tmp_path / "r.html", *arguments) == 0
     assert reason in (tmp_path / "r.html").read_text()
 
@@ -80,9 +101,9 @@ def test_metrics_of_a_teacher_go_to_all_runs_and_strangers_apart(tmp_path: Path)
     out = tmp_path / "r.html"
     assert report(*runs, "--out", out, "--metrics", teacher, stranger, own) == 0
     page = out.read_text()
-    assert page.count('<th scope="row">teacher, 17 evaluations</th>') == 2
-    assert page.count('<th scope="row">generator, 777 images</th>') == 1
-    assert page.index("Also measured") < page.index("777 images") < page.index('id="run0"')
+    assert page.count('<th scope="row">teacher, 17 NFE</th>') == 2
+    assert page.count('<th scope="row">generator after 777 images</th>') == 1
+    assert page.index("Other networks") < page.index("777 images") < page.index('id="run0"')
     assert page.index("888 images") > page.index('id="run1"')
 
 

@@ -98,8 +98,8 @@ def test_teachers_are_levels_by_their_number_of_evaluations(tmp_path: Path):
     write_evaluation(folder / "evaluation" / "t35" / "metrics.json", "teacher", **more)
     levels = levels_of([read_run(folder, "run")], "fd_pixels")
     assert [(level.label, level.value) for level in levels] == [
-        ("teacher, 35 evaluations, guidance 1.4", 0.5),
-        ("teacher, 63 evaluations", 0.375),
+        ("teacher, 35 NFE, guidance 1.4", 0.5),
+        ("teacher, 63 NFE", 0.375),
     ]
 
 
@@ -109,7 +109,26 @@ def test_two_teachers_are_told_apart(tmp_path: Path):
     write_evaluation(folder / "evaluation" / "other" / "metrics.json", "teacher", **other)
     labels = [level.label for level in levels_of([read_run(folder, "run")], "fd_pixels")]
     assert len(labels) == len(set(labels)) == 2
-    assert "teacher, 63 evaluations (small)" in labels
+    assert "teacher, 63 NFE (small)" in labels
+
+
+@pytest.mark.parametrize(
+    ("paths", "named"),
+    [
+        (("/a/teacher", "/b/teacher"), {"a/teacher", "b/teacher"}),
+        (("/a/teacher", "/a/teacher"), {"0" * 8, "1" * 8}),
+        (("", "/a/teacher"), {"0" * 8, "1" * 8}),
+    ],
+)
+def test_two_teachers_of_the_same_title_never_look_the_same(
+    tmp_path: Path, paths: tuple[str, str], named: set[str]
+):
+    folder = write_run(tmp_path / "run")
+    for i, path in enumerate(paths):
+        fields = {"network__sha256": str(i) * 64, "network__path": path, "network__evaluations": 5}
+        write_evaluation(folder / "evaluation" / str(i) / "metrics.json", "teacher", **fields)
+    labels = {level.label for level in levels_of([read_run(folder, "run")], "fd_pixels")}
+    assert {f"teacher, 5 NFE ({name})" for name in named} <= labels
 
 
 def test_a_thinned_curve_hides_no_peak(tmp_path: Path):

@@ -5,9 +5,12 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pytest
+
 from sid_scale.report.pictures import chosen_grids
 from sid_scale.report.read import Grid
-from sid_scale.report.tables import NOTHING
+from sid_scale.report.tables import NOTHING, heading
+from tests.generators.tiny import tiny_generator
 from tests.report.folders import (
     page_of,
     record,
@@ -46,12 +49,28 @@ def test_it_tells_what_was_measured_and_how(tmp_path: Path):
         repeats=repeats, num=5000,
     )  # fmt: skip
     page = page_of(run)
-    distance, precision, num, seeds, reference, weights, _ = cells(page, "generator, 4,000 images")
+    distance, precision, num, seeds, reference, weights, _ = cells(
+        page, "generator after 4,000 images"
+    )
     assert distance == "2.000<small>± 1, 1.000 to 3.000</small>"
     assert (precision, num, seeds) == ("0.7500", "5,000", "0 to 14,999<small>3 sets</small>")
     assert (reference, weights) == ("reference fd_pixels cdcdcdcdcd", "ababababab")
-    assert cells(page, "teacher, 63 evaluations")[:2] == ["0.3750", NOTHING]
-    assert page.index("teacher, 63 evaluations") < page.index("generator, 4,000 images")
+    assert cells(page, "teacher, 63 NFE")[:2] == ["0.3750", NOTHING]
+    assert page.index("teacher, 63 NFE") < page.index("generator after 4,000 images")
+
+
+@pytest.mark.parametrize(
+    ("metric", "shown"),
+    [
+        ("kid", "KID ↓"),
+        ("fdr", "FDr ↓"),
+        ("coverage", "Coverage ↑"),
+        ("kd_vit_large_patch16_224.mae", "KD-vit_large_patch16_224.mae ↓"),
+        ("of_my_own", "of_my_own"),
+    ],
+)
+def test_a_metric_has_an_arrow_towards_what_is_better_if_that_is_known(metric: str, shown: str):
+    assert heading(metric) == shown
 
 
 def test_a_file_that_serves_several_metrics_is_named_once(tmp_path: Path):
@@ -65,15 +84,51 @@ def test_a_file_that_serves_several_metrics_is_named_once(tmp_path: Path):
     assert (
         "reference 1111111111<small>detector fid, is 2222222222</small>"
         "<small>detector fd_dinov2 1111111111</small>"
-    ) in cells(page_of(run), "generator, 4,000 images")
+    ) in cells(page_of(run), "generator after 4,000 images")
 
 
 def test_curves_are_drawn_over_images_and_over_time(tmp_path: Path):
     page = page_of(write_run(tmp_path / "run"))
-    for title in ("FD in pixels over images seen", "FD in pixels over hours",
-                  "fake score over images seen", "fake score over hours"):  # fmt: skip
-        assert f"<title>{title}</title>" in page
+    for quantity in ("FD in pixels", "Fake score loss"):
+        for axis in ("images seen", "training time"):
+            assert page.count(f"<title>{quantity} over {axis}</title>") == 1
     assert page.count("<title>FD in pixels over") == 2
+
+
+def sentence_of(run: Path) -> str:
+    """The line below a run's name."""
+    found = re.search(r'<p class="sentence">(.*?)</p>', page_of(run))
+    assert found
+    return found[1]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "shown"),
+    [
+        ("/models/edm2-img512-xs-2147483-0.135", "teacher EDM2-XS on ImageNet 512x512 (edm2-img"),
+        ("/models/digits/", "teacher digits"),
+        ("/models/digits/teacher", "digits/teacher"),
+        ("teacher", "teacher"),
+        ("me/digits@main", "teacher me/digits"),
+        ("/cache/models--me--digits/snapshots/" + "0" * 40, "teacher me/digits"),
+    ],
+)
+def test_a_teacher_has_a_name_that_distinguishes_it(tmp_path: Path, teacher: str, shown: str):
+    run = write_run(tmp_path / "run")
+    config = (run / "config.yaml").read_text().replace("/models/digits", teacher)
+    (run / "config.yaml").write_text(config)
+    assert sentence_of(run).split(" · ")[2].startswith(shown)
+
+
+def test_a_teacher_is_what_the_generator_says_that_it_is(tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    tiny_generator(run / "generator", teacher_provenance={"what": "a teacher of\n<b>digits</b>"})
+    line = (
+        "SiDA · one step · a teacher of &lt;b&gt;digits&lt;/b&gt; · 2 CPU ranks · ZeRO 2 · float32"
+    )
+    assert sentence_of(run) == line
+    (run / "generator" / "config.json").write_text("damaged")
+    assert "teacher digits" in sentence_of(run)
 
 
 def test_it_needs_nothing_from_outside(tmp_path: Path):
@@ -104,9 +159,10 @@ def test_strings_from_files_stay_strings(tmp_path: Path):
 def test_what_is_missing_is_said_in_its_place(tmp_path: Path):
     (tmp_path / "config.yaml").write_text("method: sid")
     page = page_of(tmp_path)
-    for sentence in ("Nothing is measured yet", "No losses are recorded", "No pictures",
+    for sentence in ("Nothing is measured yet", "No losses are recorded", "No sample grids",
                      "Nobody has looked.", "no environment.json"):  # fmt: skip
         assert sentence in page
+    assert "<dt>Images seen</dt><dd>0</dd>" in page
 
 
 def test_a_damaged_picture_is_told_and_the_others_shown(tmp_path: Path):
@@ -153,7 +209,7 @@ def test_thousands_of_records_make_no_giant(tmp_path: Path):
 
 def test_a_metric_over_the_width_of_the_average_is_a_plot(tmp_path: Path):
     folder = write_run(tmp_path / "run")
-    assert "Averages of other widths" not in page_of(folder)
+    assert "Other widths of the average" not in page_of(folder)
     for width, fd in {0.05: 0.5, 0.07: 0.25, 0.1: 0.375}.items():
         file = folder / "evaluation" / "phema" / f"{width:g}" / "metrics.json"
         write_evaluation(file, fd_pixels=fd, network__relative_width=width)
@@ -162,4 +218,4 @@ def test_a_metric_over_the_width_of_the_average_is_a_plot(tmp_path: Path):
     page = page_of(folder)
     assert "<title>FD in pixels over the relative width of the average</title>" in page
     assert "Best: 0.2500 at width 0.07, 4,000 images seen, seeds from 0. Best: 0.6250 at" in page
-    assert cells(page, "generator, 4,000 images, average of width 0.07")[0] == "0.2500"
+    assert cells(page, "generator after 4,000 images, average of width 0.07")[0] == "0.2500"

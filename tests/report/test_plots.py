@@ -63,6 +63,21 @@ def test_small_values_of_several_sizes_get_a_logarithmic_axis():
     assert draw([curve(values=(1.0, 0.0, -5.0))], name="p", over="images", description="d")
 
 
+def test_a_logarithmic_axis_of_many_sizes_is_marked_at_powers_of_ten():
+    values = tuple(10.0**i for i in range(-3, 4))
+    svg = draw([curve(values=values)], name="p", over="images", description="d")
+    assert svg is not None
+    texts = set(re.findall(r">([\d.]+)<", svg))
+    assert {"0.01", "1", "100"} <= texts
+    assert not {"0.2", "5", "50"} & texts
+
+
+def test_a_count_that_stays_at_nothing_has_no_negative_axis():
+    svg = draw([curve(values=(0.0, 0.0, 0.0))], name="p", over="images", description="d")
+    assert svg is not None
+    assert "\N{MINUS SIGN}" not in svg
+
+
 def test_what_is_no_curve_is_not_drawn():
     no_hours = Curve("r", np.arange(3.0), np.full(3, np.nan), *[np.ones(3)] * 3)
     assert draw([no_hours], name="p", over="hours", description="d") is None

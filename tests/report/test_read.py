@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sid_scale.report.curves import metric_curve
 from sid_scale.report.read import ReportError, read_run, read_runs
 from tests.report.folders import record, write_evaluation, write_records, write_run
 
@@ -106,17 +108,31 @@ def test_runs_are_named_by_what_tells_them_apart(tmp_path: Path):
     assert [run.name for run in read_runs([a, a / ".." / "run"])] == ["run"]
 
 
-def test_the_demos_summary_is_an_evaluation(tmp_path: Path):
-    run = write_run(tmp_path / "run")
-    summary = {"teacher_fd_17": 0.2, "student_fd": 0.3, "student_fd_start": 1, "images_seen": 4000}
+def demo_figures(run: Path, summary: dict[str, Any]) -> dict[str, float]:
+    """What a run's page knows from the demo's summary, by network."""
     (run / "summary.json").write_text(json.dumps(summary))
-    found = {
+    return {
         e.network.title: e.values["demo_fd"]
         for e in read_run(run, "run").evaluations
         if "demo_fd" in e.values
     }
-    assert found == {
-        "teacher, 17 evaluations": 0.2,
-        "generator, 0 images": 1.0,
-        "generator, 4,000 images": 0.3,
+
+
+def test_the_demos_summary_is_an_evaluation_of_every_snapshot(tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    summary = {"teacher_fd_17": 0.2, "student_fd": 0.3, "student_fd_start": 1, "images_seen": 4000}
+    ends = {
+        "teacher, 17 NFE": 0.2,
+        "generator after 0 images": 1.0,
+        "generator after 4,000 images": 0.3,
     }
+    assert demo_figures(run, summary) == ends
+    snapshots = {"0": 1, "1000": 0.7, "3000": 0.4, "4000": 0.3, "-5": 1, "x": 1, "2000": None}
+    assert demo_figures(run, {**summary, "student_fd_snapshots": snapshots}) == {
+        **ends,
+        "generator after 1,000 images": 0.7,
+        "generator after 3,000 images": 0.4,
+    }
+    curve = metric_curve(read_run(run, "run"), "demo_fd")
+    assert curve is not None
+    assert curve.images.tolist() == [0, 1000, 3000, 4000]

@@ -140,7 +140,7 @@ def _vae(codec: VAECodec, encoding: Encoding, shape: tuple[int, ...]) -> dict[st
             f"{codec.folder} makes latents of {shape[0] // 2} channels, and the codec describes "
             f"{len(codec.scale)}; give --codec to describe this VAE's"
         )
-    digest = sha256_file(codec.folder / VAE_WEIGHTS)
+    digest = sha256_file(codec.located() / VAE_WEIGHTS)
     return {"vae_dtype": encoding.vae_dtype, "vae_sha256": digest}
 
 

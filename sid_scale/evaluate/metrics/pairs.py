@@ -19,7 +19,7 @@ def dealt(count: int, ranks: Ranks, size: int = ROWS) -> list[slice]:
 
 def on_device(features: np.ndarray, device: torch.device) -> Tensor:
     """Features (n, D) in float64: differences of large sums still have digits left."""
-    return torch.tensor(features).to(device, torch.float64)
+    return torch.tensor(features).to(device).to(torch.float64)
 
 
 def columns_of(features: np.ndarray, device: torch.device) -> Iterator[tuple[slice, Tensor]]:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from sid_scale.codecs import Codec, CodecError, VAECodec, open_codec
+from sid_scale.codecs import Codec, CodecError, VAECodec, fetch_once_a_node, open_codec
 from sid_scale.dtypes import torch_dtype
 from sid_scale.evaluate.detectors import open_detectors
 from sid_scale.evaluate.engine import decode, extract_features
@@ -67,6 +67,10 @@ def make_reference(options: argparse.Namespace, ranks: Ranks) -> None:
         raise MetricError(f"metrics: {', '.join(options.metrics)} are compared with nothing")
     if FDR in options.metrics and options.held_out is None:
         raise MetricError(f"{FDR} is relative to held-out real images: name them by --held-out DIR")
+    if options.held_out is not None and not any(map(needs_statistics, metrics)):
+        raise MetricError(
+            f"--held-out serves {FDR} and Fréchet distances, of which --metrics names none"
+        )
     source = open_source(options.data, options.crop)
     others = None if options.held_out is None else open_source(options.held_out, options.crop)
     if ranks.is_first:
@@ -161,6 +165,7 @@ def _codec(
             description["vae"] = str(options.vae.resolve())
         codec = open_codec(description, beside=data)
         if need_images(kinds):
+            fetch_once_a_node(codec)
             codec.check()
     elif LATENTS in kinds:
         if options.network is None:
@@ -169,6 +174,7 @@ def _codec(
                 "of them"
             )
         codec = codec_of(read_description(options.network), options.network, options.vae)
+        fetch_once_a_node(codec)
         codec.check()
     if isinstance(codec, VAECodec):
         codec.dtype = torch_dtype(options.vae_dtype)

@@ -1,0 +1,72 @@
+"""Makes two sheets of a generator's images: classes by seeds, and a way from seed to seed.
+
+    sid-scale grid runs/demo/generator --out sheets
+
+`class-by-seed.png` has a row for each class and a column for each seed; `interpolation.png` goes
+from the first seed to the second, in a row for each class. (Of a generator that knows no classes:
+in a row for each two neighbouring seeds.) Noise is interpolated spherically. `sid-scale generate`
+makes the images themselves, and many of them.
+"""
+
+import argparse
+from pathlib import Path
+
+from sid_scale.commands.arguments import check_least, network, path
+from sid_scale.dtypes import COMPUTE
+from sid_scale.errors import UsageError
+
+SEEDS, FRAMES = "0-7", 8
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "generator",
+        type=network,
+        metavar="GENERATOR",
+        help="the generator's folder, or its name on the hub: user/repo or user/repo@revision",
+    )
+    parser.add_argument(
+        "--out", type=path, default=Path("sheets"), metavar="DIR", help="folder (default: sheets)"
+    )
+    parser.add_argument(
+        "--classes",
+        metavar="LIST",
+        help="numbers, ranges (0-9) and, where the generator's folder has a classes.txt, names; "
+        "separated by commas (default: 10, spread over all)",
+    )
+    parser.add_argument(
+        "--seeds", default=SEEDS, metavar="LIST", help=f"numbers and ranges (default: {SEEDS})"
+    )
+    parser.add_argument(
+        "--frames",
+        type=int,
+        default=FRAMES,
+        metavar="N",
+        help=f"images from one seed to the other, both among them (default: {FRAMES})",
+    )
+    parser.add_argument("--steps", type=int, metavar="K", help="NFE of an image (default: its own)")
+    parser.add_argument(
+        "--dtype", choices=COMPUTE, default="float32", help="what the network computes in"
+    )
+    parser.add_argument(
+        "--vae",
+        type=network,
+        metavar="DIR|NAME",
+        help="the VAE's folder, or its name on the hub, if config.json names another",
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=32, metavar="N", help="images at once on a GPU"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    check_least(options, frames=2, steps=1, batch_size=1)
+    if options.out.suffix.lower() == ".png":
+        raise UsageError(f"--out {options.out}: expected a folder, for two sheets")
+    from sid_scale import hub
+    from sid_scale.generators.sheets import make_sheets
+
+    hub.fill_options(options)
+    for sheet in make_sheets(options):
+        print(sheet)
+    return 0
