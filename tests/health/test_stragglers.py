@@ -1,6 +1,7 @@
 """The slowest rank is named, by the time that it works itself."""
 
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 from sid_scale.config.groups import HealthConfig
 from sid_scale.distill.ahead import ReadAhead
 from sid_scale.distill.loop import train
+from sid_scale.health import own_time
 from sid_scale.health.own_time import OwnTime
 from sid_scale.health.stragglers import Stragglers
 from sid_scale.networks.edm2.layers import MPConv
@@ -54,38 +56,79 @@ def test_who_recovers_and_is_slow_again_is_told_again():
     ]
 
 
-class Slow(nn.Module):
+class Clock:
+    """Stands still unless it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def moving(self, seconds: float) -> Callable[..., None]:
+        """A hook that takes its time."""
+
+        def hook(*_: object) -> None:
+            self.now += seconds
+
+        return hook
+
+
+class Working(nn.Module):
+    """Takes a second."""
+
+    def __init__(self, clock: Clock):
+        super().__init__()
+        self.clock = clock
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        time.sleep(0.02)
+        self.clock.now += 1
         return x
 
 
-def test_own_time_is_that_of_data_and_forward_passes():
-    own, network = OwnTime(torch.device("cpu")), nn.Sequential(Slow(), nn.Sequential(Slow()))
-    own.follow(network, gathered=False)
-    time.sleep(0.05)  # a collective
-    network(torch.zeros(1))
-    assert 0.04 <= own.take() < 0.05
-    assert own.take() == 0.0
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(own_time, "time", clock)
+    return clock
 
-    def items():
-        for number in range(2):
-            time.sleep(0.02)
+
+def test_own_time_is_that_of_data_and_forward_passes(clock: Clock):
+    own = OwnTime(torch.device("cpu"))
+    network = nn.Sequential(Working(clock), nn.Sequential(Working(clock)))
+    own.follow(network, gathered=False)
+    clock.now += 100  # a collective
+    network(torch.zeros(1))
+    assert own.take() == 2
+    assert own.take() == 0
+
+    def items() -> Iterator[int]:
+        for number in range(3):
+            clock.now += 1
             yield number
 
     for _ in own.waiting_for(items()):
-        time.sleep(0.05)
-    assert 0.04 <= own.take() < 0.05
+        clock.now += 100
+    assert own.take() == 3
 
 
-def test_own_time_leaves_out_what_gathers_weights():
-    own, network = OwnTime(torch.device("cpu")), nn.Sequential(Slow(), nn.Sequential(Slow()))
-    fetch = lambda *_: time.sleep(0.05)  # noqa: E731
-    network[0].register_forward_pre_hook(fetch)
-    network[0].register_forward_hook(fetch)
+def test_what_is_forgotten_does_not_count(clock: Clock):
+    own, network = OwnTime(torch.device("cpu")), Working(clock)
+    own.follow(network, gathered=False)
+    network(torch.zeros(1))
+    own.forget()
+    assert own.take() == 0
+
+
+def test_own_time_leaves_out_what_gathers_weights(clock: Clock):
+    own = OwnTime(torch.device("cpu"))
+    network = nn.Sequential(Working(clock), nn.Sequential(Working(clock)))
+    for module in network.modules():
+        module.register_forward_pre_hook(clock.moving(100))
+        module.register_forward_hook(clock.moving(100))
     own.follow(network, gathered=True)
     network(torch.zeros(1))
-    assert 0.04 <= own.take() < 0.05
+    assert own.take() == 2
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +157,7 @@ def _train_slowly(
     def slow(*args, **kwargs):
         left[0] += 1
         if what == "data" or left[0] % 20 == 0:
-            time.sleep(SECONDS)
+            time.sleep(1.5 * SECONDS)
         return quick(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
