@@ -1,5 +1,6 @@
 """The slowest rank is named, by the time that it works itself."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from tests.ranks import joined, run_ranks
 from tests.tiny import config, prepare
 
 NAMES = [f"rank {rank} on node{rank // 2}" for rank in range(4)]
-SECONDS = 0.1  # that a slow rank takes longer, at least
+SECONDS = 0.15  # that a slow rank takes longer, several times an iteration
 
 
 def told(seconds: list[list[float]]) -> list[str | None]:
@@ -133,7 +134,12 @@ def test_own_time_leaves_out_what_gathers_weights(clock: Clock):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return prepare(tmp_path_factory.mktemp("slow"))
+    folder = prepare(tmp_path_factory.mktemp("slow"))
+    # So small weights as these would stay on all ranks.
+    fetched = {"stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": 0}
+    zero = {"zero_optimization": {"stage": 3, **fetched}}
+    (folder / "stage3.json").write_text(json.dumps(zero))
+    return folder
 
 
 @pytest.mark.distributed
@@ -145,7 +151,7 @@ def test_the_rank_that_is_slow_is_named(folder: Path, slow_rank: int, what: str,
     run_ranks(2, _train_slowly, folder, run_dir, slow_rank, what, stage)
     for record in records(run_dir):
         assert record["step_seconds/slowest_rank"] == slow_rank
-        assert record["step_seconds/max"] > record["step_seconds/median"] + SECONDS
+        assert record["step_seconds/max"] > 2 * record["step_seconds/median"]
 
 
 def _train_slowly(
@@ -157,7 +163,7 @@ def _train_slowly(
     def slow(*args, **kwargs):
         left[0] += 1
         if what == "data" or left[0] % 20 == 0:
-            time.sleep(1.5 * SECONDS)
+            time.sleep(SECONDS)
         return quick(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
