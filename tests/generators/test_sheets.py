@@ -155,5 +155,5 @@ def test_a_folder_that_is_none_is_refused(
     (tmp_path / "file").touch()
     assert main(["grid", str(folder), "--out", str(tmp_path / "file")]) == 1
     assert f"error: {tmp_path / 'file'}: no folder for the sheets" in capsys.readouterr().err
-    assert main(["grid", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 1
+    assert main(["grid", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 2
     assert "nowhere" in capsys.readouterr().err
