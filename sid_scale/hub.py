@@ -263,7 +263,8 @@ def faults() -> tuple[type[Exception], ...]:
     from huggingface_hub.errors import HfHubHTTPError
 
     # Its HTTP library has changed twice: the errors of a connection are the siblings of this one.
-    return OSError, ValueError, TypeError, LookupError, *_exceptions(HfHubHTTPError.__bases__)
+    of_http = _exceptions(HfHubHTTPError.__bases__)
+    return OSError, ValueError, TypeError, LookupError, RuntimeError, *of_http
 
 
 def _exceptions(types: tuple[type, ...]) -> list[type[Exception]]:

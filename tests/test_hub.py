@@ -1,5 +1,6 @@
 """Networks by their names on the hub, fetched from one that runs on this machine."""
 
+import argparse
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,15 @@ from torch.multiprocessing import ProcessExitedException
 from sid_scale import OneStepGenerator
 from sid_scale.cli import main
 from sid_scale.codecs import CodecError, open_codec
-from sid_scale.hub import FetchError, HubError, is_name, local_folder, name_of, on_every_node
+from sid_scale.hub import (
+    FetchError,
+    HubError,
+    fill_options,
+    is_name,
+    local_folder,
+    name_of,
+    on_every_node,
+)
 from sid_scale.ranks import Ranks
 from tests.generators.tiny import demo_generator, save_generator, tiny_generator
 from tests.hub_server import Hub, files_of, use_hub
@@ -282,3 +291,24 @@ def test_every_node_fetches_the_commit_that_the_first_has_found(tiny: Hub, tmp_p
     assert sorted(revisions) == sorted(["main", commit])
     for rank in ("0", "1"):
         assert (tmp_path / rank / "models--user--tiny" / "snapshots" / commit).is_dir()
+
+
+def test_every_argument_of_a_network_takes_a_name(tiny: Hub, folder: Path):
+    tiny.model("timm/eyes", {"config.json": b"{}", "model.safetensors": b"weights"})
+    given = argparse.Namespace(
+        generator=NAME,
+        teacher=None,
+        vae=str(folder),
+        start=[NAME, str(folder)],
+        encoder=[("eyes", Path("timm/eyes")), ("here", Path("/weights/x.safetensors"))],
+    )
+    fill_options(given)
+    assert str(name_of(given.generator)).startswith(f"{NAME}@")
+    assert given.teacher is None
+    assert given.vae == folder
+    assert given.start == [given.generator, folder]
+    (_, eyes), here = given.encoder
+    assert eyes.read_bytes() == b"weights"
+    assert here == ("here", Path("/weights/x.safetensors"))
+    with pytest.raises(HubError, match="--start user/none: user/none: there is no such folder"):
+        fill_options(argparse.Namespace(start=["user/none"]))

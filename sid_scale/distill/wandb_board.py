@@ -1,9 +1,10 @@
 """A run on Weights & Biases, by the package wandb (the extra `wandb`).
 
 All attempts of a run continue one run there: its id is kept in the run folder. The x axis of every
-metric is `images_seen`. wandb has no counterpart of TensorBoard's purging: what a resumed run does
-again is shown again at the same images seen. wandb's own step therefore only counts what was
-logged, over all attempts, and never goes back; the run folder keeps it too, for what is offline.
+metric is `images_seen`. What a resumed run does again is shown again at the same images seen: wandb's
+counterpart of TensorBoard's purging, `resume_from`, is in beta and cannot work offline. wandb drops
+rows whose step goes back. Its step therefore only counts what was logged, over all attempts; the
+run folder keeps it too, for what is offline.
 
 Training waits for no server: a thread of this process hands over what is logged, wandb's process
 uploads it. Whatever fails there once the run has begun is one line in its log.
@@ -31,6 +32,7 @@ IDENTITY = "wandb.json"  # in the run folder
 MODES = ("online", "offline", "disabled")
 # That a run waits for the server at its start, and at its end; other ranks wait for it meanwhile.
 PATIENCE_SECONDS = 60.0
+FAILED_SECONDS = 10.0  # that a run which an error ends waits for wandb
 STEP_AXIS = "images_seen"
 MOST_FAULTS = 3  # of the package in a row, then nothing more is handed to it
 
@@ -113,7 +115,8 @@ class WandbBoard:
             return
         self._failed = failed
         self._queue.put(None)
-        self._thread.join(2 * self._patience)
+        # An error is to be told, and other ranks to be ended: what is left is on the disk.
+        self._thread.join(FAILED_SECONDS if failed else 2 * self._patience)
         if self._thread.is_alive():
             self._say("wandb: its process does not answer and is ended; `wandb sync` completes it")
             _end_service()

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from sid_scale.codecs import CodecError, IdentityCodec
+from sid_scale.errors import UsageError
 from sid_scale.evaluate.blocks import BlockStore, blocks_of
 from sid_scale.evaluate.detectors import DetectorFiles, Detectors, open_detectors
 from sid_scale.evaluate.engine import Stopwatch, extract_features, make_blocks
@@ -105,8 +106,16 @@ def open_yardsticks(
 
 
 def detector_files(options: argparse.Namespace) -> DetectorFiles:
-    """Detectors that a command line names."""
-    return DetectorFiles(options.inception, options.dinov2, dict(options.encoder))
+    """Detectors that a command line names.
+
+    Raises:
+        UsageError: two files for one encoder.
+    """
+    encoders: dict[str, Path] = {}
+    for name, file in options.encoder:
+        if encoders.setdefault(name, file) != file:
+            raise UsageError(f"--encoder {name}: two files, {encoders[name]} and {file}")
+    return DetectorFiles(options.inception, options.dinov2, encoders)
 
 
 def run_evaluation(job: Job, options: argparse.Namespace, ranks: Ranks) -> None:

@@ -130,12 +130,11 @@ def upload(planned: Upload, *, private: bool = False) -> str:
     name, api = planned.name, HfApi(library_name=hub.LIBRARY)
     if get_token() is None:
         raise hub.HubError(f"{name}: no access token, which writing needs: {hub.LOG_IN}")
-    faults: tuple[type[Exception], ...] = (*hub.faults(), RuntimeError)
     operations = [CommitOperationAdd(path, str(file)) for path, file in planned.files.items()]
     try:
         api.create_repo(name.repo, private=private or None, exist_ok=True)
         is_private = api.repo_info(name.repo).private
-    except faults as error:
+    except hub.faults() as error:
         raise _explained(error, name) from error
     if private and not is_private:
         raise PushError(
@@ -148,7 +147,7 @@ def upload(planned: Upload, *, private: bool = False) -> str:
         commit = api.create_commit(
             name.repo, operations, commit_message=MESSAGE, revision=name.revision
         )
-    except faults as error:
+    except hub.faults() as error:
         raise _explained(error, name) from error
     return str(commit.commit_url)
 

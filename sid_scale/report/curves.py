@@ -206,9 +206,8 @@ def _labels(networks: Sequence[Network]) -> list[str]:
 def hours_of(records: Sequence[Record]) -> np.ndarray:
     """Hours of training up to each record, (N,); nan from where on neither rate nor time says.
 
-    A record's rate is that of the images since the one before, with all that happened between
-    them: checkpoints, sample grids, evaluations. Pauses between an end and a resumption are not in
-    it.
+    A record's rate is that of the images since the one before. It leaves out pauses: evaluations,
+    sample grids, snapshots and checkpoints, and the time between an end and a resumption.
     """
     hours = np.full(len(records), np.nan)
     so_far, images_before, time_before = 0.0, 0.0, None

@@ -162,11 +162,9 @@ def _run_view(run: RunFolder, anchor: str, look: Look) -> RunView:
 
 
 def _class_names(look: Look, notices: list[str]) -> list[str]:
-    if look.findings is None or look.generator is None:
+    if look.findings is None or look.generator is None or not look.findings.num_classes:
         return []
     numbers = [str(label) for label in range(look.findings.num_classes)]
-    if not numbers:
-        return ["no class"]  # the label of all is 0
     try:
         names = read_class_names(look.generator, len(numbers))
     except ListError as error:
@@ -180,14 +178,22 @@ def _neighbour_views(findings: Findings | None, names: Sequence[str]) -> list[li
         return []
     return [
         [
-            NearView(thumbnail(sample.image), f"class {names[sample.label]} · seed {sample.seed}"),
+            NearView(thumbnail(sample.image), f"{_class(names, sample.label)}seed {sample.seed}"),
             *(
-                NearView(thumbnail(near.image), f"class {names[near.label]} · {near.distance:.1f}")
+                NearView(
+                    thumbnail(near.image),
+                    f"{_class(names, near.label)}distance {near.distance:.1f}",
+                )
                 for near in sample.neighbours
             ),
         ]
         for sample in findings.samples
     ]
+
+
+def _class(names: Sequence[str], label: int) -> str:
+    """The beginning of a text below an image; empty of images without classes."""
+    return f"class {names[label]} · " if names else ""
 
 
 def _class_table(findings: Findings | None, names: Sequence[str]) -> Table | None:

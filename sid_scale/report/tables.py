@@ -83,9 +83,10 @@ def _steps(steps: Any) -> str:
 def facts(run: RunFolder) -> list[tuple[str, str]]:
     """The figures at the head of a run."""
     rates = [rate for record in run.records if (rate := record.get("images_per_second"))]
-    hours = hours_of(run.records)
+    hours, total = hours_of(run.records), count(run.config.get("total_images"))
+    of_all = f" of {total}" if total != NOTHING else ""
     found = [
-        ("Images seen", f"{count(run.images_seen)} of {count(run.config.get('total_images'))}"),
+        ("Images seen", f"{count(run.images_seen)}{of_all}"),
         ("Training time", duration(float(hours[-1])) if len(hours) else NOTHING),
         ("Images per second, median", number(float(np.median(rates))) if rates else NOTHING),
     ]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from sid_scale import hub
 from sid_scale.errors import SidScaleError
 from sid_scale.generators.card_facts import on_one_line, teacher_facts
 from sid_scale.networks.folder import read_description
@@ -19,13 +20,16 @@ def teacher_title(config: Mapping[str, Any], generator: Path | None) -> str:
         config: the run's settings.
         generator: a generator folder of the run, which states what its teacher is.
     """
-    path = PurePosixPath(str(config.get("teacher") or ""))
+    given = str(config.get("teacher") or "")
+    on_hub = hub.name_of(given) or (given if hub.is_name(given) else "")
+    path = PurePosixPath(on_hub.partition("@")[0] or given)
     published = publication(path.name)
     if published:
         return f"{published.what} ({path.name})"
     if what := _stated(generator):
         return what
-    return "/".join(path.parts[-2:]) if path.name.lower() in ROLES else path.name
+    whole = on_hub or path.name.lower() in ROLES
+    return "/".join(path.parts[-2:]) if whole else path.name
 
 
 def _stated(generator: Path | None) -> str:

@@ -12,6 +12,7 @@ TITLES = {
     "checkpoint/gigabytes": "Checkpoint size (GB)",
     "checkpoint/pause_seconds": "Pause for a checkpoint (s)",
     "checkpoint/write_seconds": "Time to write a checkpoint (s)",
+    "data_wait_seconds": "Wait for data (s)",
     "data/skipped_samples": "Skipped samples, total",
     "density_ratio": "Density ratio",
     "density_ratio/effective_share": "Effective share of the batch",
@@ -24,8 +25,12 @@ TITLES = {
     "loss/generator_sid": "Generator loss, SiD term",
     "loss/r1": "R1 loss",
     "memory_gb": "Peak memory (GB)",
+    "mfu": "Model FLOPs utilisation (MFU)",
+    "pause_seconds": "Pauses (s)",
     "r1_penalty": "R1 penalty",
     "skipped_updates": "Skipped updates, total",
+    "step_seconds": "Time per iteration (s)",
+    "tflops_per_device": "TFLOP/s per device",
 }
 UNITS = {"seconds": "s", "gb": "GB", "gigabytes": "GB", "percent": "%"}  # at the end of a name
 ACRONYMS = {"gan": "GAN", "kl": "KL", "mfu": "MFU", "r1": "R1", "sid": "SiD", "tflops": "TFLOPS"}

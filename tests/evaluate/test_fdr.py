@@ -118,6 +118,8 @@ def test_what_fdr_lacks_is_told(place: Path, tmp_path: Path):
         reference(place, "without.npz")
     with pytest.raises(RealImageError, match="held: for fd_pixels the same images as"):
         reference(place, "same.npz", "--data", place / "held", "--held-out", place / "held")
+    with pytest.raises(MetricError, match="--held-out serves fdr and Fréchet distances"):
+        reference(place, "kid.npz", "--metrics", "kid", "--held-out", place / "held")
     pictures(tmp_path / "large", seed=2, count=2, size=40)
     with pytest.raises(RealImageError, match="large: images of 40x40, the others are 32x32"):
         reference(place, "large.npz", "--held-out", tmp_path / "large")
@@ -137,6 +139,7 @@ def test_what_fdr_lacks_is_told(place: Path, tmp_path: Path):
         (["--metrics", "fdr"], "error: fdr is a mean over detectors, and none is given"),
         (["--metrics", "kidd"], "error: metrics: there is no 'kidd'; did you mean 'kid'"),
         (["--metrics", "fd_vit"], "; --encoder vit=FILE gives it, if vit is a network of timm's"),
+        (["--encoder", "vit=a", "vit=b"], "error: --encoder vit: two files, a and b"),
         (["--encoder", "vit"], "error: argument --encoder: 'vit': expected NAME=FILE"),
     ],
 )

@@ -44,8 +44,11 @@ def sent(hub: Hub, revision: str = "main") -> dict[str, bytes]:
 
 @pytest.mark.usefixtures("token")
 def test_what_is_pushed_comes_back_the_same(hub: Hub, tmp_path: Path):
-    folder = demo_generator(tmp_path / "g")
-    (folder / "README.md").write_text(CARD)
+    licence = {"teacher_provenance": {"license": "cc-by-nc-sa-4.0"}}
+    folder = demo_generator(tmp_path / "g", **licence)
+    (tmp_path / "metrics.json").write_text('{"fid": 1.5}')
+    words = ["--metrics", str(tmp_path / "metrics.json"), "--samples", "4"]
+    assert main(["card", str(folder), *words]) == 0
     assert push(folder) == 0
     files = sent(hub)
     del files[".gitattributes"]  # which the hub makes

@@ -74,6 +74,13 @@ def test_without_a_generator_it_says_what_to_do(repository: Path):
     assert str(repository / "runs" / "demo" / "generator") in failed.value.evalue
 
 
+def test_without_sid_scale_it_says_which_kernel_has_it(repository: Path):
+    with pytest.raises(CellExecutionError) as failed:
+        execute(repository, **{"__import__('sys').modules['sid_scale']": None})
+    assert failed.value.ename == "SystemExit"
+    assert "choose the Python of .venv" in failed.value.evalue
+
+
 def test_it_is_stored_without_outputs():
     for cell in json.loads((ROOT / NOTEBOOK).read_text())["cells"]:
         assert not cell.get("outputs"), cell["source"]

@@ -1,5 +1,6 @@
 """The command: a page written, or one clear error."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -7,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from sid_scale.cli import main
-from tests.generators.tiny import tiny_generator
+from tests.generators.tiny import save_generator, tiny_generator
 from tests.report.folders import write_evaluation, write_run
-from tests.tiny import write_data
+from tests.tiny import ARCHITECTURE, tiny_folder, write_data
 
 
 def report(*arguments: object) -> int:
@@ -46,6 +47,17 @@ def test_a_run_becomes_one_page(run: Path, tmp_path: Path, capsys: pytest.Captur
     assert [path for path in tmp_path.iterdir() if ".partial" in path.name] == []
 
 
+def test_images_without_classes_are_called_nothing_of_a_class(tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    network = tiny_folder(architecture=dataclasses.replace(ARCHITECTURE, label_dim=0))
+    save_generator(run / "generator", network)
+    data = write_data(tmp_path / "data")
+    assert report(run, "--out", tmp_path / "r.html", "--data", data, "--samples", 2) == 0
+    texts = re.findall("<figcaption>(.*?)</figcaption>", (tmp_path / "r.html").read_text())
+    assert {"seed 0", "seed 1"} <= set(texts)
+    assert len([text for text in texts if text.startswith("distance ")]) == 2 * 3
+
+
 def test_the_limit_of_the_search_stands_on_the_page(run: Path, tmp_path: Path):
     assert report(run, "--out", tmp_path / "r.html", "--search", 20, "--samples", 2) == 0
     assert "nearest of 20 real images (the first of 40 in" in (tmp_path / "r.html").read_text()
@@ -56,13 +68,18 @@ def test_the_limit_of_the_search_stands_on_the_page(run: Path, tmp_path: Path):
     [
         (["--samples", "0"], "No samples are compared (--samples 0)."),
         (["--data", "/nowhere"], "No samples are compared: /nowhere"),
-        (["--generator", "/nowhere"], "No samples are compared: /nowhere"),
-        (["--vae", "/nowhere"], "makes images without a VAE"),
+        (["--generator", "."], "No samples are compared: .: no config.json there"),
+        (["--vae", "."], "makes images without a VAE"),
     ],
 )
 def test_without_samples_the_page_says_why(
-    run: Path, tmp_path: Path, arguments: list[str], reason: str
+    run: Path,
+    tmp_path: Path,
+    arguments: list[str],
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    monkeypatch.chdir(tmp_path)
     assert report(run, "--out", tmp_path / "r.html", *arguments) == 0
     assert reason in (tmp_path / "r.html").read_text()
 

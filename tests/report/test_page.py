@@ -109,6 +109,8 @@ def sentence_of(run: Path) -> str:
         ("/models/digits/", "teacher digits"),
         ("/models/digits/teacher", "digits/teacher"),
         ("teacher", "teacher"),
+        ("me/digits@main", "teacher me/digits"),
+        ("/cache/models--me--digits/snapshots/" + "0" * 40, "teacher me/digits"),
     ],
 )
 def test_a_teacher_has_a_name_that_distinguishes_it(tmp_path: Path, teacher: str, shown: str):
@@ -160,6 +162,7 @@ def test_what_is_missing_is_said_in_its_place(tmp_path: Path):
     for sentence in ("Nothing is measured yet", "No losses are recorded", "No sample grids",
                      "Nobody has looked.", "no environment.json"):  # fmt: skip
         assert sentence in page
+    assert "<dt>Images seen</dt><dd>0</dd>" in page
 
 
 def test_a_damaged_picture_is_told_and_the_others_shown(tmp_path: Path):

@@ -67,6 +67,10 @@ def make_reference(options: argparse.Namespace, ranks: Ranks) -> None:
         raise MetricError(f"metrics: {', '.join(options.metrics)} are compared with nothing")
     if FDR in options.metrics and options.held_out is None:
         raise MetricError(f"{FDR} is relative to held-out real images: name them by --held-out DIR")
+    if options.held_out is not None and not any(map(needs_statistics, metrics)):
+        raise MetricError(
+            f"--held-out serves {FDR} and Fréchet distances, of which --metrics names none"
+        )
     source = open_source(options.data, options.crop)
     others = None if options.held_out is None else open_source(options.held_out, options.crop)
     if ranks.is_first:

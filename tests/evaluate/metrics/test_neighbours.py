@@ -35,7 +35,7 @@ def test_precision_and_recall_are_torch_fidelitys(ranks: Ranks):
 
 
 def test_density_and_coverage_are_the_papers(ranks: Ranks, sets: tuple[np.ndarray, np.ndarray]):
-    """arXiv 2002.09797, eq. 3 and 4, k = 5."""
+    """arXiv 2002.09797, with k = 5."""
     real, made = (x.astype(np.float64) for x in sets)
     reach = np.sort(cdist(real, real), axis=1)[:, 5]
     is_in = cdist(real, made) <= reach[:, None]
@@ -46,7 +46,7 @@ def test_density_and_coverage_are_the_papers(ranks: Ranks, sets: tuple[np.ndarra
 
 
 def test_of_one_distribution_density_is_one_and_coverage_what_chance_leaves(ranks: Ranks):
-    """That of coverage depends on nothing but k and the counts (arXiv 2002.09797, lemma 2)."""
+    """That of coverage depends on nothing but k and the counts (arXiv 2002.09797)."""
     count, k = 400, 5
     found = [
         neighbour_metrics(features(count, 4, seed), features(count, 4, 1000 + seed), ranks)
