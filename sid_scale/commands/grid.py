@@ -11,7 +11,7 @@ makes the images themselves, and many of them.
 import argparse
 from pathlib import Path
 
-from sid_scale.commands.arguments import check_least, path
+from sid_scale.commands.arguments import check_least, network, path
 from sid_scale.dtypes import COMPUTE
 from sid_scale.errors import UsageError
 
@@ -19,7 +19,12 @@ SEEDS, FRAMES = "0-7", 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("generator", type=path, metavar="GENERATOR", help="the generator's folder")
+    parser.add_argument(
+        "generator",
+        type=network,
+        metavar="GENERATOR",
+        help="the generator's folder, or its name on the hub: user/repo or user/repo@revision",
+    )
     parser.add_argument(
         "--out", type=path, default=Path("sheets"), metavar="DIR", help="folder (default: sheets)"
     )
@@ -44,7 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=COMPUTE, default="float32", help="what the network computes in"
     )
     parser.add_argument(
-        "--vae", type=path, metavar="DIR", help="the VAE's folder, if config.json names another"
+        "--vae",
+        type=network,
+        metavar="DIR|NAME",
+        help="the VAE's folder, or its name on the hub, if config.json names another",
     )
     parser.add_argument(
         "--batch-size", type=int, default=32, metavar="N", help="images at once on a GPU"
@@ -55,8 +63,10 @@ def run(options: argparse.Namespace) -> int:
     check_least(options, frames=2, steps=1, batch_size=1)
     if options.out.suffix.lower() == ".png":
         raise UsageError(f"--out {options.out}: expected a folder, for two sheets")
+    from sid_scale import hub
     from sid_scale.generators.sheets import make_sheets
 
+    hub.fill_options(options)
     for sheet in make_sheets(options):
         print(sheet)
     return 0
