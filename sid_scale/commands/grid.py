@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "generator",
         type=network,
         metavar="GENERATOR",
-        help="the generator's folder, or its name on the hub",
+        help="the generator's folder, or its name on the hub: user/repo or user/repo@revision",
     )
     parser.add_argument(
         "--out", type=path, default=Path("sheets"), metavar="DIR", help="folder (default: sheets)"
@@ -63,10 +63,10 @@ def run(options: argparse.Namespace) -> int:
     check_least(options, frames=2, steps=1, batch_size=1)
     if options.out.suffix.lower() == ".png":
         raise UsageError(f"--out {options.out}: expected a folder, for two sheets")
+    from sid_scale import hub
     from sid_scale.generators.sheets import make_sheets
-    from sid_scale.hub import local_folder
 
-    options.generator = local_folder(options.generator)
+    hub.fill_options(options)
     for sheet in make_sheets(options):
         print(sheet)
     return 0

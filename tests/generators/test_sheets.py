@@ -13,6 +13,7 @@ from sid_scale.generators.interpolation import slerp
 from sid_scale.generators.sheets import GAP, MARGIN, TEXT, sheet
 from sid_scale.image_grid import read_png
 from tests.generators.tiny import save_generator, tiny_generator
+from tests.hub_server import Hub, files_of, use_hub
 from tests.tiny import ARCHITECTURE, tiny_folder
 
 SIDE, TOP = 64, TEXT + 2 * MARGIN  # 8x8 pixels are shown eight times as large
@@ -120,6 +121,19 @@ def test_names_have_room_and_large_images_are_made_smaller():
     assert wide.shape[2] > 2 * 100  # columns are as wide as what is above them
 
 
+def test_a_generator_on_the_hub_is_drawn_with_its_names(
+    folder: Path, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch
+):
+    hub.model("user/fishes", files_of(folder))
+    use_hub(hub.address, tmp_path / "cache", monkeypatch)
+    given = ["--classes", "hen", "--seeds", "0,1", "--frames", "2"]
+    for place, out in ((str(folder), "here"), ("user/fishes", "there")):
+        assert main(["grid", place, *given, "--out", str(tmp_path / out)]) == 0
+    for name in ("class-by-seed.png", "interpolation.png"):
+        here, there = (read_png(tmp_path / out / name) for out in ("here", "there"))
+        assert torch.equal(here, there)
+
+
 # --- mistakes -----------------------------------------------------------------------------
 
 
@@ -156,4 +170,4 @@ def test_a_folder_that_is_none_is_refused(
     assert main(["grid", str(folder), "--out", str(tmp_path / "file")]) == 1
     assert f"error: {tmp_path / 'file'}: no folder for the sheets" in capsys.readouterr().err
     assert main(["grid", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]) == 2
-    assert "nowhere" in capsys.readouterr().err
+    assert "nowhere: nothing is there" in capsys.readouterr().err
