@@ -1,10 +1,10 @@
 """A run on Weights & Biases, by the package wandb (the extra `wandb`).
 
 All attempts of a run continue one run there: its id is kept in the run folder. The x axis of every
-metric is `images_seen`. What a resumed run does again is shown again at the same images seen: wandb's
-counterpart of TensorBoard's purging, `resume_from`, is in beta and cannot work offline. wandb drops
-rows whose step goes back. Its step therefore only counts what was logged, over all attempts; the
-run folder keeps it too, for what is offline.
+metric is `images_seen`. What a resumed run does again is shown again at the same images seen:
+wandb's counterpart of TensorBoard's purging, `resume_from`, is in beta and cannot work offline.
+wandb drops rows whose step goes back. Its step therefore only counts what was logged, over all
+attempts; the run folder keeps it too, for what is offline.
 
 Training waits for no server: a thread of this process hands over what is logged, wandb's process
 uploads it. Whatever fails there once the run has begun is one line in its log.
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from sid_scale.atomic import atomic_write
 from sid_scale.config.groups import WandbConfig
+from sid_scale.config.networks import named_as_on_hub
 from sid_scale.config.parse import ConfigError
 from sid_scale.config.run import RunConfig
 
@@ -150,7 +151,7 @@ class WandbBoard:
             resume="allow",
             mode=mode,
             dir=str(self._folder),
-            config=dataclasses.asdict(config),
+            config=dataclasses.asdict(named_as_on_hub(config)),
             allow_val_change=True,  # some settings may change on resume
             settings=self._wandb.Settings(
                 console="off",  # standard output stays the run's own

@@ -13,9 +13,9 @@ from typing import Any
 import psutil
 import pytest
 import torch.distributed as dist
+import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import wandb
 from sid_scale import cli
 from sid_scale.config.parse import ConfigError
 from sid_scale.config.run import RunConfig
@@ -102,6 +102,7 @@ def test_wandb_sync_makes_one_run_of_all_attempts(interrupted: Path):
     with serving() as server:
         subprocess.run(
             [Path(sys.executable).with_name("wandb"), "sync", "--yes", interrupted / "wandb"],
+            cwd=interrupted,  # it logs to `wandb/` there
             env={**os.environ, **at_home(interrupted, server.url)},
             check=True,
             capture_output=True,
