@@ -162,6 +162,8 @@ class OneStepPipeline(DiffusionPipeline):
         """
         if output_type not in OUTPUT_TYPES:
             raise GeneratorError(f"output_type {output_type!r} is none of {OUTPUT_TYPES}")
+        if batch_size is not None and not _is_count(batch_size):
+            raise GeneratorError(f"batch_size {batch_size!r:.80} is no number of images")
         labels = None if class_labels is None else _listed(class_labels, "class_labels")
         count = batch_size if batch_size is not None else 1 if labels is None else len(labels)
         numbers = _seeds(seeds, generator, count)
@@ -207,6 +209,10 @@ def _checked(dtype: torch.dtype) -> torch.dtype:
     if str(dtype).removeprefix("torch.") not in COMPUTE:
         raise GeneratorError(f"dtype {dtype} is none of {', '.join(COMPUTE)}")
     return dtype
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _listed(values: Any, name: str) -> list[Any]:

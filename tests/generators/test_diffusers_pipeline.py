@@ -202,6 +202,9 @@ def test_without_classes_a_number_of_images_is_asked_for(tmp_path: Path):
         ({"class_labels": [0], "generator": 1}, "generator: .* numbers go to seeds"),
         ({"class_labels": 0, "seeds": 1, "generator": torch.Generator()}, "leave one out"),
         ({"class_labels": 0, "num_inference_steps": 0}, "steps 0: a generator takes one or more"),
+        ({"class_labels": 0, "batch_size": "a"}, "batch_size 'a' is no number of images"),
+        ({"class_labels": 0, "batch_size": 1.0}, "batch_size 1.0 is no number"),
+        ({"class_labels": 0, "batch_size": 0}, "batch_size 0 is no number"),
         ({"class_labels": 0, "output_type": "jpg"}, "output_type 'jpg' is none of"),
     ],
 )
