@@ -36,7 +36,9 @@ LISTS = ("start", "encoder")  # options that may be given several times
 LIBRARY = "sid_scale"  # as the hub counts downloads
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
-_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^@\s]+))?", re.ASCII)
+# As Git has them; one with `..` would also lead out of the cache, where revisions are files.
+_REVISION = r"(?!.*\.\.)[^\s/@~^:?*\[\\][^\s@~^:?*\[\\]*"
+_NAME = re.compile(rf"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>{_REVISION}))?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SNAPSHOT = re.compile(r"/models--([^/]+)--([^/]+)/snapshots/([0-9a-f]{40})(?:/|$)")
 
@@ -75,6 +77,26 @@ def parse_name(text: str) -> Name | None:
     except HFValidationError:
         return None
     return Name(match["repo"], match["revision"])
+
+
+def at_revision(name: Name, revision: str) -> Name:
+    """A model at a branch, a tag or a commit.
+
+    Raises:
+        HubError: it has one already, or there can be none of that name.
+    """
+    if name.revision is not None:
+        raise HubError(f"{name} names a revision already: give that or {revision}, not both")
+    if not re.fullmatch(_REVISION, revision, re.ASCII):
+        raise HubError(
+            f"{name.repo}: {revision!r:.80} is no revision: a branch, a tag or a commit is wanted"
+        )
+    return name._replace(revision=revision)
+
+
+def is_commit(revision: str | None) -> bool:
+    """Whether a revision is a commit, which never moves."""
+    return revision is not None and _COMMIT.fullmatch(revision) is not None
 
 
 def is_name(place: Place) -> bool:
@@ -117,9 +139,7 @@ def local_folder(
         raise HubError(
             f"{text}: nothing is there, and it is no name of a model on the hub, which is {NAMES}"
         )
-    if revision is not None and name.revision is not None:
-        raise HubError(f"{text} names a revision already: give that or {revision}, not both")
-    return _fetch(name._replace(revision=name.revision or revision), cache_dir, ask)
+    return _fetch(name if revision is None else at_revision(name, revision), cache_dir, ask)
 
 
 def local_folders(given: Mapping[str, Place], *, ask: bool = True) -> dict[str, Path]:
@@ -204,8 +224,7 @@ def _snapshot_of(name: Name, cache_dir: Place | None, ask: bool) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError, RevisionNotFoundError
 
     ask = ask and not constants.HF_HUB_OFFLINE
-    is_pinned = name.revision is not None and _COMMIT.fullmatch(name.revision)
-    if not ask or is_pinned:
+    if not ask or is_commit(name.revision):
         try:
             folder = _snapshot(name, cache_dir, ask=False)
             if not ask or _has_weights(folder):

@@ -180,6 +180,8 @@ def test_when_the_hub_does_not_answer_the_cache_has_to_do(
         ("tiny", r"nothing is there"),
         ("a/b/c", r"nothing is there"),
         ("user/--", r"nothing is there"),
+        ("user/tiny@../../x", r"nothing is there"),
+        ("user/tiny@a~1", r"nothing is there"),
         ("", r"nothing is there"),
     ],
 )
@@ -200,6 +202,8 @@ def test_a_wrong_token_and_two_revisions_are_told(
 ):
     with pytest.raises(HubError, match="names a revision already"):
         local_folder(f"{NAME}@main", revision="v2")
+    with pytest.raises(HubError, match=r"user/tiny: '\.\./x' is no revision: a branch, a tag"):
+        local_folder(NAME, revision="../x")
     with pytest.raises(HubError, match="is here, and has no revision v2"):
         local_folder(folder, revision="v2")
     tiny.models[NAME].private = True

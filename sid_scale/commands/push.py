@@ -33,15 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from sid_scale.generators.push import plan_upload, upload
-    from sid_scale.hub import NAMES, parse_name
+    from sid_scale.hub import NAMES, at_revision, is_commit, parse_name
 
     name = parse_name(options.name)
     if name is None:
         raise UsageError(f"{options.name}: no name of a model on the hub, which is {NAMES}")
     if options.revision is not None:
-        if name.revision is not None:
-            raise UsageError(f"{options.name} and --revision {options.revision}: give one branch")
-        name = name._replace(revision=options.revision)
+        name = at_revision(name, options.revision)
+    if is_commit(name.revision):
+        raise UsageError(f"{name}: a commit is never written again: name a branch")
     planned = plan_upload(options.folder, name, unmeasured=options.unmeasured)
     for place, file in planned.files.items():
         print(f"{file.stat().st_size:>16,}  {place}")

@@ -211,7 +211,16 @@ def test_a_hub_that_is_down_and_names_that_are_none_are_told(
     assert main(["push", str(ready), "digits"]) == 2
     assert "digits: no name of a model on the hub" in capsys.readouterr().err
     assert main(["push", str(ready), f"{NAME}@v1", "--revision", "v2"]) == 2
-    assert "give one branch" in capsys.readouterr().err
+    assert "names a revision already" in capsys.readouterr().err
+    for branch, message in {
+        "": "'' is no revision",
+        "a b": "'a b' is no revision",
+        "../x": "'../x' is no revision",
+        "ab" * 20: "a commit is never written again: name a branch",
+    }.items():
+        assert main(["push", str(ready), NAME, "--revision", branch]) == 2
+        assert message in capsys.readouterr().err
+    assert not hub.asked
     hub.broken = True
     assert push(ready) == 1
     assert "cannot be sent to http://127.0.0.1" in capsys.readouterr().err
