@@ -217,6 +217,8 @@ def test_commands_take_names(tiny: Hub, tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["export", NAME, str(tmp_path / "o.safetensors")]) == 0
     assert main(["export", "user/none", str(tmp_path / "p.safetensors")]) == 2
     assert capsys.readouterr().err.count("error: user/none: there is no such folder here") == 1
+    sheets = ["--out", str(tmp_path / "sheets"), "--seeds", "0-1", "--frames", "2"]
+    assert main(["grid", NAME, *sheets]) == 0
     whole = demo_generator(tmp_path / "g")
     tiny.model("user/vae", files_of(whole / "vae"))
     shutil.rmtree(whole / "vae")

@@ -5,6 +5,7 @@ import math
 import re
 from pathlib import Path
 
+from sid_scale.dtypes import COMPUTE
 from sid_scale.errors import UsageError
 from sid_scale.paths import expand
 
@@ -74,6 +75,28 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
     """How many processes do the work."""
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes (default: as many as there are cores)"
+    )
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """How a generator makes images."""
+    parser.add_argument("--steps", type=int, metavar="K", help="NFE of an image (default: its own)")
+    parser.add_argument(
+        "--dtype", choices=COMPUTE, default="float32", help="what the network computes in"
+    )
+    add_vae(parser)
+    parser.add_argument(
+        "--batch-size", type=int, default=32, metavar="N", help="images at once on a GPU"
+    )
+
+
+def add_vae(parser: argparse._ActionsContainer) -> None:
+    """Which VAE makes images of latents."""
+    parser.add_argument(
+        "--vae",
+        type=network,
+        metavar="DIR|NAME",
+        help="the VAE's folder, or its name on the hub, if config.json names another",
     )
 
 

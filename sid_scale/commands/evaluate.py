@@ -10,7 +10,7 @@ each rank does its share.
 
 import argparse
 
-from sid_scale.commands.arguments import check_least, encoder, location, network, path
+from sid_scale.commands.arguments import add_vae, check_least, encoder, location, network, path
 from sid_scale.dtypes import COMPUTE
 from sid_scale.errors import UsageError
 
@@ -266,12 +266,7 @@ def add_detectors(parser: argparse._ActionsContainer) -> None:
 
 def _add_vae(parser: argparse._ActionsContainer) -> None:
     """How latents become images."""
-    parser.add_argument(
-        "--vae",
-        type=network,
-        metavar="DIR|NAME",
-        help="the VAE's folder, or its name on the hub, if config.json names another",
-    )
+    add_vae(parser)
     parser.add_argument(
         "--vae-dtype", choices=COMPUTE, default="float32", help="what the VAE computes in"
     )

@@ -9,8 +9,7 @@ seed gives the same image, whatever is made beside it.
 
 import argparse
 
-from sid_scale.commands.arguments import check_least, network, path
-from sid_scale.dtypes import COMPUTE
+from sid_scale.commands.arguments import add_sampling, check_least, network, path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,19 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder for the images; of one generator, number of steps and dtype",
     )
-    parser.add_argument("--steps", type=int, metavar="K", help="NFE of an image (default: its own)")
-    parser.add_argument(
-        "--dtype", choices=COMPUTE, default="float32", help="what the network computes in"
-    )
-    parser.add_argument(
-        "--vae",
-        type=network,
-        metavar="DIR|NAME",
-        help="the VAE's folder, or its name on the hub, if config.json names another",
-    )
-    parser.add_argument(
-        "--batch-size", type=int, default=32, metavar="N", help="images at once on a GPU"
-    )
+    add_sampling(parser)
     parser.add_argument(
         "--grid", action="store_true", help="write grid.png: a row a class, a column a seed"
     )

@@ -11,8 +11,7 @@ makes the images themselves, and many of them.
 import argparse
 from pathlib import Path
 
-from sid_scale.commands.arguments import check_least, network, path
-from sid_scale.dtypes import COMPUTE
+from sid_scale.commands.arguments import add_sampling, check_least, network, path
 from sid_scale.errors import UsageError
 
 SEEDS, FRAMES = "0-7", 8
@@ -44,19 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"images from one seed to the other, both among them (default: {FRAMES})",
     )
-    parser.add_argument("--steps", type=int, metavar="K", help="NFE of an image (default: its own)")
-    parser.add_argument(
-        "--dtype", choices=COMPUTE, default="float32", help="what the network computes in"
-    )
-    parser.add_argument(
-        "--vae",
-        type=network,
-        metavar="DIR|NAME",
-        help="the VAE's folder, or its name on the hub, if config.json names another",
-    )
-    parser.add_argument(
-        "--batch-size", type=int, default=32, metavar="N", help="images at once on a GPU"
-    )
+    add_sampling(parser)
 
 
 def run(options: argparse.Namespace) -> int:

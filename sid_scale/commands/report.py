@@ -49,10 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from sid_scale.hub import fill_options
     from sid_scale.report.making import write_report
 
-    fill_options(options)
     write_report(options)
     print(options.out)
     return 0

@@ -25,6 +25,7 @@ from sid_scale.diffusion.few_step import generate
 from sid_scale.diffusion.heun import denoiser, heun_sample, steps_for
 from sid_scale.diffusion.noise import SeededNoise, keyed_seeds
 from sid_scale.evaluate.metrics.distances import FeatureStatistics, frechet_distance
+from sid_scale.generators.card import write_card
 from sid_scale.networks.folder import load_network
 from sid_scale.thread_map import one_thread_each
 
@@ -134,7 +135,8 @@ class Judge:
 
 
 def judge_run(run: Path, began: float) -> dict[str, Any]:
-    """Judges a finished run and writes summary.json, samples.png and curve.png beside it.
+    """Judges a finished run, writes summary.json, samples.png and curve.png beside it, and the
+    generator's card anew.
 
     `began` is when the demo began, in seconds since 1970.
     """
@@ -156,6 +158,7 @@ def judge_run(run: Path, began: float) -> dict[str, Any]:
         "class_accuracy_student": class_accuracy(final.images, judge.labels),
         "class_accuracy_teacher_35": class_accuracy(teachers[35].images, judge.labels),
         "class_accuracy_real": class_accuracy_real(),
+        "judged_images": len(judge.labels),
         "images_seen": images_seen,
         **{key: environment[key] for key in ("ranks", "zero_stage", "device", "compute_dtype")},
     }
@@ -171,6 +174,7 @@ def judge_run(run: Path, began: float) -> dict[str, Any]:
     draw_samples(run / "samples.png", rows, judge.labels)
     draw_curve(run / "curve.png", curve, {n: t.distance for n, t in teachers.items()}, summary)
     (run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_card(run / "generator")  # which the run wrote before anything was judged
     return summary
 
 

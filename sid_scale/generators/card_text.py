@@ -201,9 +201,9 @@ def _protocol(figure: Figure) -> str:
         told.append(f"seeds {first:,} to {first + images * repeats - 1:,}")
     told += [f"classes: {known['labels']}" if "labels" in known else ""]
     told += [f"NFE {known['nfe']}" if "nfe" in known else "", str(known.get("dtype", ""))]
-    if digest := known.get("reference_sha256"):
-        name = known.get("reference", "a reference")
-        told.append(f"against {name} (SHA-256 {digest[:SHORT_HASH]})")
+    name, digest = known.get("reference", "a reference"), known.get("reference_sha256")
+    if "reference" in known or digest:
+        told.append(f"against {name}" + (f" (SHA-256 {digest[:SHORT_HASH]})" if digest else ""))
     told.append(f"in {known['file']}" if "file" in known else "")
     return ", ".join(part for part in told if part)
 

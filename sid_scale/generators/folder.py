@@ -39,29 +39,34 @@ def codec_of(
     saved: NetworkFolder,
     folder: str | os.PathLike[str],
     vae: str | os.PathLike[str] | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
 ) -> Codec:
     """The codec of a network folder.
 
     Args:
         saved: what is in the folder.
         folder: the folder.
-        vae: folder of the VAE; by default `vae/` in `folder`, or else what `config.json` names: a
-            folder, or a VAE on the hub.
+        vae: folder of the VAE, or its name on the hub; by default `vae/` in `folder`, or else what
+            `config.json` names: a folder, or a VAE on the hub.
+        cache_dir: where to fetch a VAE to; by default the hub's cache.
 
     Raises:
+        HubError: `vae` is neither there nor on the hub.
         CodecError: the description in the folder is unusable, or `vae` holds no VAE.
     """
     description = dict(saved.codec)
     if vae is not None:
         if description.get("kind") != "vae":
             raise CodecError(f"{folder}: makes images without a VAE, so {vae} is of no use")
-        description["vae"] = os.path.abspath(vae)
+        description["vae"] = os.path.abspath(hub.local_folder(vae, cache_dir=cache_dir))
         open_codec(description).check()
     elif (Path(folder) / VAE).is_dir():
         description["vae"] = VAE
     codec = open_codec(description, beside=Path(folder))
     if isinstance(codec, VAECodec) and not (codec.folder.is_dir() or hub.is_name(codec.folder)):
         codec.folder = Path(folder) / VAE  # where it is missed, and where to put it
+    if isinstance(codec, VAECodec):
+        codec.cache_dir = cache_dir
     channels = saved.architecture.sample_shape[0]
     if isinstance(codec, VAECodec) and not len(codec.scale) == len(codec.bias) == channels:
         raise CodecError(

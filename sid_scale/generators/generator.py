@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sid_scale import hub
-from sid_scale.codecs import Codec, CodecError, IdentityCodec, VAECodec
+from sid_scale.codecs import Codec, CodecError, IdentityCodec
 from sid_scale.diffusion.few_step import generate, generator_inputs
 from sid_scale.diffusion.noise import SeededNoise
 from sid_scale.dtypes import COMPUTE
@@ -110,13 +110,9 @@ class OneStepGenerator:
         if str(dtype).removeprefix("torch.") not in COMPUTE:
             raise GeneratorError(f"dtype {dtype} is none of {', '.join(COMPUTE)}")
         folder = hub.local_folder(folder, revision=revision, cache_dir=cache_dir)
-        if vae is not None:
-            vae = hub.local_folder(vae, cache_dir=cache_dir)
         saved = load_network(folder)
         init_sigma, steps = trained_for(saved, folder)
-        network, codec = saved.build(dtype), codec_of(saved, folder, vae)
-        if isinstance(codec, VAECodec):
-            codec.cache_dir = cache_dir
+        network, codec = saved.build(dtype), codec_of(saved, folder, vae, cache_dir)
         return cls(network, codec, init_sigma, steps, batch_size, Path(folder))
 
     @property

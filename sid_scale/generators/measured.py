@@ -34,6 +34,7 @@ from sid_scale.networks.folder import WEIGHTS, NetworkFolder, read_description
 EVALUATION, SNAPSHOTS = "evaluation", "snapshots"
 WRITTEN_BY_RUNS = ("generator", "best_generator")
 SUMMARY, DEMO_METRIC, DEMO_FIGURE = "summary.json", "demo_fd", "student_fd"
+DEMO_REFERENCE = "all real digits"
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,9 @@ def _measured_by_run(run: Path, network: NetworkFolder) -> list[Figure]:
         summary = read_object(run / SUMMARY)
         value = summary.get(DEMO_FIGURE)
         if is_number(value) and integer(summary.get("images_seen")) == seen:
-            found.append(Figure(DEMO_METRIC, value, {"nfe": steps, "file": SUMMARY}))
+            images = integer(summary.get("judged_images"))
+            protocol = {"images": images, "reference": DEMO_REFERENCE, "nfe": steps}
+            found.append(Figure(DEMO_METRIC, value, _known({**protocol, "file": SUMMARY})))
     return found
 
 

@@ -6,8 +6,8 @@ It is taken here where no collective is: around the forward pass of a network, a
 for data. Of a network whose weights are gathered layer by layer, as at ZeRO stage 3, it is that of
 each layer, from when its weights are there.
 
-On a GPU events of the stream tell the time, and the host never waits for them: a wait for data
-counts as far as the device had nothing else to do.
+On a GPU events of the stream tell the time. They are read after an iteration, for whose end the
+host waits anyway. A wait for data counts as far as the device had nothing else to do.
 """
 
 import time
@@ -55,9 +55,16 @@ class OwnTime:
             yield item
 
     def take(self) -> float:
-        """Seconds since the last time. The device must have done all that is timed."""
+        """Seconds since the last time, or since `forget`. Waits until the device has done what is
+        timed."""
         spans, self._spans = self._spans, []
+        if spans and isinstance(last := spans[-1][1], torch.cuda.Event):
+            last.synchronize()
         return sum(map(_seconds, spans))
+
+    def forget(self) -> None:
+        """What was timed until now does not count."""
+        self._spans = []
 
     def _start(self, *_: Any) -> None:
         if self._depth == 0:

@@ -34,7 +34,7 @@ class RankTimes:
 
     def begin(self) -> None:
         """An iteration begins; what was between two does not count."""
-        self._own.take()
+        self._own.forget()
 
     def end(self) -> None:
         """Its updates are done, on the device too."""

@@ -71,16 +71,14 @@ class Journal:
             return  # it is on the console
         if launched_rank() and self._console is not None:
             os.write(self._console, printed.encode(errors="replace"))
-        sick = error.sick_nodes if isinstance(error, SidScaleError) else ()
-        if not sick and is_fault_of_device(error):
-            sick = (node_name(),)
+        named = error.sick_nodes if isinstance(error, SidScaleError) else ()  # by every rank
         outcome = Outcome(
             REFUSED if isinstance(error, LockedError) else FAILED,
             str(error) or type(error).__name__,
-            "" if sick else f"rank {launched_rank()} on {node_name()}",  # any rank tells of those
+            "" if named else f"rank {launched_rank()} on {node_name()}",
             isinstance(error, SidScaleError) and error.is_user_error,
             time=time.time(),
-            sick_nodes=sick,
+            sick_nodes=(node_name(),) if is_fault_of_device(error) else named,
         )
         write_outcome(self._attempt, outcome)
 

@@ -10,6 +10,7 @@ from sid_scale.atomic import atomic_write
 from sid_scale.devices import own_device
 from sid_scale.errors import SidScaleError
 from sid_scale.generators.generator import OneStepGenerator
+from sid_scale.hub import local_folder
 from sid_scale.report.measurements import TEACHER, Measurement, read_evaluation
 from sid_scale.report.neighbours import find_neighbours
 from sid_scale.report.page import Look, render
@@ -56,6 +57,7 @@ def inspect(run: RunFolder, options: argparse.Namespace) -> Look:
         return Look(reason=f"The run's data is not here ({data}); --data says where it is.")
     print(f"{run.name}: looking for real images near samples of {folder}", file=sys.stderr)
     try:
+        folder = local_folder(folder)
         generator = OneStepGenerator.from_pretrained(folder, vae=options.vae)
         generator.to(own_device())
         findings = find_neighbours(generator, data, shown=options.samples, limit=options.search)

@@ -95,9 +95,9 @@ def test_the_report_shows_them_over_the_width(place: Path, tmp_path: Path):
     out = tmp_path / "report.html"
     assert main(["report", str(place / "run"), "--samples", "0", "--out", str(out)]) == 0
     page = out.read_text()
-    assert "<h3>Averages of other widths</h3>" in page
+    assert "<h3>Other widths of the average</h3>" in page
     assert "<title>FD in pixels over the relative width of the average</title>" in page
-    assert "generator, 16 images, average of width 0.075" in page
+    assert "generator after 16 images, average of width 0.075" in page
 
 
 def test_ranks_share_the_work(place: Path):

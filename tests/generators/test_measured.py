@@ -113,9 +113,12 @@ def test_a_generator_elsewhere_is_told_its_run(run: Path, generator: Path, tmp_p
 
 def test_the_demos_judge_is_of_the_last_generator(run: Path, generator: Path):
     (run / "metrics.jsonl").write_text("")
-    summary = {"student_fd": 0.085, "images_seen": SEEN, "teacher_fd_17": 0.25}
+    summary = {"student_fd": 0.085, "images_seen": SEEN, "judged_images": 1797, "x": 0.25}
     (run / "summary.json").write_text(json.dumps(summary))
-    assert values(find_figures(generator)) == [("demo_fd", 0.085)]
+    [figure] = find_figures(generator)
+    assert (figure.metric, figure.value) == ("demo_fd", 0.085)
+    known = {"images": 1797, "reference": "all real digits", "nfe": 1, "file": "summary.json"}
+    assert figure.protocol == known
     earlier = tiny_generator(run / "snapshots" / "000000001000", images_seen=1000)
     assert find_figures(earlier) == []
 

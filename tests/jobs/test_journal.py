@@ -7,7 +7,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from sid_scale.jobs.attempts import STOPPED, newest_attempt, read_outcome
+from sid_scale.errors import SidScaleError
+from sid_scale.health.device_check import SickNodeError
+from sid_scale.jobs.attempts import FAILED, STOPPED, newest_attempt, read_outcome
 from sid_scale.jobs.journal import Journal
 from sid_scale.ranks import Ranks
 
@@ -31,3 +33,36 @@ def test_a_new_life_does_not_begin_with_the_end_of_another(
         assert read_outcome(newest_attempt(tmp_path)) is None
         journal.ended(STOPPED, "SIGTERM", 8)
         assert read_outcome(newest_attempt(tmp_path)).reason == "SIGTERM"
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("error", "where", "is_user_error", "sick_nodes"),
+    [
+        (SidScaleError("no such file"), "rank 0 on node7", True, ()),
+        (SickNodeError("a product is wrong", ["node9"]), "", False, ("node9",)),
+        (RuntimeError("connection closed by peer"), "rank 0 on node7", False, ()),
+        (
+            RuntimeError("CUDA error: uncorrectable ECC error encountered"),
+            "rank 0 on node7",
+            False,
+            ("node7",),
+        ),
+    ],
+)
+def test_an_error_tells_which_nodes_are_to_blame(
+    tmp_path: Path,
+    alone: Ranks,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    where: str,
+    is_user_error: bool,
+    sick_nodes: tuple[str, ...],
+):
+    monkeypatch.setenv("SLURMD_NODENAME", "node7")
+    journal = Journal(tmp_path)
+    journal.open(alone)
+    journal.failed(error, "")
+    outcome = read_outcome(newest_attempt(tmp_path))
+    assert (outcome.kind, outcome.where, outcome.is_user_error) == (FAILED, where, is_user_error)
+    assert outcome.sick_nodes == sick_nodes

@@ -144,6 +144,14 @@ class Cluster:
         daemon.kill()
         daemon.wait()
 
+    def crash_node(self, node: str) -> None:
+        """Ends a node's daemon and all that runs there, without a word to the controller."""
+        self.kill_node(node)
+        there = [p for p in self.processes() if p.environ().get("SLURMD_NODENAME") == node]
+        parents = {p.parent() for p in there}
+        for process in [*(p for p in parents if p and p.name().startswith("slurmstepd")), *there]:
+            process.kill()
+
     def _start(self, program: str, *arguments: str, name: str | None = None) -> None:
         name = name or program
         with open(self.folder / f"{name}.out", "ab") as out:
