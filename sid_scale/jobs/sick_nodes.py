@@ -111,7 +111,7 @@ def found_at_end(
     if outcome is not None and (outcome.kind != FAILED or outcome.is_user_error):
         return {}
     if outcome is not None and outcome.sick_nodes:
-        return dict.fromkeys(outcome.sick_nodes, outcome.reason.splitlines()[0])
+        return dict.fromkeys(outcome.sick_nodes, outcome.reason.partition("\n")[0])
     killed = {name: end for name, end in ends.items() if end.signal in DEADLY}
     if len(killed) >= len(nodes):
         return {}  # what all nodes have is not their fault
