@@ -32,7 +32,7 @@ STABILITY_VAE = "stabilityai/sd-vae-ft-mse"  # its name on the hub
 STABILITY_MEAN = (5.81, 3.25, 0.12, -2.15)
 STABILITY_STD = (4.17, 4.62, 3.71, 3.28)
 SIGMA_DATA = 0.5
-VAE_CONFIG, VAE_WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+VAE_CONFIG, VAE_WEIGHTS = "config.json", hub.VAE_WEIGHTS
 ELSEWHERE = "A generator's may also be in its own folder as vae/, or be named with `--vae`."
 BATCH = 64  # images that pass through the VAE at once, at 64x64 pixels; fewer when larger
 

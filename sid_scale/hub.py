@@ -19,12 +19,13 @@ from sid_scale.errors import SidScaleError
 Place = str | os.PathLike[str]  # a folder, or a name on the hub
 
 WEIGHTS = "model.safetensors"
+VAE_WEIGHTS = "diffusion_pytorch_model.safetensors"
 FILES = (
     "config.json",
     WEIGHTS,
-    "diffusion_pytorch_model.safetensors",  # where the folder itself is a VAE's
+    VAE_WEIGHTS,  # where the folder itself is a VAE's
     "vae/config.json",
-    "vae/diffusion_pytorch_model.safetensors",
+    f"vae/{VAE_WEIGHTS}",
     "classes.txt",
     "samples.png",
     "README.md",
@@ -206,7 +207,9 @@ def _snapshot_of(name: Name, cache_dir: Place | None, ask: bool) -> Path:
     is_pinned = name.revision is not None and _COMMIT.fullmatch(name.revision)
     if not ask or is_pinned:
         try:
-            return _snapshot(name, cache_dir, ask=False)
+            folder = _snapshot(name, cache_dir, ask=False)
+            if not ask or _has_weights(folder):
+                return folder
         except LocalEntryNotFoundError as error:
             if not ask:
                 raise _not_cached(name, cache_dir) from error
@@ -229,6 +232,13 @@ def _snapshot_of(name: Name, cache_dir: Place | None, ask: bool) -> Path:
         return _snapshot(name, cache_dir, ask=True)
     except faults() as error:
         raise explained(error, name) from error
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether a folder in the cache is whole: other programs, and fetches that end, leave parts."""
+    if (folder / "vae").is_dir() and not (folder / "vae" / VAE_WEIGHTS).is_file():
+        return False
+    return (folder / WEIGHTS).is_file() or (folder / VAE_WEIGHTS).is_file()
 
 
 def _snapshot(name: Name, cache_dir: Place | None, *, ask: bool) -> Path:

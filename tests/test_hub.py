@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_hub_download
 from torch.multiprocessing import ProcessExitedException
 
 from sid_scale import OneStepGenerator
@@ -69,6 +69,17 @@ def test_what_is_in_the_cache_is_not_fetched_again(tiny: Hub):
     tiny.asked.clear()
     assert local_folder(f"{NAME}@{commit}") == first
     assert not tiny.asked
+
+
+def test_a_commit_of_which_the_cache_has_a_part_is_completed(hub: Hub, tmp_path: Path):
+    whole = files_of(demo_generator(tmp_path / "g"))
+    commit = hub.model("user/digits", whole).refs["main"]
+    hf_hub_download("user/digits", "config.json", revision=commit)
+    for missing in ("model.safetensors", "vae/diffusion_pytorch_model.safetensors"):
+        folder = local_folder(f"user/digits@{commit}")
+        assert files_of(folder) == whole
+        (folder / missing).unlink()
+    assert files_of(local_folder(f"user/digits@{commit}")) == whole
 
 
 def test_a_revision_is_a_branch_a_tag_or_a_commit(tiny: Hub, folder: Path, tmp_path: Path):

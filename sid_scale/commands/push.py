@@ -1,13 +1,13 @@
 """Uploads a generator's folder to the hub, from where `--generator user/repo` takes it.
 
-    sid-scale card runs/xs/generator --metrics evaluation/metrics.json
+    sid-scale card runs/xs/generator --repo user/repo
     sid-scale push runs/xs/generator user/repo --dry-run
     sid-scale push runs/xs/generator user/repo --private
 
-The folder must hold sound weights, its VAE if it needs one, and a card that states a licence and
-what was measured. Weights, config.json, VAE, class names, sample grid, card and what `export
---diffusers` added are sent, as one commit, and nothing else that is there. It needs an access
-token: `hf auth login`, or HF_TOKEN.
+The folder must hold sound weights, its VAE if it needs one, and a card that names the model, its
+licence and what was measured. Weights, config.json, VAE, class names, sample grid, card and what
+`export --diffusers` added are sent, as one commit, and nothing else that is there. It needs an
+access token: `hf auth login`, or HF_TOKEN.
 """
 
 import argparse

@@ -39,7 +39,7 @@ def work_of(run: Run, count_flop: CountFlop | None) -> Work:
         return Work(messages=(f"no tflops_per_device, no mfu: {error}",))
     how = "log.peak_tflops" if given else f"{str(dtype).removeprefix('torch.')} matrix products"
     shown = ", ".join(f"{label} {value / 1e12:.3g}" for label, value in flop.items())
-    per_second = f"mfu is of {peak / 1e12:.4g} a second ({how})"
+    per_second = f"mfu is the share of {peak / 1e12:.4g} TFLOP/s ({how})"
     return Work(flop, peak, (f"TFLOP of an image by update: {shown}; {per_second}",))
 
 

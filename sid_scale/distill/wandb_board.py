@@ -13,6 +13,7 @@ uploads it. Whatever fails there once the run has begun is one line in its log.
 import dataclasses
 import json
 import os
+import re
 import secrets
 import threading
 from collections.abc import Callable, Mapping
@@ -35,7 +36,10 @@ MODES = ("online", "offline", "disabled")
 PATIENCE_SECONDS = 60.0
 FAILED_SECONDS = 10.0  # that a run which an error ends waits for wandb
 STEP_AXIS = "images_seen"
+MOST_STEPS = 2**53  # of a run; what is beyond stands in a damaged file
 MOST_FAULTS = 3  # of the package in a row, then nothing more is handed to it
+
+_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 
 
 def wandb_mode(settings: WandbConfig) -> str:
@@ -215,12 +219,16 @@ _MISSING = (
 
 
 def _read_identity(folder: Path) -> tuple[str, int]:
-    """Id and next step of the run that a folder is logged to; new ones for a new folder."""
+    """Id and next step of the run that a folder is logged to; new ones for a new folder, or where
+    the file is damaged."""
     try:
         kept = json.loads((folder / IDENTITY).read_text())
-        return str(kept["id"]), int(kept["next_step"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return secrets.token_hex(4), 0
+        name, step = kept["id"], kept["next_step"]
+        if _ID.fullmatch(name) and isinstance(step, int) and 0 <= step < MOST_STEPS:
+            return name, step
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        pass
+    return secrets.token_hex(4), 0
 
 
 def _end_service() -> None:

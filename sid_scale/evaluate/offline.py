@@ -26,9 +26,9 @@ from sid_scale.evaluate.samplers import (
     describe_network,
     open_teacher,
 )
-from sid_scale.generators.card_facts import group
 from sid_scale.generators.folder import POST_HOC_EMA
 from sid_scale.generators.generator import OneStepGenerator
+from sid_scale.measurements import group
 from sid_scale.networks.folder import read_description
 from sid_scale.networks.guides import check_guide
 from sid_scale.ranks import Ranks, joined_ranks

@@ -16,6 +16,7 @@ from sid_scale.codecs import VAE_CONFIG
 from sid_scale.errors import SidScaleError, UsageError
 from sid_scale.generators.card_facts import (
     METHODS,
+    base_model_of,
     on_one_line,
     published_teacher,
     teacher_licence,
@@ -108,7 +109,7 @@ def metadata(
             *(method for method in METHODS if method == provenance.get("method")),
         ],
         pipeline_tag=TASK,
-        base_model=base_model or (published.base_model if published else None),
+        base_model=base_model or base_model_of(provenance),
         datasets=[dataset] if dataset else None,
         model_name=title(network) if results else None,
         eval_results=results or None,

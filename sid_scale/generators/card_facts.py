@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from sid_scale import hub
+from sid_scale.measurements import group
 from sid_scale.networks.folder import NetworkFolder
 from sid_scale.networks.teachers import Publication, publication
 
@@ -67,6 +69,13 @@ def published_teacher(provenance: Mapping[str, Any]) -> Publication | None:
     return publication(teacher_file(provenance))
 
 
+def base_model_of(provenance: Mapping[str, Any]) -> str | None:
+    """The teacher's id on the hub: where the run had it from, or where it is published."""
+    name = hub.parse_name(str(provenance.get("teacher_on_hub") or ""))
+    published = published_teacher(provenance)
+    return name.repo if name else published.base_model if published else None
+
+
 def teacher_licence(provenance: Mapping[str, Any]) -> str:
     """Licence of the teacher that a generator was distilled from; "unknown" if nothing says so.
 
@@ -118,9 +127,3 @@ def teacher_file(provenance: Mapping[str, Any]) -> str:
 def teacher_facts(provenance: Mapping[str, Any]) -> Mapping[str, Any]:
     """What the generator's provenance says of its teacher's."""
     return group(provenance, "teacher_provenance")
-
-
-def group(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A group of settings; empty if there is none of that name."""
-    inner = settings.get(name)
-    return inner if isinstance(inner, Mapping) else {}

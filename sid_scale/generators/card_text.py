@@ -9,7 +9,6 @@ from sid_scale.generators.card_facts import (
     METHODS,
     PAPERS,
     REVERSE_KL,
-    group,
     on_one_line,
     papers,
     published_teacher,
@@ -21,6 +20,7 @@ from sid_scale.generators.card_facts import (
 )
 from sid_scale.generators.folder import POST_HOC_EMA, SAMPLES, VAE
 from sid_scale.generators.measured import Figure
+from sid_scale.measurements import group, is_number
 from sid_scale.networks import parameter_count
 from sid_scale.networks.folder import NetworkFolder
 
@@ -104,11 +104,13 @@ def _average(provenance: Mapping[str, Any], settings: Mapping[str, Any]) -> dict
     post_hoc = group(provenance, POST_HOC_EMA)
     if not post_hoc:
         return {"half-life of the average, images": _thousands(settings.get("half_life"))}
-    moments = {moment for of_width in post_hoc["snapshots"].values() for moment in of_width}
+    snapshots = group(post_hoc, "snapshots")
+    listed = [of_width for of_width in snapshots.values() if isinstance(of_width, list)]
+    moments = {str(moment) for of_width in listed for moment in of_width}
     return {
-        "relative width of the average, reconstructed": post_hoc["relative_width"],
-        "from averages of relative widths": ", ".join(sorted(post_hoc["snapshots"])),
-        "at so many moments": len(moments),
+        "relative width of the average, reconstructed": post_hoc.get("relative_width"),
+        "from averages of relative widths": _listed(sorted(snapshots)),
+        "at so many moments": len(moments) or None,
     }
 
 
@@ -238,4 +240,4 @@ def _listed(values: Any) -> str | None:
 
 
 def _thousands(number: Any) -> str | None:
-    return f"{number:,.0f}" if isinstance(number, int | float) else None
+    return f"{number:,.0f}" if is_number(number) else None

@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from sid_scale.class_lists import CLASS_NAMES
 from sid_scale.codecs import VAE_CONFIG, VAE_WEIGHTS, Codec, CodecError, VAECodec, open_codec
 from sid_scale.errors import SidScaleError
 from sid_scale.image_grid import image_grid, write_png
+from sid_scale.measurements import is_number
 from sid_scale.networks.folder import CONFIG, NetworkFolder
 
 VAE = "vae"
@@ -93,8 +93,10 @@ def trained_for(saved: NetworkFolder, folder: str | os.PathLike[str]) -> tuple[f
             "`sid-scale evaluate teacher`.)"
         )
     init_sigma, steps = saved.provenance["init_sigma"], saved.provenance.get("steps", 1)
-    if not _is_number(init_sigma) or not 0 < init_sigma < float("inf"):
-        raise GeneratorError(f"{where}: provenance.init_sigma is {init_sigma!r}, not a noise level")
+    if not is_number(init_sigma) or init_sigma <= 0:
+        raise GeneratorError(
+            f"{where}: provenance.init_sigma is {init_sigma!r:.40}, not a noise level"
+        )
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise GeneratorError(f"{where}: provenance.steps is {steps!r}, not a number of steps")
     return float(init_sigma), steps
@@ -152,7 +154,3 @@ def write_samples(folder: Path, images: Tensor) -> Path:
     """
     write_png(folder / SAMPLES, image_grid(images))
     return folder / SAMPLES
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,7 +1,8 @@
 """A generator's folder, uploaded to the hub: `sid-scale push`.
 
 What would not work there, or may not be published, is refused before anything is sent: a folder
-without a card, a licence or metrics, with damaged weights, or whose VAE is on this machine alone.
+without a card, a licence or metrics, with damaged weights, whose VAE is on this machine alone, or
+whose card loads a model of another name.
 """
 
 import re
@@ -16,6 +17,7 @@ from sid_scale import hub
 from sid_scale.codecs import VAE_WEIGHTS, VAECodec
 from sid_scale.errors import SidScaleError
 from sid_scale.generators.card import CARD
+from sid_scale.generators.card_text import PLACEHOLDER
 from sid_scale.generators.diffusers_folder import own_pipeline_files
 from sid_scale.generators.folder import VAE, codec_of, trained_for
 from sid_scale.networks.folder import NetworkFolder, load_network
@@ -50,7 +52,7 @@ def plan_upload(folder: Path, name: hub.Name, *, unmeasured: bool = False) -> Up
     network = load_network(folder)
     trained_for(network, folder)
     _check_vae(network, folder)
-    _check_card(folder / CARD, unmeasured=unmeasured)
+    _check_card(folder / CARD, name.repo, unmeasured=unmeasured)
     files = {path: folder / path for path in hub.FILES if (folder / path).is_file()}
     files.pop(VAE_WEIGHTS, None)  # of a VAE's own folder
     files |= {path: folder / path for path in own_pipeline_files(folder)}
@@ -88,11 +90,11 @@ def _check_tensors(file: Path) -> None:
         raise PushError(f"{file} is damaged ({error}): fetch or write it again") from error
 
 
-def _check_card(card: Path, *, unmeasured: bool) -> None:
-    """Makes sure that a card states a licence and what was measured."""
+def _check_card(card: Path, repo: str, *, unmeasured: bool) -> None:
+    """Makes sure that a card states a licence and what was measured, and names its model."""
     from huggingface_hub import ModelCard
 
-    write = f"`sid-scale card {card.parent} --metrics FILE`"
+    write = f"`sid-scale card {card.parent} --repo {repo} --metrics FILE`"
     try:
         text = card.read_text()
         data: Any = ModelCard(text, ignore_metadata_errors=False).data
@@ -110,6 +112,11 @@ def _check_card(card: Path, *, unmeasured: bool) -> None:
         raise PushError(
             f"{card}: no metrics: measure with `sid-scale evaluate run`, then {write}; or push it "
             "with --unmeasured"
+        )
+    if f'"{PLACEHOLDER}"' in text and repo != PLACEHOLDER:
+        raise PushError(
+            f"{card}: its lines of Python load {PLACEHOLDER}, which stands for the model's name: "
+            f"`sid-scale card {card.parent} --repo {repo}`, with --metrics as before, names it"
         )
 
 

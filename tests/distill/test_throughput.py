@@ -54,7 +54,7 @@ def test_work_of_the_updates_that_were_made_by_time(runs: Path):
         assert record["mfu"] == pytest.approx(rate / 1e6)
     told = (runs / "counted.txt").read_text()
     assert f"TFLOP of an image by update: fake_score {flop['fake_score'] / 1e12:.3g}, gen" in told
-    assert "; mfu is of 1e-06 a second (log.peak_tflops)" in told
+    assert "; mfu is the share of 1e-06 TFLOP/s (log.peak_tflops)" in told
 
 
 @pytest.mark.distributed

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -242,6 +243,30 @@ def test_without_a_login_nothing_starts_but_offline(wanted, monkeypatch: pytest.
 def test_with_a_login_it_starts(wanted, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     check_wandb(wanted())
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "kept",
+    [
+        '{"id": null, "next_step": 3}',
+        '{"id": "../x", "next_step": 3}',
+        '{"id": "ab", "next_step": 1e400}',
+        '{"id": "ab", "next_step": -1}',
+    ],
+)
+def test_where_the_id_is_damaged_another_run_begins(wanted, kept: str):
+    settings_of_run = wanted(mode="offline")
+    folder = Path(settings_of_run.run_dir)
+    folder.mkdir()
+    (folder / "wandb.json").write_text(kept)
+    told: list[str] = []
+    board = wandb_board.WandbBoard(settings_of_run, told.append)
+    board.scalars({"loss": 1.0}, 8)
+    board.close(failed=False)
+    [path] = attempts(folder)
+    assert [row["_step"] for row in history(path)] == [0]
+    assert re.fullmatch("[0-9a-f]{8}", identity(folder))
 
 
 @pytest.mark.faults

@@ -289,6 +289,34 @@ def test_no_text_breaks_out_of_the_card(folder: Path):
 
 
 @pytest.mark.faults
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"images_seen": 10**400},
+        {"settings": {"ema": {"half_life": 10**400}}},
+        {"post_hoc_ema": {"relative_width": 0.1}},
+        {"post_hoc_ema": {"snapshots": 3}},
+        {"post_hoc_ema": {"snapshots": {"0.1": 3, "0.2": [{}, 8]}}},
+        {"teacher_on_hub": "../secret@main"},
+        {"teacher_on_hub": ["user/teacher"]},
+    ],
+)
+def test_what_is_no_fact_is_left_out(folder: Path, damage: dict[str, Any]):
+    edit_description(folder, provenance={**PROVENANCE, **damage})
+    written = card(folder)
+    assert "| first noise level | 2.5 |" in written.text
+    assert "000000" not in written.text
+    assert written.data.base_model is None
+
+
+def test_a_teacher_of_the_hub_is_the_base_model(folder: Path):
+    on_hub = {"teacher": "xs", "teacher_on_hub": f"ada/xs@{'ab' * 20}"}
+    edit_description(folder, provenance={**PROVENANCE, **on_hub})
+    assert card(folder).data.base_model == "ada/xs"
+    assert card(folder, base_model="ada/other").data.base_model == "ada/other"
+
+
+@pytest.mark.faults
 def test_a_teachers_folder_gets_none(tmp_path: Path):
     with pytest.raises(GeneratorError):
         write_card(TEACHER)

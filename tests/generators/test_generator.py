@@ -157,6 +157,7 @@ def test_a_teacher_is_no_generator():
         ({"init_sigma": 2.5, "kind": "fake_score"}, "a fake_score, not a generator"),
         ({"init_sigma": "2.5"}, "init_sigma is '2.5'"),
         ({"init_sigma": float("nan")}, "init_sigma is nan"),
+        ({"init_sigma": 10**400}, "init_sigma is 1000000"),
         ({"init_sigma": 2.5, "steps": 0}, "steps is 0"),
         ({"init_sigma": 2.5, "steps": True}, "steps is True"),
     ],

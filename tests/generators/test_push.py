@@ -47,7 +47,7 @@ def test_what_is_pushed_comes_back_the_same(hub: Hub, tmp_path: Path):
     licence = {"teacher_provenance": {"license": "cc-by-nc-sa-4.0"}}
     folder = demo_generator(tmp_path / "g", **licence)
     (tmp_path / "metrics.json").write_text('{"fid": 1.5}')
-    words = ["--metrics", str(tmp_path / "metrics.json"), "--samples", "4"]
+    words = ["--repo", NAME, "--metrics", str(tmp_path / "metrics.json"), "--samples", "4"]
     assert main(["card", str(folder), *words]) == 0
     assert push(folder) == 0
     files = sent(hub)
@@ -119,6 +119,10 @@ def no_metrics(folder: Path) -> None:
     (folder / "README.md").write_text(CARD.replace("|", "-"))
 
 
+def no_name(folder: Path) -> None:
+    (folder / "README.md").write_text(f'{CARD}\n    from_pretrained("user/repo")\n')
+
+
 def cut_weights(folder: Path) -> None:
     data = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(data[:-8])
@@ -150,6 +154,7 @@ def cut_vae(folder: Path) -> None:
         (no_licence, "no licence"),
         (no_metadata, "no model card"),
         (no_metrics, "no metrics: measure with `sid-scale evaluate run`"),
+        (no_name, f"which stands for the model's name: `sid-scale card {{folder}} --repo {NAME}`"),
         (cut_weights, "model.safetensors: damaged"),
         (teacher, "a teacher, not a generator"),
         (vae_elsewhere, "vae: no config.json there"),
@@ -161,7 +166,7 @@ def test_a_folder_that_is_not_ready_is_refused_before_anything_is_sent(
 ):
     spoil(ready)
     assert push(ready) != 0
-    assert message in capsys.readouterr().err
+    assert message.format(folder=ready) in capsys.readouterr().err
     assert not hub.asked
 
 
