@@ -9,11 +9,12 @@ import sysconfig
 from pathlib import Path
 
 import pytest
-import tomllib
 import yaml
 
 from tests.conftest import ROOT
 from tests.generators.tiny import tiny_generator
+
+tomllib = pytest.importorskip("tomllib")  # from Python 3.11 on
 
 OWN = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole road on real handwritten digits: shards, distillation, judgement of decoded images.
 #
-#     bash tools/demo.sh                           minutes on two cores; see README
+#     bash tools/demo.sh                           minutes on two cores; see docs/demo.md
 #     bash tools/demo.sh --preset digits           another preset of the digits: SiDA
 #     bash tools/demo.sh --full                    the long run
 #     bash tools/demo.sh --short                   a taste, for CI

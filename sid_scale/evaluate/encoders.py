@@ -7,9 +7,9 @@ The name is timm's, and the size behind `@` the side of the images that the netw
 timm's own for these weights. An image is resized to that (bicubic, with antialiasing), divided by
 255 and normalised by the mean and standard deviation that timm says for the weights. Its features
 are, in float32, what the network gives before its head: the class token after the last
-normalisation; without one what the attention that pools the tokens gives, or their mean; of a
-convolutional network the mean over all places. The code of FDr's paper (arXiv 2604.28190) sees
-images so, too, but in bfloat16.
+normalisation; without one what the attention that pools the tokens gives, or the mean of those of
+the image; of a convolutional network the mean over all places. The code of FDr's paper (arXiv
+2604.28190) sees images so, too, but in bfloat16.
 """
 
 import re
@@ -49,18 +49,24 @@ class Encoder:
             x = F.interpolate(x, (self.size, self.size), mode="bicubic", antialias=True)
         return (x - self._mean) / self._std
 
-    def _pooled(self, seen: Tensor) -> Tensor:
-        """(N, D) of maps (N, D, h, w) or (N, h, w, D), or of tokens (N, T, D)."""
+    def _pooled(self, seen: Any) -> Tensor:
+        """(N, D) of maps (N, D, h, w) or (N, h, w, D), or of tokens (N, T, D).
+
+        Raises:
+            ValueError: it is neither.
+        """
         network = self._network
+        if not isinstance(seen, Tensor) or seen.ndim not in (3, 4):
+            raise ValueError("it gives no one map or row of tokens before its head")
         if seen.ndim == 4:
             places = (2, 3) if seen.shape[1] == network.num_features else (1, 2)
             return seen.mean(dim=places)
-        if getattr(network, "num_prefix_tokens", 0):
+        if getattr(network, "cls_token", None) is not None:
             return seen[:, 0]
         if getattr(network, "attn_pool", None) is not None:
             pooled: Tensor = network.pool(seen)
             return pooled
-        return seen.mean(dim=1)
+        return seen[:, getattr(network, "num_prefix_tokens", 0) :].mean(dim=1)  # without registers
 
 
 def open_encoder(name: str, file: Path, device: torch.device) -> Encoder:

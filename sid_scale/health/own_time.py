@@ -39,7 +39,8 @@ class OwnTime:
         modules = [m for m in network.modules() if not any(m.children())] if gathered else [network]
         for module in modules:
             module.register_forward_pre_hook(self._start)  # after DeepSpeed's, which fetches
-            module.register_forward_hook(self._stop, prepend=True)
+            # Always: one that is computed again for the backward pass ends by an exception.
+            module.register_forward_hook(self._stop, prepend=True, always_call=True)
 
     def waiting_for(self, items: Iterable[T]) -> Iterator[T]:
         """The items; the time until they are there counts."""

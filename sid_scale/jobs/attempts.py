@@ -8,13 +8,16 @@ the end, or the rank that fails first; an attempt without one was killed, or is 
 import json
 import signal
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
+
+from pydantic import TypeAdapter
 
 from sid_scale.atomic import atomic_write
 from sid_scale.jobs.slurm import Job
+
+T = TypeVar("T")
 
 LOGS = "logs"
 OUTCOME = "outcome.json"
@@ -38,12 +41,20 @@ class Outcome:
     is_user_error: bool = False  # settings or files are at fault: another attempt is no use
     images_seen: int | None = None
     time: float = 0.0  # seconds since 1970
-    sick_nodes: Sequence[str] = ()  # that are to blame
+    sick_nodes: tuple[str, ...] = ()  # that are to blame
 
     def __str__(self) -> str:
         seen = "" if self.images_seen is None else f" at {self.images_seen:,} images"
         where = f" ({self.where})" if self.where else ""
         return f"{self.kind}{seen}" + (f": {self.reason}" if self.reason else "") + where
+
+
+def read_record(file: Path, kind: type[T]) -> T | None:
+    """What a JSON file holds, by its types; None: it is not there, or holds something else."""
+    try:
+        return TypeAdapter(kind).validate_json(file.read_bytes(), strict=True)
+    except (OSError, ValueError):
+        return None
 
 
 def attempt_name(job: Job | None) -> str:
@@ -71,12 +82,7 @@ def write_outcome(attempt: Path, outcome: Outcome) -> None:
 
 def read_outcome(attempt: Path) -> Outcome | None:
     """How an attempt ended; None: it has not, or recorded nothing."""
-    try:
-        stored: dict[str, Any] = json.loads((attempt / OUTCOME).read_text())
-        known = {f.name: stored[f.name] for f in fields(Outcome) if f.name in stored}
-        return Outcome(**known | {"sick_nodes": tuple(stored.get("sick_nodes", ()))})
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return read_record(attempt / OUTCOME, Outcome)
 
 
 class Start(NamedTuple):
@@ -96,10 +102,7 @@ def write_start(attempt: Path, start: Start) -> None:
 
 def read_start(attempt: Path) -> Start | None:
     """How an attempt began; None: that is not recorded."""
-    try:
-        return Start(**json.loads((attempt / NODES).read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
+    return read_record(attempt / NODES, Start)
 
 
 class NodeEnd(NamedTuple):
@@ -134,11 +137,9 @@ def node_ends(attempt: Path) -> dict[str, NodeEnd]:
     prefix, suffix = NODE_END.split("{}")
     ends = {}
     for file in attempt.glob(NODE_END.format("*")):
-        try:
-            name = file.name.removeprefix(prefix).removesuffix(suffix)
-            ends[name] = NodeEnd(**json.loads(file.read_text()))
-        except (OSError, ValueError, TypeError):
-            continue  # half of it is there
+        end = read_record(file, NodeEnd)
+        if end is not None:  # all of it is there
+            ends[file.name.removeprefix(prefix).removesuffix(suffix)] = end
     return ends
 
 

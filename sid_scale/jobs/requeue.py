@@ -25,6 +25,7 @@ from sid_scale.jobs.attempts import (
     attempt_folder,
     attempt_name,
     read_outcome,
+    read_record,
     signal_of,
 )
 from sid_scale.jobs.sick_nodes import judge_end
@@ -117,10 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _read(run_dir: Path) -> Requeues:
-    try:
-        return Requeues(**json.loads((run_dir / REQUEUES).read_text()))
-    except (OSError, ValueError, TypeError):
-        return Requeues()
+    return read_record(run_dir / REQUEUES, Requeues) or Requeues()
 
 
 if __name__ == "__main__":

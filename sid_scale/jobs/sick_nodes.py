@@ -32,6 +32,7 @@ from sid_scale.jobs.attempts import (
     attempt_name,
     node_ends,
     read_outcome,
+    read_record,
     read_start,
     write_outcome,
     write_start,
@@ -58,7 +59,8 @@ class SickNode:
     starts_given_up: int = 0  # by jobs that had it
 
     def is_over(self, now: float) -> bool:
-        return now - self.since >= DAY
+        # A day ahead is another clock's error, or no number.
+        return not abs(now - self.since) < DAY
 
 
 @dataclass
@@ -109,7 +111,7 @@ def found_at_end(
     if outcome is not None and (outcome.kind != FAILED or outcome.is_user_error):
         return {}
     if outcome is not None and outcome.sick_nodes:
-        return dict.fromkeys(outcome.sick_nodes, outcome.reason.splitlines()[0])
+        return dict.fromkeys(outcome.sick_nodes, outcome.reason.partition("\n")[0])
     killed = {name: end for name, end in ends.items() if end.signal in DEADLY}
     if len(killed) >= len(nodes):
         return {}  # what all nodes have is not their fault
@@ -141,12 +143,13 @@ def judge_end(run_dir: Path, attempt: Path) -> list[str]:
     ends = node_ends(attempt)
     memory = [name for name, end in ends.items() if end.killed_for_memory and end.signal]
     messages = [f"{name} ran out of host memory, which is not its fault" for name in memory]
-    return messages + _add(run_dir, found_at_end(read_outcome(attempt), ends, start.nodes))
+    sick = found_at_end(read_outcome(attempt), ends, start.nodes)
+    return messages + _add(run_dir, sick, time.time())
 
 
 def begin(run_dir: Path, job: Job, cluster: Cluster, now: float) -> tuple[bool, list[str]]:
     """Begins an attempt; returns whether the job should be queued again instead, and why."""
-    messages = _judge_before(run_dir, job, cluster)
+    messages = _judge_before(run_dir, job, cluster, now)
     attempt = attempt_folder(run_dir, attempt_name(job))
     write_start(attempt, Start(now, list(cluster.nodes_of_job)))
     known = read_sick_nodes(run_dir)
@@ -165,7 +168,7 @@ def begin(run_dir: Path, job: Job, cluster: Cluster, now: float) -> tuple[bool, 
 
 def leave_out(run_dir: Path, job: Job, cluster: Cluster, now: float) -> tuple[list[str], list[str]]:
     """The nodes that the job is to leave out when it is queued again, and lines for the log."""
-    messages = _judge_before(run_dir, Job(job.id, job.restarts + 1), cluster)
+    messages = _judge_before(run_dir, Job(job.id, job.restarts + 1), cluster, now)
     known = read_sick_nodes(run_dir)
     chosen, about = known.to_leave_out(cluster, now)
     excluded = [*known.users(cluster), *chosen]
@@ -176,35 +179,30 @@ def leave_out(run_dir: Path, job: Job, cluster: Cluster, now: float) -> tuple[li
     return excluded, messages + about
 
 
-def _judge_before(run_dir: Path, job: Job, cluster: Cluster) -> list[str]:
+def _judge_before(run_dir: Path, job: Job, cluster: Cluster, now: float) -> list[str]:
     """Looks for nodes that the attempt before has lost: SLURM then ends and requeues the job."""
     if not job.restarts or not cluster.job:
         return []
     attempt = attempt_folder(run_dir, f"{job.id}-{job.restarts - 1}")
     start = read_start(attempt)
-    messages = _add(run_dir, found_lost(start, cluster))
+    messages = _add(run_dir, found_lost(start, cluster), now)
     if start is not None and not start.judged:
         write_start(attempt, start._replace(judged=True))
     return messages
 
 
-def _add(run_dir: Path, sick: Mapping[str, str]) -> list[str]:
+def _add(run_dir: Path, sick: Mapping[str, str], now: float) -> list[str]:
     if not sick:
         return []
     known = read_sick_nodes(run_dir)
-    messages = known.add(sick, time.time())
+    messages = known.add(sick, now)
     _write(run_dir, known)
     return messages
 
 
 def read_sick_nodes(run_dir: Path) -> SickNodes:
     """What a run knows of sick nodes; nothing if it has no such file, or a damaged one."""
-    try:
-        stored = json.loads((run_dir / SICK_NODES).read_text())
-        nodes = {name: SickNode(**told) for name, told in stored.pop("nodes").items()}
-        return SickNodes(nodes, **stored)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return SickNodes()
+    return read_record(run_dir / SICK_NODES, SickNodes) or SickNodes()
 
 
 def _write(run_dir: Path, known: SickNodes) -> None:

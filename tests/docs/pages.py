@@ -24,11 +24,12 @@ CI_RUNS = (
     "bash tools/demo.sh",
     "ruff check",
 )  # .ci/run does, in part by pre-commit
+LANGUAGES = {"bash", "python", "py", "yaml", "text"}  # commands are in the first alone
 SEPARATORS = {"&&", "||", ";", "|", "&", ";;"}
 
 
 class Block(NamedTuple):
-    """A fenced block of commands."""
+    """A fenced block."""
 
     page: Path
     line: int  # of the page, where it begins
@@ -39,12 +40,13 @@ class Block(NamedTuple):
         return f"{self.page.relative_to(ROOT)}:{self.line}"
 
 
-def blocks() -> list[Block]:
-    """All blocks of commands of all pages."""
+def blocks(language: str = "bash") -> list[Block]:
+    """All blocks of a language, of all pages: those of commands."""
     found = []
     for page in PAGES:
         text = page.read_text()
-        for match in re.finditer(r'^```bash(?: title="(.*)")?\n((?:(?!```).*\n)*)```$', text, re.M):
+        fenced = rf'^```{language}(?: title="(.*)")?\n((?:(?!```).*\n)*)```$'
+        for match in re.finditer(fenced, text, re.M):
             line = text.count("\n", 0, match.start()) + 1
             found.append(Block(page, line, match[1] or "", match[2]))
     return found

@@ -12,7 +12,17 @@ import pytest
 from sid_scale.cli import COMMANDS
 from sid_scale.config.run import load_config, preset_names
 from tests.conftest import ROOT
-from tests.docs.pages import CI_RUNS, MARKS, Block, blocks, commands, product_words, run_settings
+from tests.docs.pages import (
+    CI_RUNS,
+    LANGUAGES,
+    MARKS,
+    PAGES,
+    Block,
+    blocks,
+    commands,
+    product_words,
+    run_settings,
+)
 from tests.ranks import free_port
 
 BLOCKS = blocks()
@@ -41,6 +51,15 @@ def test_the_site_fetches_nothing_from_elsewhere(tmp_path: Path):
     settings = (ROOT / "mkdocs.yml").read_text()
     assert "font: false" in settings
     assert "extra_javascript" not in settings
+
+
+def test_no_command_hides_in_a_block_of_another_kind():
+    """All fences begin a line and name a language; a shell's has one name."""
+    seen = sum(len(blocks(language)) for language in LANGUAGES)
+    fences = [line for page in PAGES for line in page.read_text().splitlines() if "```" in line]
+    assert 2 * seen == len(fences)
+    for block in blocks("text"):
+        assert not block.text.startswith(("$", "sid-scale", "pip", "python", "bash"))
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=str)
@@ -87,6 +106,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("block", RUN, ids=str)
 def test_what_needs_nothing_runs_as_printed(block: Block, place: Path):
     run_in(place, block.text)
+
+
+@pytest.mark.distributed
+def test_python_that_uses_the_demos_generator_runs_as_printed(place: Path):
+    python = [block.text for block in blocks("python") if "runs/demo/" in block.text]
+    assert len(python) > 1
+    run_in(
+        place, f"python - <<'END'\n{chr(10).join(python)}\nassert images.shape[:2] == (2, 3)\nEND"
+    )
 
 
 def run_in(place: Path, script: str) -> None:

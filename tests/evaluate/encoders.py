@@ -6,6 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 VIT, ATTENTION, CONVNEXT = "test_vit.r160_in1k", "test_vit3.r160_in1k", "test_convnext.r160_in1k"
+MEAN = "test_vit2.r160_in1k"
 
 
 def write_encoder(path: Path, name: str, seed: int = 0) -> Path:

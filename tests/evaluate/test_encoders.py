@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from sid_scale.evaluate.detectors import DetectorFiles, open_detectors
 from sid_scale.evaluate.encoders import EncoderError, open_encoder
-from tests.evaluate.encoders import ATTENTION, CONVNEXT, VIT, write_encoder
+from tests.evaluate.encoders import ATTENTION, CONVNEXT, MEAN, VIT, write_encoder
 from tests.timm_beside import make_timm_importable
 
 CPU = torch.device("cpu")
@@ -29,13 +29,13 @@ def images() -> torch.Tensor:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("encoders")
-    for name in (VIT, ATTENTION, CONVNEXT):
+    for name in (VIT, ATTENTION, MEAN, CONVNEXT):
         write_encoder(place / f"{name}.safetensors", name)
     return place
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("name", "size"), [(VIT, 64), (ATTENTION, 96), (CONVNEXT, 64)])
+@pytest.mark.parametrize(("name", "size"), [(VIT, 64), (CONVNEXT, 64)])
 def test_features_are_those_before_the_head(
     place: Path, images: torch.Tensor, name: str, size: int
 ):
@@ -56,14 +56,16 @@ def test_features_are_those_before_the_head(
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("name", [ATTENTION, MEAN])
 def test_a_network_without_a_class_token_pools_as_it_was_trained_to(
-    place: Path, images: torch.Tensor
+    place: Path, images: torch.Tensor, name: str
 ):
-    encoder = open_encoder(ATTENTION, place / f"{ATTENTION}.safetensors", CPU)
+    """Both have a register, which stands first and is no class token; the attention reads it."""
+    encoder = open_encoder(name, place / f"{name}.safetensors", CPU)
     network = encoder._network
     tokens = network.forward_features(encoder.prepare(images))
-    network.num_prefix_tokens = 0
-    torch.testing.assert_close(encoder(images), network.attn_pool(tokens))
+    expected = network.attn_pool(tokens) if name == ATTENTION else tokens[:, 1:].mean(dim=1)
+    torch.testing.assert_close(encoder(images), expected)
 
 
 @torch.no_grad()
@@ -109,6 +111,7 @@ def test_what_is_missing_or_something_else_is_named(place: Path, tmp_path: Path)
         (VIT, tmp_path / "nan", "not finite"),
         (CONVNEXT, vit, "not this network's weights: missing"),
         ("test_vat", vit, "Unknown model"),
+        ("crossvit_tiny_240", write_encoder(tmp_path / "two", "crossvit_tiny_240"), "no one map"),
         ("test_vit.other", vit, "Invalid pretrained tag"),
         (f"{VIT}@0", vit, "expected a name of timm's, or NAME@SIZE"),
         ("hf-hub:timm/test_vit", vit, "expected a name of timm's"),

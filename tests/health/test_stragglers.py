@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from sid_scale.config.groups import HealthConfig
 from sid_scale.distill.ahead import ReadAhead
@@ -55,6 +56,17 @@ def test_who_recovers_and_is_slow_again_is_told_again():
         *(False, False, True, False),
         *(False, False, True),
     ]
+
+
+def test_layers_whose_forward_pass_is_computed_again_stay_timed():
+    """PyTorch breaks that off, in a layer, when it has what the backward pass needs."""
+    network = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    own = OwnTime(torch.device("cpu"))
+    own.follow(network, gathered=True)
+    for _ in range(3):
+        x = torch.ones(2, 4, requires_grad=True)
+        checkpoint(network, x, use_reentrant=False).sum().backward()
+        assert own.take() > 0
 
 
 class Clock:

@@ -94,6 +94,20 @@ def test_the_count_outlives_the_job(tmp_path: Path, monkeypatch, capsys):
     assert "finished at 8,192 images" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("text", ["", "[]", '{"images_seen": null}', '{"in_vain": "1"}'])
+def test_a_damaged_count_begins_anew(tmp_path: Path, monkeypatch, capsys, text: str):
+    config = tmp_path / "run.yaml"
+    run_dir = tmp_path / "run"
+    config.write_text(
+        f"run_dir: {run_dir}\nmethod: sid\nteacher: t\ndeepspeed: d\ntotal_images: 8192\n"
+    )
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    run_dir.mkdir()
+    (run_dir / "requeues.json").write_text(text)
+    assert main(["--config", str(config), "--status", "137"]) == AGAIN
+    assert "queued again" in capsys.readouterr().out
+
+
 def test_only_complete_checkpoints_are_progress(tmp_path: Path):
     assert newest_checkpoint(tmp_path) == -1
     for name in ("000000000008", "000000000016.damaged", ".000000000024.partial"):

@@ -1,12 +1,12 @@
 """Nodes that are to blame are left out for a day, as long as jobs can start without them."""
 
 import io
+import json
 import time
 from pathlib import Path
 
 import pytest
 
-from sid_scale.jobs import sick_nodes
 from sid_scale.jobs.attempts import (
     FAILED,
     STOPPED,
@@ -232,10 +232,55 @@ def test_a_node_out_of_memory_is_told_and_used(tmp_path: Path):
     assert read_sick_nodes(tmp_path).nodes == {}
 
 
-def test_a_damaged_file_is_no_file(tmp_path: Path):
-    for text in ("", "{", "[]", '{"nodes": 3}', '{"nodes": {"a": 1}}', '{"nodes": {}, "x": 1}'):
-        (tmp_path / sick_nodes.SICK_NODES).write_text(text)
-        assert read_sick_nodes(tmp_path).nodes == {}
+WRONG = {"nodes": {"node2": {"since": "yesterday", "why": "it is slow"}}}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"nodes": {"node2"',
+        "[]",
+        json.dumps(WRONG),
+        json.dumps({"nodes": {}, "left_out": None}),
+        json.dumps({"nodes": {"node2": {"since": NOW, "why": None}}}),
+    ],
+)
+def test_a_damaged_file_is_no_file(tmp_path: Path, text: str):
+    (tmp_path / "sick_nodes.json").write_text(text)
+    assert begin(tmp_path, Job("17", 0), cluster(), NOW) == (False, [])
+    assert leave_out(tmp_path, Job("17", 0), cluster(), NOW) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("record", "wrong"),
+    [
+        ("nodes.json", {"time": 1, "nodes": None}),
+        ("node-node1.json", {"status": "137", "killed_for_memory": False, "node": 1}),
+        ("node-node1.json", {"status": [137], "killed_for_memory": False}),
+        ("outcome.json", {"kind": FAILED, "sick_nodes": 3}),
+        ("outcome.json", {"kind": FAILED, "reason": None, "sick_nodes": ["node2"]}),
+    ],
+)
+def test_a_damaged_record_of_a_start_blames_nobody(tmp_path: Path, record: str, wrong: dict):
+    folder = attempt(tmp_path, 0)
+    write_outcome(folder, CRASHED)
+    write_node_end(folder, "node1", NodeEnd(1, killed_for_memory=False))
+    (folder / record).write_text(json.dumps(wrong))
+    assert judge_end(tmp_path, folder) == []
+    assert read_sick_nodes(tmp_path).nodes == {}
+
+
+@pytest.mark.parametrize("since", [NOW + 2 * DAY, float("nan")])
+def test_what_a_wrong_clock_has_written_is_over(tmp_path: Path, since: float):
+    known = {"nodes": {"node2": {"since": since, "why": "it is slow"}}}
+    (tmp_path / "sick_nodes.json").write_text(json.dumps(known))
+    assert leave_out(tmp_path, Job("17", 0), cluster(), NOW) == ([], [])
+
+
+def test_clocks_may_differ_by_a_little(tmp_path: Path):
+    known = {"nodes": {"node2": {"since": NOW + 2, "why": "it is slow"}}}
+    (tmp_path / "sick_nodes.json").write_text(json.dumps(known))
+    assert leave_out(tmp_path, Job("17", 0), cluster(), NOW)[0] == ["node2"]
 
 
 def test_the_job_s_script_gets_folder_and_list(tmp_path: Path, monkeypatch, capsys):

@@ -215,6 +215,46 @@ def test_an_evaluation_hands_its_options_on(tmp_path: Path):
     assert [a for a in first.training_script_args if a not in ("--out", reference[1])] == made
 
 
+FAKES = {
+    "bin/python": """#!/bin/sh
+        echo "$*" >>"$LOG"
+        case "$*" in
+            *"sick_nodes begin"*) exit 143 ;;
+            *"sick_nodes leave-out"*) echo same ;;
+            *jobs.requeue*) exit 75 ;;
+        esac""",
+    "scontrol": """#!/bin/sh
+        echo "scontrol $*" >>"$LOG"
+        case "$*" in
+            *"show job"*) echo "JobId=7 JobState=RUNNING Partition=main" ;;
+            requeue*) kill -TERM "$PPID" ;;
+        esac""",
+    "srun": '#!/bin/sh\necho "gpus on node1: 1"',
+}
+
+
+@pytest.mark.faults
+def test_a_start_that_is_killed_before_its_ranks_is_followed_by_another(tmp_path: Path):
+    """As by the signal of a preemption: SLURM's programs and Python are stand-ins here."""
+    (tmp_path / "bin").mkdir()
+    for name, text in FAKES.items():
+        (tmp_path / name).write_text(text + "\n")
+        (tmp_path / name).chmod(0o755)
+    place = {"SID_SCALE_HOME": str(ROOT), "SID_SCALE_VENV": str(tmp_path), "SLURM_JOB_ID": "7"}
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", str(ROOT / "slurm" / "distill.sbatch"), "run.yaml"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, **place, "PATH": path, "LOG": str(tmp_path / "log")},
+    )
+    assert done.returncode == 75, done.stdout + done.stderr
+    called = (tmp_path / "log").read_text()
+    assert "-m sid_scale.jobs.requeue --status 143 --config run.yaml" in called
+    assert "scontrol requeue 7" in called
+
+
 @pytest.mark.faults
 def test_a_job_that_slurm_refuses_takes_back_those_before(tmp_path: Path):
     programs = {

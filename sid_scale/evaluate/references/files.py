@@ -175,15 +175,22 @@ def _check(held: ReferenceFile, path: Path) -> None:
         raise ReferenceFileError(f"reference {path}: mu (D,) and sigma (D, D) are of other shapes")
     if not all(a.dtype.kind == "f" and np.isfinite(a).all() for a in arrays):
         raise ReferenceFileError(f"reference {path}: holds what is no finite number")
-    if not _is_held_out_known(held):
+    if not _says_what_is_known(held):
         raise ReferenceFileError(
-            f"reference {path}: what it says of held-out images is no distance: make it again"
+            f"reference {path}: what it says of its images, detectors or held-out images is of "
+            "another kind: make it again"
         )
 
 
-def _is_held_out_known(held: ReferenceFile) -> bool:
-    """Whether distances of held-out images are positive numbers; there may be none."""
+def _says_what_is_known(held: ReferenceFile) -> bool:
+    """Whether what a file says about itself can be read: distances of held-out images are positive
+    numbers. There may be nothing."""
     try:
-        return all(0 < distance < math.inf for distance in held.held_out.values())
+        hashes = held.about.get("detectors", {}).values()
+        return (
+            all(0 < distance < math.inf for distance in held.held_out.values())
+            and all(isinstance(digest, str) for digest in hashes)
+            and isinstance(held.about.get("resolution"), int | None)
+        )
     except (TypeError, AttributeError):
         return False

@@ -125,7 +125,7 @@ def check_references(
         if seen_by != detectors.get(kind):
             raise ReferenceFileError(
                 f"{where} was made with another detector (SHA-256 {str(seen_by)[:12]}..., here "
-                f"{detectors[kind][:12]}...): use the same file for both"
+                f"{str(detectors.get(kind))[:12]}...): use the same file for both"
             )
 
 

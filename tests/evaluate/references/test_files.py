@@ -160,6 +160,12 @@ def deflated_and_damaged() -> bytes:
     return bytes(contents)
 
 
+def ours(**about: object) -> bytes:
+    """A file of our own kind, which says something wrong about itself."""
+    moments = {"fd_pixels.mu": np.zeros(2), "fd_pixels.sigma": np.eye(2)}
+    return npz(**moments, about=np.array(json.dumps(about)))
+
+
 def claims_a_petabyte() -> bytes:
     """An array whose header promises far more than follows."""
     file = io.BytesIO()
@@ -185,6 +191,11 @@ def claims_a_petabyte() -> bytes:
         (npz(mu=np.arange(2), sigma=np.eye(2)), "no finite number"),
         (npz(mu=np.zeros(2), sigma=np.eye(2))[:-60], "damaged"),
         (npz(about=np.array(json.dumps({"format_version": 9}))), "another version"),
+        (ours(detectors=None), "make it again"),
+        (ours(detectors={"pixels": 3}), "make it again"),
+        (ours(resolution="large"), "make it again"),
+        (ours(held_out=[1.0]), "make it again"),
+        (ours(held_out={"distances": {"fd_pixels": -1.0}}), "make it again"),
         (claims_a_petabyte(), "damaged"),
         (deflated_and_damaged(), "damaged"),
         (
