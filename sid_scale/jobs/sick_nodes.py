@@ -218,7 +218,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("when", choices=("begin", "leave-out"))
     parser.add_argument("--config", required=True, help="as given to sid_scale.train")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     try:
         run_dir = Path(load_config(options.config, options.overrides).run_dir)
         cluster, job, now = read_cluster(sys.stdin.read()), current_job(), time.time()

@@ -286,7 +286,7 @@ def test_clocks_may_differ_by_a_little(tmp_path: Path):
 def test_the_job_s_script_gets_folder_and_list(tmp_path: Path, monkeypatch, capsys):
     config = tmp_path / "run.yaml"
     text = "method: sid\nteacher: t\ndeepspeed: d\ntotal_images: 8192"
-    config.write_text(f"run_dir: {tmp_path / 'run'}\n{text}\n")
+    config.write_text(f"run_dir: elsewhere\n{text}\n")
     with_sick(tmp_path / "run", "node2")
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
@@ -295,7 +295,8 @@ def test_the_job_s_script_gets_folder_and_list(tmp_path: Path, monkeypatch, caps
     outputs = {}
     for when, status in (("begin", 75), ("leave-out", 0)):
         monkeypatch.setattr("sys.stdin", io.StringIO(known.format(lines)))
-        assert main([when, "--config", str(config)]) == status
+        settings = [f"run_dir={tmp_path / 'run'}", "seed=3"]  # behind the YAML, as sbatch has them
+        assert main([when, "--config", str(config), *settings]) == status
         outputs[when] = capsys.readouterr().out
     assert outputs == {
         "begin": f"{tmp_path}/run/logs/17-1\n",
