@@ -85,7 +85,7 @@ def test_a_guide_is_in_memory_and_has_passes_of_its_own(folder: Path, sida: Plan
 
 
 def test_a_guide_that_nobody_knows_is_told(folder: Path):
-    with pytest.raises(SidScaleError, match=r"^objective\.guide: there is no guides/of/mine, nor is"):
+    with pytest.raises(SidScaleError, match=r"^objective\.guide: there is no guides/of/mine"):
         plan(folder, 2, objective__guide="guides/of/mine", objective__guidance=2)
 
 

@@ -111,6 +111,7 @@ def test_the_vae_is_found_again_from_anywhere(tool: Tool, tmp_path: Path):
     architecture = EDM2Architecture(8, 4, 4, 16, (1, 2), 1, (4,), 16, 16)
     made = published(architecture, EDM2(architecture).state_dict(), **settings_of(architecture))
     write(tmp_path / "latent.pkl", snapshot(made))
+    (tmp_path / "models" / "vae").mkdir(parents=True)  # else it would be a name on the hub
     assert tool("latent.pkl", "latent", "--vae", "models/vae").returncode == 0
     codec = load_network(tmp_path / "latent").codec
     assert codec["vae"] == str(tmp_path / "models" / "vae")
