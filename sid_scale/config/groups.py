@@ -170,7 +170,7 @@ class HealthConfig:
     """a rank is slow whose own time of an iteration (data, forward passes) is above so many times
     the median of all ranks"""
     straggler_intervals: Positive = 3
-    """logging intervals in a row in which a rank is slow before it is told as a straggler"""
+    """a rank that is slow in so many logging intervals in a row is called a straggler in the log"""
 
 
 @dataclass(frozen=True, config=SETTINGS)
