@@ -221,14 +221,14 @@ _MISSING = (
 def _read_identity(folder: Path) -> tuple[str, int]:
     """Id and next step of the run that a folder is logged to; new ones for a new folder, or where
     the file is damaged."""
+    new = secrets.token_hex(4), 0
     try:
         kept = json.loads((folder / IDENTITY).read_text())
         name, step = kept["id"], kept["next_step"]
-        if _ID.fullmatch(name) and isinstance(step, int) and 0 <= step < MOST_STEPS:
-            return name, step
+        is_sound = _ID.fullmatch(name) and isinstance(step, int) and 0 <= step < MOST_STEPS
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        pass
-    return secrets.token_hex(4), 0
+        return new
+    return (name, step) if is_sound else new
 
 
 def _end_service() -> None:
