@@ -15,6 +15,7 @@ from sid_scale.metrics_log import read_metrics
 
 FORMAT_VERSION = 1
 METRICS_FILE = "metrics.json"
+DEMO_SUMMARY, DEMO_FD = "summary.json", "demo_fd"  # of the demo's judge, and its figure's name
 # Of a metrics.json, what is no metric.
 CIRCUMSTANCES = {"num", "first_seed", "seconds", "format_version"}
 LARGEST = 1e300  # an integer of hundreds of digits is no float; nor is infinity or NaN below it

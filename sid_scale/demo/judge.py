@@ -26,6 +26,7 @@ from sid_scale.diffusion.heun import denoiser, heun_sample, steps_for
 from sid_scale.diffusion.noise import SeededNoise, keyed_seeds
 from sid_scale.evaluate.metrics.distances import FeatureStatistics, frechet_distance
 from sid_scale.generators.card import write_card
+from sid_scale.measurements import DEMO_SUMMARY
 from sid_scale.networks.folder import load_network
 from sid_scale.thread_map import one_thread_each
 
@@ -173,7 +174,7 @@ def judge_run(run: Path, began: float) -> dict[str, Any]:
     summary["seconds"] = round(time.time() - began, 1)
     draw_samples(run / "samples.png", rows, judge.labels)
     draw_curve(run / "curve.png", curve, {n: t.distance for n, t in teachers.items()}, summary)
-    (run / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (run / DEMO_SUMMARY).write_text(json.dumps(summary, indent=2) + "\n")
     write_card(run / "generator")  # which the run wrote before anything was judged
     return summary
 

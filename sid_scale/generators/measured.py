@@ -18,6 +18,8 @@ from typing import Any
 from sid_scale.generators.folder import POST_HOC_EMA
 from sid_scale.hashing import sha256_file
 from sid_scale.measurements import (
+    DEMO_FD,
+    DEMO_SUMMARY,
     METRICS_FILE,
     MeasurementError,
     figures_in,
@@ -33,7 +35,7 @@ from sid_scale.networks.folder import WEIGHTS, NetworkFolder, read_description
 
 EVALUATION, SNAPSHOTS = "evaluation", "snapshots"
 WRITTEN_BY_RUNS = ("generator", "best_generator")
-SUMMARY, DEMO_METRIC, DEMO_FIGURE = "summary.json", "demo_fd", "student_fd"
+DEMO_FIGURE = "student_fd"
 DEMO_REFERENCE = "all real digits"
 
 
@@ -166,13 +168,13 @@ def _measured_by_run(run: Path, network: NetworkFolder) -> list[Figure]:
         Figure(name, value, _known({**shared, "reference_sha256": _name(references.get(name))}))
         for name, value in figures.items()
     ]
-    if (run / SUMMARY).is_file():
-        summary = read_object(run / SUMMARY)
+    if (run / DEMO_SUMMARY).is_file():
+        summary = read_object(run / DEMO_SUMMARY)
         value = summary.get(DEMO_FIGURE)
         if is_number(value) and integer(summary.get("images_seen")) == seen:
             images = integer(summary.get("judged_images"))
             protocol = {"images": images, "reference": DEMO_REFERENCE, "nfe": steps}
-            found.append(Figure(DEMO_METRIC, value, _known({**protocol, "file": SUMMARY})))
+            found.append(Figure(DEMO_FD, value, _known({**protocol, "file": DEMO_SUMMARY})))
     return found
 
 

@@ -23,6 +23,8 @@ from sid_scale.evaluate.features import (
     family_of,
 )
 from sid_scale.measurements import (
+    DEMO_FD,
+    DEMO_SUMMARY,
     MeasurementError,
     figures_in,
     group,
@@ -32,7 +34,6 @@ from sid_scale.measurements import (
     read_object,
 )
 
-DEMO_FD = "demo_fd"
 TEACHER, GENERATOR = "teacher", "generator"
 
 
@@ -150,9 +151,9 @@ def read_evaluations(run: Path) -> tuple[tuple[Measurement, ...], list[str]]:
             evaluations.append(replace(found, source=path.relative_to(run)))
         except MeasurementError as error:
             notices.append(f"{error}.")
-    if (run / "summary.json").is_file():
+    if (run / DEMO_SUMMARY).is_file():
         try:
-            evaluations += read_demo_summary(run / "summary.json")
+            evaluations += read_demo_summary(run / DEMO_SUMMARY)
         except MeasurementError as error:
             notices.append(f"{error}.")
     return tuple(evaluations), notices
