@@ -80,6 +80,14 @@ def own_device() -> "torch.device":
     return device
 
 
+def synchronize(device: "torch.device") -> None:
+    """Waits until a GPU has done what was asked of it; a CPU has."""
+    if device.type == "cuda":
+        import torch
+
+        torch.cuda.synchronize(device)
+
+
 def check_accelerator(device: "torch.device") -> None:
     """Whether DeepSpeed computes on the same device.
 

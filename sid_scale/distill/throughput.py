@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from sid_scale.config.run import RunConfig
+from sid_scale.devices import synchronize
 from sid_scale.distill.build import Run
 from sid_scale.ranks import Ranks
 
@@ -62,13 +63,10 @@ def measured_peak(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _seconds_of_product(a: torch.Tensor) -> float:
-    on_cuda = a.device.type == "cuda"
-    if on_cuda:
-        torch.cuda.synchronize(a.device)
+    synchronize(a.device)
     began = time.perf_counter()
     a @ a
-    if on_cuda:
-        torch.cuda.synchronize(a.device)
+    synchronize(a.device)
     return time.perf_counter() - began
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sid_scale.codecs import Codec
+from sid_scale.devices import synchronize
 from sid_scale.evaluate.blocks import Block, BlockStore
 from sid_scale.evaluate.features import LATENTS, Extract, need_images
 from sid_scale.evaluate.samplers import CPU_BATCH, Sampler, classes_of
@@ -46,8 +47,7 @@ class Stopwatch:
         """Counts what happens inside for a stage."""
         began = time.perf_counter()
         yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # what was asked for is done
+        synchronize(self.device)
         self.seconds[name] += time.perf_counter() - began
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sid_scale.devices import node_name
+from sid_scale.devices import node_name, synchronize
 from sid_scale.errors import SidScaleError
 from sid_scale.ranks import Ranks
 
@@ -164,18 +164,13 @@ def _copy(device: torch.device) -> tuple[float, bool]:
     target = torch.zeros_like(source)
     seconds = []
     for _ in range(COPIES):
-        _finish(device)
+        synchronize(device)
         began = time.perf_counter()
         target.copy_(source)
-        _finish(device)
+        synchronize(device)
         seconds.append(time.perf_counter() - began)
     # The best: other processes may have been in the way of the rest.
     return 2 * COPIED[device.type] / min(seconds), torch.equal(target.cpu(), numbers)
-
-
-def _finish(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _sums_rightly(ranks: Ranks) -> bool:
