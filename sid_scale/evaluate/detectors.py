@@ -10,6 +10,7 @@ A metric's figures compare with published ones only if these are the published f
 says the SHA-256 of those that were used.
 """
 
+import argparse
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor
 
-from sid_scale.errors import SidScaleError
+from sid_scale.errors import SidScaleError, UsageError
 from sid_scale.evaluate.encoders import open_encoder
 from sid_scale.evaluate.features import (
     DINOV2,
@@ -63,6 +64,19 @@ class DetectorFiles:
         """Kinds of features whose detectors are given."""
         given = {INCEPTION: self.inception, DINOV2: self.dinov2, **self.encoders}
         return tuple(kind for kind, file in given.items() if file is not None)
+
+
+def detector_files(options: argparse.Namespace) -> DetectorFiles:
+    """Detectors that a command line names.
+
+    Raises:
+        UsageError: two files for one encoder.
+    """
+    encoders: dict[str, Path] = {}
+    for name, file in options.encoder:
+        if encoders.setdefault(name, file) != file:
+            raise UsageError(f"--encoder {name}: two files, {encoders[name]} and {file}")
+    return DetectorFiles(options.inception, options.dinov2, encoders)
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,8 @@ import torch
 import torch.distributed as dist
 
 from sid_scale.codecs import CodecError, IdentityCodec
-from sid_scale.errors import UsageError
 from sid_scale.evaluate.blocks import BlockStore, blocks_of
-from sid_scale.evaluate.detectors import DetectorFiles, Detectors, open_detectors
+from sid_scale.evaluate.detectors import Detectors, detector_files, open_detectors
 from sid_scale.evaluate.engine import Stopwatch, extract_features, make_blocks
 from sid_scale.evaluate.features import (
     FDR,
@@ -103,19 +102,6 @@ def open_yardsticks(
     references = find_references(options.metrics, options.reference)
     check_counts(options.metrics, options.num, real_counts(references))
     return detectors, references
-
-
-def detector_files(options: argparse.Namespace) -> DetectorFiles:
-    """Detectors that a command line names.
-
-    Raises:
-        UsageError: two files for one encoder.
-    """
-    encoders: dict[str, Path] = {}
-    for name, file in options.encoder:
-        if encoders.setdefault(name, file) != file:
-            raise UsageError(f"--encoder {name}: two files, {encoders[name]} and {file}")
-    return DetectorFiles(options.inception, options.dinov2, encoders)
 
 
 def run_evaluation(job: Job, options: argparse.Namespace, ranks: Ranks) -> None:

@@ -11,6 +11,7 @@ from sid_scale.codecs import Codec, VAECodec, fetch_once_a_node
 from sid_scale.diffusion.heun import SamplerSettings, steps_for
 from sid_scale.dtypes import torch_dtype
 from sid_scale.errors import SidScaleError, UsageError
+from sid_scale.evaluate.detectors import detector_files
 from sid_scale.evaluate.features import (
     MetricError,
     check_metrics,
@@ -18,7 +19,7 @@ from sid_scale.evaluate.features import (
     need_images,
     with_fdr_members,
 )
-from sid_scale.evaluate.job import Job, detector_files, run_evaluation
+from sid_scale.evaluate.job import Job, run_evaluation
 from sid_scale.evaluate.samplers import (
     GeneratorSampler,
     TeacherSampler,

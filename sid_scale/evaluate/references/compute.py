@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from sid_scale.codecs import Codec, CodecError, VAECodec, fetch_once_a_node, open_codec
 from sid_scale.dtypes import torch_dtype
-from sid_scale.evaluate.detectors import open_detectors
+from sid_scale.evaluate.detectors import detector_files, open_detectors
 from sid_scale.evaluate.engine import decode, extract_features
 from sid_scale.evaluate.features import (
     FDR,
@@ -27,7 +27,6 @@ from sid_scale.evaluate.features import (
     needs_real_features,
     needs_statistics,
 )
-from sid_scale.evaluate.job import detector_files
 from sid_scale.evaluate.metrics.distances import FeatureStatistics, frechet_distance
 from sid_scale.evaluate.references.files import ReferenceFile, ReferenceFileError, write_reference
 from sid_scale.evaluate.references.real_images import (
