@@ -165,7 +165,7 @@ class HealthConfig:
 
     check_devices: Flag = True
     """whether every device multiplies, copies and sums known numbers before a run begins; one that
-    does so wrongly, or is far slower than the others, ends it"""
+    does so wrongly, or a GPU with far slower memory than the others, ends it"""
     straggler_factor: Annotated[Number, Field(gt=1)] = 1.5
     """a rank is slow whose own time of an iteration (data, forward passes) is above so many times
     the median of all ranks"""

@@ -41,24 +41,25 @@ class Finding(NamedTuple):
     device: str
     faults: tuple[str, ...]  # of the device itself
     sum_is_wrong: bool  # which any of the ranks may be to blame for
-    bandwidth: float  # of memory, bytes a second
+    bandwidth: float | None  # of a GPU's memory, bytes a second; a CPU's varies with its load
 
 
 def check_devices(ranks: Ranks) -> str:
     """Tries every rank's device; returns a line for the log. Collective.
 
     Raises:
-        SickNodeError: a device computes wrongly or is far slower than the others. It names them.
+        SickNodeError: a device computes wrongly, or a GPU's memory is far slower than that of the
+            others. It names them.
     """
     began = time.perf_counter()
     findings: list[Finding] = [_look(ranks)] * ranks.world_size
     dist.all_gather_object(findings, findings[ranks.rank])
     judge(findings)
-    rates = sorted(finding.bandwidth / 1e9 for finding in findings)
-    return (
-        f"checked {len(findings)} devices in {time.perf_counter() - began:.2f} s: products and "
-        f"sums are right, memory copies {rates[0]:.4g} to {rates[-1]:.4g} GB/s"
-    )
+    told = f"checked {len(findings)} devices in {time.perf_counter() - began:.2f} s: products, "
+    told += "copies and sums are right"
+    if rates := _bandwidths(findings):
+        told += f"; memory copies {rates[0] / 1e9:.4g} to {rates[-1] / 1e9:.4g} GB/s"
+    return told
 
 
 def judge(findings: Sequence[Finding]) -> None:
@@ -67,10 +68,10 @@ def judge(findings: Sequence[Finding]) -> None:
     Raises:
         SickNodeError: a device is at fault.
     """
-    median = median_high([finding.bandwidth for finding in findings])
+    median = median_high(_bandwidths(findings) or [0.0])
     faults = [list(finding.faults) for finding in findings]
     for finding, found in zip(findings, faults, strict=True):
-        if finding.bandwidth < SLOW * median:
+        if finding.bandwidth is not None and finding.bandwidth < SLOW * median:
             found.append(
                 f"it copies memory at {finding.bandwidth / 1e9:.3g} GB/s, other devices at "
                 f"{median / 1e9:.3g}"
@@ -90,6 +91,10 @@ def judge(findings: Sequence[Finding]) -> None:
     ]
     if lines:
         raise SickNodeError("\n".join(lines) + _remedy(sick), sorted(sick))
+
+
+def _bandwidths(findings: Sequence[Finding]) -> list[float]:
+    return sorted(finding.bandwidth for finding in findings if finding.bandwidth is not None)
 
 
 def _told(rank: int, node: str, device: str, faults: Sequence[str]) -> str:
@@ -116,7 +121,8 @@ def _look(ranks: Ranks) -> Finding:
         said = (str(error) or type(error).__name__).splitlines()[0]
         fault = _told(ranks.rank, node_name(), name, [said])
         raise SickNodeError(fault + _remedy({node_name()}), [node_name()]) from error
-    finding = Finding(node_name(), name, tuple(faults), not _sums_rightly(ranks), bandwidth)
+    compared = bandwidth if device.type == "cuda" else None
+    finding = Finding(node_name(), name, tuple(faults), not _sums_rightly(ranks), compared)
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)

@@ -106,6 +106,24 @@ def test_a_slow_memory_is_a_fault_beside_faster_ones():
     judge([SOUND, SOUND._replace(node="node2", bandwidth=1e12)])  # another model of GPU
 
 
+def test_the_memory_of_a_cpu_is_not_compared():
+    run_ranks(2, _one_slow_copy)
+
+
+def _one_slow_copy(rank: int) -> None:
+    """Other processes on the machine make one rank's copies slow."""
+    right = torch.Tensor.copy_
+
+    def copy(self: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+        for _ in range(50 * rank):
+            right(self, source)
+        return right(self, source)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "copy_", copy)
+        assert check_devices(joined()).endswith("products, copies and sums are right")
+
+
 def test_a_wrong_sum_blames_no_node_if_all_have_it():
     wrong = SOUND._replace(sum_is_wrong=True)
     with pytest.raises(SickNodeError, match="to blame cannot be told") as error:
