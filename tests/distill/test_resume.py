@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import random
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,8 @@ from sid_scale.distill.loop import train
 from sid_scale.networks.folder import load_network, save_network
 from sid_scale.ranks import joined_ranks
 from sid_scale.zero.saved import STATE, TrainingStateError, read_manifest
-from tests.conftest import ROOT, flip_last_bit
+from tests.conftest import flip_last_bit
+from tests.programs import python
 from tests.ranks import PRELOADED, free_port, joined, run_ranks
 from tests.tiny import (
     config,
@@ -257,13 +257,9 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 def go_on(folder: Path, **overrides: object) -> tuple[int, str]:
     """Starts the run again, on one rank; returns exit status and output."""
-    arguments = settings(folder, **overrides)
-    command = [sys.executable, "-m", "sid_scale.train", "--config", str(folder / "run.yaml")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # as a launcher says
-    done = subprocess.run(
-        [*command, *arguments], capture_output=True, text=True, env=environment, timeout=120
-    )
+    words = ["--config", folder / "run.yaml", *settings(folder, **overrides)]
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # as a launcher says
+    done = python("-m", "sid_scale.train", *words, **place)
     return done.returncode, done.stdout + done.stderr
 
 
