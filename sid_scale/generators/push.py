@@ -17,12 +17,12 @@ from sid_scale import hub
 from sid_scale.codecs import VAE_WEIGHTS, VAECodec
 from sid_scale.errors import SidScaleError
 from sid_scale.generators.card import CARD
-from sid_scale.generators.card_text import PLACEHOLDER
 from sid_scale.generators.diffusers_folder import own_pipeline_files
 from sid_scale.generators.folder import VAE, codec_of, trained_for
 from sid_scale.networks.folder import NetworkFolder, load_network
 
 MEASURED = re.compile(r"^## What was measured\n+\|", re.MULTILINE)
+LOADED = re.compile(r'OneStepGenerator\.from_pretrained\("([\w.-]+/[\w.-]+)["@]')
 MESSAGE = "Upload a generator with sid_scale"
 
 
@@ -113,10 +113,11 @@ def _check_card(card: Path, repo: str, *, unmeasured: bool) -> None:
             f"{card}: no metrics: measure with `sid-scale evaluate run`, then {write}; or push it "
             "with --unmeasured"
         )
-    if f'"{PLACEHOLDER}"' in text and repo != PLACEHOLDER:
+    loaded = LOADED.findall(text)
+    if loaded and repo not in loaded:
         raise PushError(
-            f"{card}: its lines of Python load {PLACEHOLDER}, which stands for the model's name: "
-            f"`sid-scale card {card.parent} --repo {repo}`, with --metrics as before, names it"
+            f"{card}: its lines of Python load {loaded[0]}, not {repo}: `sid-scale card "
+            f"{card.parent} --repo {repo}`, with --metrics as before, writes them anew"
         )
 
 

@@ -120,7 +120,16 @@ def no_metrics(folder: Path) -> None:
 
 
 def no_name(folder: Path) -> None:
-    (folder / "README.md").write_text(f'{CARD}\n    from_pretrained("user/repo")\n')
+    loaded_as("user/repo", folder)
+
+
+def name_of_another(folder: Path) -> None:
+    loaded_as("user/another@v1", folder)
+
+
+def loaded_as(name: str, folder: Path) -> None:
+    text = f'{CARD}\n    OneStepGenerator.from_pretrained("{name}")\n'
+    (folder / "README.md").write_text(text)
 
 
 def cut_weights(folder: Path) -> None:
@@ -154,7 +163,8 @@ def cut_vae(folder: Path) -> None:
         (no_licence, "no licence"),
         (no_metadata, "no model card"),
         (no_metrics, "no metrics: measure with `sid-scale evaluate run`"),
-        (no_name, f"which stands for the model's name: `sid-scale card {{folder}} --repo {NAME}`"),
+        (no_name, f"load user/repo, not {NAME}: `sid-scale card {{folder}} --repo {NAME}`"),
+        (name_of_another, f"load user/another, not {NAME}: `sid-scale card {{folder}} --repo"),
         (cut_weights, "model.safetensors: damaged"),
         (teacher, "a teacher, not a generator"),
         (vae_elsewhere, "vae: no config.json there"),
