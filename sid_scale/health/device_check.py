@@ -55,7 +55,8 @@ def check_devices(ranks: Ranks) -> str:
     findings: list[Finding] = [_look(ranks)] * ranks.world_size
     dist.all_gather_object(findings, findings[ranks.rank])
     judge(findings)
-    told = f"checked {len(findings)} devices in {time.perf_counter() - began:.2f} s: products, "
+    devices = "1 device" if len(findings) == 1 else f"{len(findings)} devices"
+    told = f"checked {devices} in {time.perf_counter() - began:.2f} s: products, "
     told += "copies and sums are right"
     if rates := _bandwidths(findings):
         told += f"; memory copies {rates[0] / 1e9:.4g} to {rates[-1] / 1e9:.4g} GB/s"
