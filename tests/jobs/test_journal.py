@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from sid_scale.devices import SickNodeError
 from sid_scale.errors import SidScaleError
-from sid_scale.health.device_check import SickNodeError
 from sid_scale.jobs.attempts import FAILED, STOPPED, newest_attempt, read_outcome
 from sid_scale.jobs.journal import Journal
 from sid_scale.ranks import Ranks
