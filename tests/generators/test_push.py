@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from sid_scale import OneStepGenerator
 from sid_scale.cli import main
@@ -178,6 +179,32 @@ def test_a_folder_that_is_not_ready_is_refused_before_anything_is_sent(
     assert push(ready) != 0
     assert message.format(folder=ready) in capsys.readouterr().err
     assert not hub.asked
+
+
+@pytest.mark.faults
+@pytest.mark.usefixtures("token")
+def test_figures_of_other_weights_are_refused_until_the_card_is_written_anew(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    licence = {"teacher_provenance": {"license": "mit"}}
+    folder = demo_generator(tmp_path / "g", **licence)
+    (tmp_path / "metrics.json").write_text('{"fid": 1.5}')
+    words = ["card", str(folder), "--repo", NAME, "--samples", "4"]
+    assert main([*words, "--metrics", str(tmp_path / "metrics.json")]) == 0
+    replace_weights(folder)
+    assert push(folder, "--unmeasured") == 2
+    message = "README.md: its figures are of other weights than model.safetensors beside it"
+    assert message in (said := capsys.readouterr().err)
+    assert f"`sid-scale card {folder} --repo {NAME}` writes it anew" in said
+    assert not hub.asked
+    assert main(words) == 0
+    assert push(folder, "--unmeasured") == 0
+
+
+def replace_weights(folder: Path) -> None:
+    """The weights of another training, of the same names and shapes."""
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: 2 * tensor for name, tensor in tensors.items()}, folder / "model.safetensors")
 
 
 @pytest.mark.usefixtures("token")

@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from sid_scale.devices import SickNodeError
 from sid_scale.health import device_check
-from sid_scale.health.device_check import Finding, SickNodeError, check_devices, judge, signs
+from sid_scale.health.device_check import Finding, check_devices, judge, signs
 from sid_scale.ranks import Ranks
 from tests.ranks import joined, run_ranks
 
