@@ -107,8 +107,8 @@ def _check_card(card: Path, repo: str, *, unmeasured: bool) -> None:
         raise PushError(f"{card}: no model card ({reason}): {write} writes it anew") from error
     if str(data.get("license") or "unknown") == "unknown":
         raise PushError(
-            f"{card}: no licence, which is the teacher's: state it there as `license: ID`, or in "
-            f"`teacher_provenance` of config.json, and {write}"
+            f"{card}: no licence, which is the teacher's: state it there as `license: ID`, or as "
+            f"`license` in `teacher_provenance` of config.json, from where {write} takes it"
         )
     if not (unmeasured or data.eval_results or MEASURED.search(text)):
         raise PushError(
