@@ -183,6 +183,7 @@ class WandbBoard:
                 self._say(f"wandb: {_in_one_line(error)}{more}")
         try:
             self._run.finish(exit_code=1 if self._failed else 0)
+            self._wandb.teardown()  # the end of its process: only then are its files whole
         except Exception as error:
             self._say(f"wandb: {_in_one_line(error)}")
 
