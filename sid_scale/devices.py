@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sid_scale.errors import SidScaleError
@@ -32,6 +33,16 @@ class DeviceError(SidScaleError):
     def __init__(self, message: str, *, told_by_this_rank: bool = False):
         super().__init__(message)
         self.told_by_this_rank = told_by_this_rank
+
+
+class SickNodeError(SidScaleError):
+    """A device does not compute as it should; another start, on other nodes, may do better."""
+
+    is_user_error = False
+
+    def __init__(self, message: str, nodes: Sequence[str]):
+        super().__init__(message)
+        self.sick_nodes = tuple(nodes)
 
 
 def node_name() -> str:

@@ -27,14 +27,21 @@ class MeasurementError(SidScaleError):
     """A file of metrics that cannot be used; the message says which and why."""
 
 
+class ForeignFileError(MeasurementError):
+    """A `metrics.json` that another program wrote."""
+
+
 def read_metrics_file(path: Path) -> Mapping[str, Any]:
     """What a `metrics.json` holds.
 
     Raises:
+        ForeignFileError: it is of another program.
         MeasurementError: it cannot be read, is of another format, or holds no figure.
     """
-    fields = read_object(path)
-    version = fields.get("format_version")
+    fields = _read_json(path)
+    if not isinstance(fields, dict) or "format_version" not in fields:
+        raise ForeignFileError(f"{path}: not written by `sid-scale evaluate`")
+    version = fields["format_version"]
     if version != FORMAT_VERSION:
         raise MeasurementError(
             f"{path}: not metrics that this program reads: format_version {version!r:.40}, "
@@ -91,13 +98,17 @@ def read_object(path: Path) -> Mapping[str, Any]:
     Raises:
         MeasurementError: it is none, or cannot be read.
     """
-    try:
-        fields = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise MeasurementError(f"{path}: cannot be read as JSON: {error}") from error
+    fields = _read_json(path)
     if not isinstance(fields, dict):
         raise MeasurementError(f"{path}: holds no JSON object")
     return fields
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise MeasurementError(f"{path}: cannot be read as JSON: {error}") from error
 
 
 def group(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:

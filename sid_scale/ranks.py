@@ -22,15 +22,18 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
-from sid_scale.devices import check_accelerator, own_device
+from sid_scale.agreed_device import agreed_device
+from sid_scale.devices import check_accelerator
 from sid_scale.errors import SidScaleError, launched_rank
 
 T = TypeVar("T")
 
 POLL_SECONDS = 0.5
 WORKING_SECONDS = 5.0  # from one sign of life of a rank that others wait for to the next
-# torchrun's store outlives a restart of the ranks: each start has a key of its own.
-FAILED = f"sid_scale/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+# torchrun's store outlives a restart of the ranks: each start has keys of its own.
+START = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+FAILED = f"sid_scale/failed/{START}"
+DEVICES = f"sid_scale/devices/{START}"
 TIMEOUT_SECONDS = 1800.0  # where ranks work for themselves, some may be done much sooner
 
 
@@ -71,7 +74,9 @@ def joined_ranks(
 
     Raises:
         MeetingError: the address or the port where the ranks meet cannot be used.
-        DeviceError: a rank has no device, or not DeepSpeed's. It ends all ranks, as above.
+        DeviceError: a rank has no device, or not DeepSpeed's. It ends all ranks, as above, and so
+            does the next.
+        SickNodeError: ranks of some nodes have no device, and those of others have.
     """
     timeout = timedelta(seconds=timeout_seconds)
     # Without a launcher this is a world of one.
@@ -94,7 +99,7 @@ def joined_ranks(
         target=_guard, args=(rank, leaving, answered, timeout_seconds), name="guard", daemon=True
     ).start()
     try:
-        device = own_device()
+        device = agreed_device(dist.PrefixStore(DEVICES, store), rank, world_size)
         check_accelerator(device)
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(

@@ -10,6 +10,7 @@ PACKAGE = ROOT / "sid_scale"
 
 # Modules that every other may import.
 BASE = {
+    "agreed_device",
     "atomic",
     "class_lists",
     "codecs",

@@ -164,6 +164,25 @@ def test_a_rank_beyond_the_gpus_ends_all_with_one_error():
     assert "Traceback" not in told
 
 
+# On the second node CUDA does not come up. The first would wait for it in NCCL.
+HALF = """
+import os, torch
+node = int(os.environ["RANK"]) // 2
+os.environ["SLURMD_NODENAME"] = f"node{1 + node}"
+torch.cuda.is_available = lambda: node == 0
+"""
+
+
+def test_a_node_whose_gpus_have_vanished_is_to_blame():
+    left = run_all(PLAYED + HALF + MEETS, 0, 1, 0, 1)
+    told = "".join(rank.stderr for rank in left)
+    assert [rank.returncode for rank in left] == [1, 1, 1, 1], told
+    assert told.count("error:") == 1, told
+    assert "rank 2 on node2: PyTorch sees no GPU there" in told
+    assert "start without node2" in told
+    assert "Traceback" not in told
+
+
 def test_deepspeed_on_another_device_is_told_before_anything_else():
     left = run_alone(MEETS, DS_ACCELERATOR="cuda")
     assert left.returncode == 2, left.stderr

@@ -13,6 +13,7 @@ import argparse
 from pathlib import Path
 
 from sid_scale.commands.arguments import check_least, network, path
+from sid_scale.errors import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +46,7 @@ def run(options: argparse.Namespace) -> int:
     from sid_scale.generators.folder import SAMPLES
     from sid_scale.hub import local_folders
 
+    _check_folders(options.generator, options.run)
     if options.vae is not None:
         _copy_vae(options.generator, local_folders({"--vae": options.vae})["--vae"])
     if options.redraw or not (options.generator / SAMPLES).is_file():
@@ -59,6 +61,22 @@ def run(options: argparse.Namespace) -> int:
     )
     print(card)
     return 0
+
+
+def _check_folders(generator: Path, run: Path | None) -> None:
+    """Raises UsageError for what is no folder here, or no run's."""
+    from sid_scale.generators.measured import EVALUATION
+    from sid_scale.metrics_log import METRICS
+
+    if not generator.is_dir():
+        raise UsageError(
+            f"{generator}: no such folder here: a card is written into it. Of a model on the hub "
+            "`hf download NAME --local-dir FOLDER` makes one"
+        )
+    if run is not None and not ((run / METRICS).is_file() or (run / EVALUATION).is_dir()):
+        raise UsageError(
+            f"--run {run}: no run's folder: neither {METRICS} nor {EVALUATION}/ is there"
+        )
 
 
 def _copy_vae(folder: Path, vae: Path) -> None:

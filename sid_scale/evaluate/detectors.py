@@ -101,15 +101,15 @@ def open_detectors(metrics: Sequence[str], files: DetectorFiles, device: torch.d
     kinds = features_of(metrics)
     extract: dict[str, Extract] = {}
     used: dict[str, tuple[str, str]] = {}
-    if {INCEPTION, PROBABILITIES} & set(kinds):
-        path = _existing(files.inception, metrics, INCEPTION_HELP)
+    if of_inception := [m for m in metrics if {INCEPTION, PROBABILITIES} & {*features_of([m])}]:
+        path = _existing(files.inception, of_inception, INCEPTION_HELP)
         inception = Inception(path, device)
         digest = sha256_file(path)
         for kind, see in ((INCEPTION, inception.features), (PROBABILITIES, inception.classes)):
             if kind in kinds:
                 extract[kind], used[kind] = see, (str(path), digest)
-    if DINOV2 in kinds:
-        folder = _existing(files.dinov2, metrics, DINOV2_HELP)
+    if of_dinov2 := [m for m in metrics if DINOV2 in features_of([m])]:
+        folder = _existing(files.dinov2, of_dinov2, DINOV2_HELP)
         extract[DINOV2] = DinoV2(folder, device)
         used[DINOV2] = (str(folder), sha256_file(folder / DINOV2_WEIGHTS))
     for kind, file in files.encoders.items():

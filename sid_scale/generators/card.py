@@ -26,11 +26,13 @@ from sid_scale.generators.card_text import Extras, card_text
 from sid_scale.generators.diffusers_folder import INDEX
 from sid_scale.generators.folder import CARD, SAMPLES, VAE, trained_for
 from sid_scale.generators.measured import Figure, find_figures
-from sid_scale.networks.folder import NetworkFolder, read_description
+from sid_scale.hashing import sha256_file
+from sid_scale.networks.folder import WEIGHTS, NetworkFolder, read_description
 from sid_scale.networks.teachers import DataSet
 
 TAGS = ["image-generation", "distillation"]
 TASK = "unconditional-image-generation"  # the hub has none for classes
+MEASURED_WEIGHTS = "weights_sha256"  # in the metadata: of the weights that the figures are of
 
 
 class CardError(SidScaleError):
@@ -75,6 +77,8 @@ def write_card(
         data = metadata(network, figures, base_model, dataset)
         if extras.has_samples:
             data["widget"] = [{"text": "Samples", "output": {"url": SAMPLES}}]
+        if figures:
+            data[MEASURED_WEIGHTS] = sha256_file(folder / WEIGHTS)
         text = card_text(network, figures, extras)
         with atomic_write(folder / CARD) as partial:
             ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(partial)

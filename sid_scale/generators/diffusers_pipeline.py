@@ -24,6 +24,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor
 
+from sid_scale import hub
 from sid_scale.codecs import VAECodec
 from sid_scale.dtypes import COMPUTE
 from sid_scale.generators.diffusers_folder import (
@@ -62,8 +63,9 @@ class OneStepNetwork(ModelMixin):
     def from_pretrained(  # type: ignore[override]
         cls, folder: str | os.PathLike[str], **options: Any
     ) -> "OneStepNetwork":
-        """The network in a folder, or in the one around it; `dtype` or `torch_dtype` is what it
-        computes in. Other options of diffusers' models have no meaning here.
+        """The network in a folder, or in the one around it; or on the hub, by its name and, if
+        given, `revision` and `cache_dir`. `dtype` or `torch_dtype` is what it computes in. Other
+        options of diffusers' models have no meaning here.
 
         Raises:
             SidScaleError: there is no generator, or an option asks for what cannot be.
@@ -71,8 +73,10 @@ class OneStepNetwork(ModelMixin):
         for name in UNSUPPORTED:
             if options.get(name) is not None:
                 raise GeneratorError(f"{name} is not supported here: leave it out, and use .to()")
-        where = Path(folder)
-        if not (where / CONFIG).is_file():
+        where = hub.local_folder(
+            folder, revision=options.get("revision"), cache_dir=options.get("cache_dir")
+        )
+        if not (where / CONFIG).is_file() and (where.parent / CONFIG).is_file():
             where = where.parent
         dtype = options.get("dtype") or options.get("torch_dtype") or torch.float32
         return cls(load_network(where), where, dtype)

@@ -72,8 +72,7 @@ class OneStepGenerator:
     ):
         self.network, self.codec = network, codec
         self.init_sigma, self.steps = init_sigma, steps
-        self.batch_size = batch_size
-        self.folder = folder
+        self.batch_size, self.folder = batch_size, folder
         self.device = torch.device("cpu")
 
     @classmethod
@@ -152,13 +151,14 @@ class OneStepGenerator:
         uint8 (count, 3, H, W) on the device. The noise is interpolated spherically.
 
         Raises:
-            GeneratorError: as `generate`; or `count` is below 2.
+            GeneratorError: as `generate`; or there are not two seeds, or fewer than two images.
             CodecError: the VAE cannot be found.
         """
         labels = None if class_label is None else [class_label] * 2
-        samples = self._check(labels, seeds, steps)
-        if count < 2:
-            raise GeneratorError(f"{count} images: a way has two ends, so two or more are wanted")
+        ends, [count] = _integers(seeds, "seeds"), _integers([count], "count")
+        if len(ends) != 2 or count < 2:
+            raise GeneratorError(f"{count} images, {len(ends)} seeds: a way has two ends")
+        samples = self._check(labels, ends, steps)
         self.load_codec()
         way = torch.linspace(0, 1, count)
         z, step_noise = self._noise(samples)

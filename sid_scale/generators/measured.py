@@ -9,6 +9,7 @@ A metrics.json tells the SHA-256 of the weights that it is of. The last two tell
 generator had seen, and are of the folders that a run writes itself.
 """
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -21,6 +22,7 @@ from sid_scale.measurements import (
     DEMO_FD,
     DEMO_SUMMARY,
     METRICS_FILE,
+    ForeignFileError,
     MeasurementError,
     figures_in,
     group,
@@ -52,6 +54,8 @@ class Figure:
 
 def find_figures(folder: Path, run: Path | None = None, files: Sequence[Path] = ()) -> list[Figure]:
     """All that was measured of the generator in a folder, of most images first.
+
+    A `metrics.json` of another program below evaluation/ is passed over, with a note that names it.
 
     Args:
         folder: the generator's.
@@ -111,7 +115,16 @@ def _evaluated(
     found = []
     for file in sorted(place.glob(f"{EVALUATION}/**/{METRICS_FILE}")):
         if file.resolve() not in taken:
-            fields = read_metrics_file(file)
+            try:
+                fields = read_metrics_file(file)
+            except ForeignFileError as error:
+                print(f"note: {error}; it is passed over", file=sys.stderr)
+                continue
+            except MeasurementError as error:
+                raise MeasurementError(
+                    f"{error}; measure again with `sid-scale evaluate`, or move the file out of "
+                    f"{EVALUATION}/"
+                ) from error
             network = group(fields, "network")
             if network.get("kind") == "generator" and network.get("sha256") == weights_hash():
                 found += _figures(fields, str(file.relative_to(place)))

@@ -2,7 +2,7 @@
 
 What would not work there, or may not be published, is refused before anything is sent: a folder
 without a card, a licence or metrics, with damaged weights, whose VAE is on this machine alone, or
-whose card loads a model of another name.
+whose card loads a model of another name or has figures of other weights.
 """
 
 import re
@@ -16,13 +16,14 @@ from safetensors import SafetensorError, safe_open
 from sid_scale import hub
 from sid_scale.codecs import VAE_WEIGHTS, VAECodec
 from sid_scale.errors import SidScaleError
-from sid_scale.generators.card import CARD
-from sid_scale.generators.card_text import PLACEHOLDER
+from sid_scale.generators.card import CARD, MEASURED_WEIGHTS
 from sid_scale.generators.diffusers_folder import own_pipeline_files
 from sid_scale.generators.folder import VAE, codec_of, trained_for
-from sid_scale.networks.folder import NetworkFolder, load_network
+from sid_scale.hashing import sha256_file
+from sid_scale.networks.folder import WEIGHTS, NetworkFolder, load_network
 
 MEASURED = re.compile(r"^## What was measured\n+\|", re.MULTILINE)
+LOADED = re.compile(r'OneStepGenerator\.from_pretrained\("([\w.-]+/[\w.-]+)["@]')
 MESSAGE = "Upload a generator with sid_scale"
 
 
@@ -91,7 +92,8 @@ def _check_tensors(file: Path) -> None:
 
 
 def _check_card(card: Path, repo: str, *, unmeasured: bool) -> None:
-    """Makes sure that a card states a licence and what was measured, and names its model."""
+    """Makes sure that a card states a licence and what was measured of the weights beside it, and
+    names its model."""
     from huggingface_hub import ModelCard
 
     write = f"`sid-scale card {card.parent} --repo {repo} --metrics FILE`"
@@ -105,18 +107,26 @@ def _check_card(card: Path, repo: str, *, unmeasured: bool) -> None:
         raise PushError(f"{card}: no model card ({reason}): {write} writes it anew") from error
     if str(data.get("license") or "unknown") == "unknown":
         raise PushError(
-            f"{card}: no licence, which is the teacher's: state it there as `license: ID`, or in "
-            f"`teacher_provenance` of config.json, and {write}"
+            f"{card}: no licence, which is the teacher's: state it there as `license: ID`, or as "
+            f"`license` in `teacher_provenance` of config.json, from where {write} takes it"
         )
     if not (unmeasured or data.eval_results or MEASURED.search(text)):
         raise PushError(
             f"{card}: no metrics: measure with `sid-scale evaluate run`, then {write}; or push it "
             "with --unmeasured"
         )
-    if f'"{PLACEHOLDER}"' in text and repo != PLACEHOLDER:
+    measured = data.get(MEASURED_WEIGHTS)  # a card that a person wrote does not say
+    if measured is not None and measured != sha256_file(card.parent / WEIGHTS):
         raise PushError(
-            f"{card}: its lines of Python load {PLACEHOLDER}, which stands for the model's name: "
-            f"`sid-scale card {card.parent} --repo {repo}`, with --metrics as before, names it"
+            f"{card}: its figures are of other weights than {WEIGHTS} beside it (SHA-256 "
+            f"{measured!s:.10}): `sid-scale card {card.parent} --repo {repo}` writes it anew, with "
+            "what was measured of these"
+        )
+    loaded = LOADED.findall(text)
+    if loaded and repo not in loaded:
+        raise PushError(
+            f"{card}: its lines of Python load {loaded[0]}, not {repo}: `sid-scale card "
+            f"{card.parent} --repo {repo}`, with --metrics as before, writes them anew"
         )
 
 

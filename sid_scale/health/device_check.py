@@ -13,8 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sid_scale.devices import node_name, synchronize
-from sid_scale.errors import SidScaleError
+from sid_scale.devices import SickNodeError, node_name, synchronize
 from sid_scale.ranks import Ranks
 
 PRODUCTS = {"cuda": (2048, 8), "cpu": (128, 1)}  # rows and columns, and how often
@@ -22,16 +21,6 @@ COPIED = {"cuda": 2**28, "cpu": 2**23}  # bytes
 COPIES = 5
 SUMMED = 2**16  # numbers
 SLOW = 0.25  # of the median memory bandwidth: less is a fault
-
-
-class SickNodeError(SidScaleError):
-    """A device does not compute as it should; another start, on other nodes, may do better."""
-
-    is_user_error = False
-
-    def __init__(self, message: str, nodes: Sequence[str]):
-        super().__init__(message)
-        self.sick_nodes = tuple(nodes)
 
 
 class Finding(NamedTuple):
@@ -55,7 +44,8 @@ def check_devices(ranks: Ranks) -> str:
     findings: list[Finding] = [_look(ranks)] * ranks.world_size
     dist.all_gather_object(findings, findings[ranks.rank])
     judge(findings)
-    told = f"checked {len(findings)} devices in {time.perf_counter() - began:.2f} s: products, "
+    devices = "1 device" if len(findings) == 1 else f"{len(findings)} devices"
+    told = f"checked {devices} in {time.perf_counter() - began:.2f} s: products, "
     told += "copies and sums are right"
     if rates := _bandwidths(findings):
         told += f"; memory copies {rates[0] / 1e9:.4g} to {rates[-1] / 1e9:.4g} GB/s"

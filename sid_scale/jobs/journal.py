@@ -67,7 +67,10 @@ class Journal:
 
     def failed(self, error: BaseException, printed: str) -> None:
         """Tells of the error that ends all ranks, on the rank where it happened first."""
-        if self._attempt is None:
+        attempt = self._attempt
+        if attempt is None and (job := current_job()) is not None:  # before the ranks were joined
+            attempt = _make_attempt(self._run_dir, job)
+        if attempt is None:
             return  # it is on the console
         if launched_rank() and self._console is not None:
             os.write(self._console, printed.encode(errors="replace"))
@@ -80,7 +83,7 @@ class Journal:
             time=time.time(),
             sick_nodes=(node_name(),) if is_fault_of_device(error) else named,
         )
-        write_outcome(self._attempt, outcome)
+        write_outcome(attempt, outcome)
 
 
 def _make_attempt(run_dir: Path, job: Job | None) -> Path:

@@ -29,7 +29,7 @@ TITLES = {
     "pause_seconds": "Pauses (s)",
     "r1_penalty": "R1 penalty",
     "skipped_updates": "Skipped updates, total",
-    "step_seconds": "Time per iteration (s)",
+    "step_seconds": "A rank's own time per iteration (s)",
     "tflops_per_device": "TFLOP/s per device",
 }
 UNITS = {"seconds": "s", "gb": "GB", "gigabytes": "GB", "percent": "%"}  # at the end of a name

@@ -101,19 +101,24 @@ def test_what_a_resumed_run_repeats_comes_later_at_the_same_images_seen(interrup
 @pytest.mark.distributed
 def test_wandb_sync_makes_one_run_of_all_attempts(interrupted: Path):
     with serving() as server:
-        subprocess.run(
-            [Path(sys.executable).with_name("wandb"), "sync", "--yes", interrupted / "wandb"],
-            cwd=interrupted,  # it logs to `wandb/` there
-            env={**os.environ, **at_home(interrupted, server.url)},
-            check=True,
-            capture_output=True,
-        )
+        sync(interrupted, server.url)
         rows = [json.loads(row) for row in server.history]
     assert [row["_step"] for row in rows] == list(range(len(rows)))
     assert [row["images_seen"] for row in rows if "samples" not in row] == [
         *(8, 16, 24),
         *(24, 32),
     ]
+
+
+def sync(run: Path, server: str) -> None:
+    """Sends what a run has logged offline."""
+    subprocess.run(
+        [Path(sys.executable).with_name("wandb"), "sync", "--yes", run / "wandb"],
+        cwd=run,  # it logs to `wandb/` there
+        env={**os.environ, **at_home(run, server)},
+        check=True,
+        capture_output=True,
+    )
 
 
 @pytest.mark.distributed
@@ -196,6 +201,27 @@ def test_without_a_server_an_attempt_is_offline_and_says_how_to_send_it(online: 
     told = (online / "alone.txt").read_text()
     assert "wandb: the server cannot be used (" in told
     assert f"logged offline: `wandb sync {online / 'alone' / 'wandb' / 'offline-run-'}" in told
+
+
+def test_an_offline_attempt_that_is_sent_after_an_online_one_is_added_behind_it(
+    wanted, monkeypatch: pytest.MonkeyPatch
+):
+    """The package sends all rows; their steps go back. What a server then shows is its matter."""
+    run = Path(wanted().run_dir)
+    run.mkdir()
+    with serving() as server:
+        for name, value in at_home(run, server.url).items():
+            monkeypatch.setenv(name, value)
+        for mode, seen in (("offline", (8, 16)), ("online", (24, 32))):
+            board = wandb_board.WandbBoard(wanted(mode=mode), lambda line: None)
+            for images_seen in seen:
+                board.scalars({"loss": 1.0}, images_seen)
+            board.close(failed=False)
+            wandb.teardown()
+        sync(run, server.url)
+        rows = [json.loads(row) for row in server.history]
+    assert [row["images_seen"] for row in rows] == [24, 32, 8, 16]
+    assert [row["_step"] for row in rows] == [2, 3, 0, 1]
 
 
 @pytest.mark.faults

@@ -145,6 +145,15 @@ def test_what_is_missing_or_something_else_is_named(tmp_path: Path, images: torc
         Inception(tmp_path / "other.pt", CPU).features(images)
 
 
+@pytest.mark.faults
+def test_metrics_that_need_a_missing_detector_are_named_and_no_others():
+    metrics = ["fd_pixels", "density", "is", "kd_dinov2"]
+    with pytest.raises(DetectorError, match=r"^metrics density, is: need the Inception"):
+        open_detectors(metrics, DetectorFiles(), CPU)
+    with pytest.raises(DetectorError, match=r"^metrics kd_dinov2: need DINOv2"):
+        open_detectors(["fd_pixels", "kd_dinov2"], DetectorFiles(), CPU)
+
+
 def rename_weights(path: Path) -> None:
     """As in a folder of some other network."""
     save_file({f"other.{name}": value for name, value in load_file(path).items()}, path)

@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import ModelCard
 
 from sid_scale import OneStepGenerator
+from sid_scale.cli import main
 from sid_scale.demo.prepare import TEACHER
 from sid_scale.errors import UsageError
 from sid_scale.generators.card import write_card
@@ -321,6 +322,23 @@ def test_a_teachers_folder_gets_none(tmp_path: Path):
     with pytest.raises(GeneratorError):
         write_card(TEACHER)
     assert not (TEACHER / "README.md").exists()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("run", ["nowhere", "empty"])
+def test_what_is_no_run_is_refused_instead_of_a_card_without_its_figures(
+    run: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "empty").mkdir()
+    assert main(["card", str(folder), "--run", str(tmp_path / run)]) == 2
+    assert f"error: --run {tmp_path / run}: no run's folder" in capsys.readouterr().err
+    assert not (folder / "README.md").exists()
+
+
+@pytest.mark.faults
+def test_a_name_on_the_hub_is_no_folder_to_write_into(capsys: pytest.CaptureFixture[str]):
+    assert main(["card", "user/repo"]) == 2
+    assert "error: user/repo: no such folder here" in capsys.readouterr().err
 
 
 def test_the_tool_draws_and_tells(folder: Path, tmp_path: Path):

@@ -139,6 +139,9 @@ def test_a_name_on_the_hub_serves_as_well(kind: str, hub: Hub, tmp_path: Path, r
     for pipeline in ("pipeline", "ada/digits"):
         pipe = load("ada/digits", custom_pipeline=pipeline)
         assert torch.equal(bits(pipe(CLASSES, seeds=SEEDS).images), expected)
+    network = OneStepNetwork.from_pretrained("ada/digits", revision="main")
+    pipe = OneStepPipeline.from_pretrained("ada/digits", generator=network)
+    assert torch.equal(bits(pipe(CLASSES, seeds=SEEDS).images), expected)
     again = OneStepGenerator.from_pretrained("ada/digits")
     assert torch.equal(again.generate(CLASSES, SEEDS), expected)
 
@@ -225,6 +228,20 @@ def test_what_cannot_be_loaded_is_told(pixel: Path, latent: Path, tmp_path: Path
         load(folder)
     with pytest.raises(ValueError, match="trust_remote_code"):
         load(folder, trust_remote_code=False)
+
+
+@pytest.mark.faults
+def test_where_no_network_is_what_was_given_is_named(
+    pixel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "empty").mkdir()
+    for here in (tmp_path, pixel):  # the second would do, but was not asked for
+        monkeypatch.chdir(here)
+        with pytest.raises(SidScaleError, match=r"^missing: nothing is there"):
+            OneStepNetwork.from_pretrained("missing")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SidScaleError, match=r"^empty: no config\.json there"):
+        OneStepNetwork.from_pretrained("empty")
 
 
 def test_importing_a_generator_does_not_import_diffusers():

@@ -139,10 +139,40 @@ def test_files_that_cannot_serve_are_told(run: Path, generator: Path, tmp_path: 
     (tmp_path / "list.json").write_text("[1]")
     with pytest.raises(MeasurementError, match=r"list\.json: holds no JSON object"):
         find_figures(generator, files=[tmp_path / "list.json"])
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("text", ["[1]", '{"fid": 3.0}', "null"])
+def test_a_foreign_file_below_evaluation_is_passed_over_with_one_note(
+    text: str, run: Path, generator: Path, capsys: pytest.CaptureFixture[str]
+):
+    evaluate(run / "evaluation" / "a" / "metrics.json", generator, fd_pixels=0.25)
+    foreign = run / "evaluation" / "b" / "metrics.json"
+    foreign.parent.mkdir()
+    foreign.write_text(text)
+    assert values(find_figures(generator)) == [("fd_pixels", 0.25), ("fid", 5.0)]
+    note = f"note: {foreign}: not written by `sid-scale evaluate`; it is passed over\n"
+    assert capsys.readouterr().err == note
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('{"fid": ', "cannot be read as JSON"),
+        ("", "cannot be read as JSON"),
+        ('{"format_version": 1, "fid": null}', "holds no metric with a finite value"),
+        ('{"format_version": 9, "fid": 3.0}', "format_version 9, not 1"),
+    ],
+)
+def test_a_damaged_file_below_evaluation_is_one_error_that_says_what_to_do(
+    text: str, why: str, run: Path, generator: Path
+):
     damaged = run / "evaluation" / "final" / "metrics.json"
     damaged.parent.mkdir(parents=True)
-    damaged.write_text('{"fid": ')
-    with pytest.raises(MeasurementError, match=r"final/metrics\.json: cannot be read as JSON"):
+    damaged.write_text(text)
+    remedy = "measure again with `sid-scale evaluate`, or move the file out of evaluation/"
+    with pytest.raises(MeasurementError, match=rf"final/metrics\.json: .*{why}.*; {remedy}"):
         find_figures(generator)
 
 

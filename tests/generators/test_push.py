@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from sid_scale import OneStepGenerator
 from sid_scale.cli import main
@@ -120,7 +121,16 @@ def no_metrics(folder: Path) -> None:
 
 
 def no_name(folder: Path) -> None:
-    (folder / "README.md").write_text(f'{CARD}\n    from_pretrained("user/repo")\n')
+    loaded_as("user/repo", folder)
+
+
+def name_of_another(folder: Path) -> None:
+    loaded_as("user/another@v1", folder)
+
+
+def loaded_as(name: str, folder: Path) -> None:
+    text = f'{CARD}\n    OneStepGenerator.from_pretrained("{name}")\n'
+    (folder / "README.md").write_text(text)
 
 
 def cut_weights(folder: Path) -> None:
@@ -154,7 +164,8 @@ def cut_vae(folder: Path) -> None:
         (no_licence, "no licence"),
         (no_metadata, "no model card"),
         (no_metrics, "no metrics: measure with `sid-scale evaluate run`"),
-        (no_name, f"which stands for the model's name: `sid-scale card {{folder}} --repo {NAME}`"),
+        (no_name, f"load user/repo, not {NAME}: `sid-scale card {{folder}} --repo {NAME}`"),
+        (name_of_another, f"load user/another, not {NAME}: `sid-scale card {{folder}} --repo"),
         (cut_weights, "model.safetensors: damaged"),
         (teacher, "a teacher, not a generator"),
         (vae_elsewhere, "vae: no config.json there"),
@@ -168,6 +179,32 @@ def test_a_folder_that_is_not_ready_is_refused_before_anything_is_sent(
     assert push(ready) != 0
     assert message.format(folder=ready) in capsys.readouterr().err
     assert not hub.asked
+
+
+@pytest.mark.faults
+@pytest.mark.usefixtures("token")
+def test_figures_of_other_weights_are_refused_until_the_card_is_written_anew(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    licence = {"teacher_provenance": {"license": "mit"}}
+    folder = demo_generator(tmp_path / "g", **licence)
+    (tmp_path / "metrics.json").write_text('{"fid": 1.5}')
+    words = ["card", str(folder), "--repo", NAME, "--samples", "4"]
+    assert main([*words, "--metrics", str(tmp_path / "metrics.json")]) == 0
+    replace_weights(folder)
+    assert push(folder, "--unmeasured") == 2
+    message = "README.md: its figures are of other weights than model.safetensors beside it"
+    assert message in (said := capsys.readouterr().err)
+    assert f"`sid-scale card {folder} --repo {NAME}` writes it anew" in said
+    assert not hub.asked
+    assert main(words) == 0
+    assert push(folder, "--unmeasured") == 0
+
+
+def replace_weights(folder: Path) -> None:
+    """The weights of another training, of the same names and shapes."""
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: 2 * tensor for name, tensor in tensors.items()}, folder / "model.safetensors")
 
 
 @pytest.mark.usefixtures("token")

@@ -68,12 +68,25 @@ def test_a_way_begins_and_ends_with_the_images_of_its_seeds(
 
 
 def test_a_way_of_one_image_or_of_no_class_is_refused(generator: OneStepGenerator):
-    with pytest.raises(GeneratorError, match="1 images: a way has two ends"):
+    with pytest.raises(GeneratorError, match="1 images, 2 seeds: a way has two ends"):
         generator.interpolate(2, (0, 1), 1)
+    with pytest.raises(GeneratorError, match="count: integers are wanted"):
+        generator.interpolate(2, (0, 1), 2.5)  # type: ignore[arg-type]
     with pytest.raises(GeneratorError, match="class_labels are missing"):
         generator.interpolate(None, (0, 1), 3)
     with pytest.raises(GeneratorError, match="class 4 is not one of the generator's 4"):
         generator.interpolate(4, (0, 1), 3)
+
+
+@pytest.mark.parametrize("seeds", [(3,), (3, 7, 5)])
+def test_a_way_of_other_than_two_seeds_is_refused_without_classes_too(
+    tmp_path: Path, generator: OneStepGenerator, seeds: tuple[int, ...]
+):
+    network = tiny_folder(architecture=dataclasses.replace(ARCHITECTURE, label_dim=0))
+    unconditional = OneStepGenerator.from_pretrained(save_generator(tmp_path / "other", network))
+    for one, label in ((generator, 2), (unconditional, None)):
+        with pytest.raises(GeneratorError, match=f"{len(seeds)} seeds: a way has two ends"):
+            one.interpolate(label, seeds, 4)  # type: ignore[arg-type]
 
 
 # --- sheets -------------------------------------------------------------------------------

@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from sid_scale.devices import SickNodeError
 from sid_scale.health import device_check
-from sid_scale.health.device_check import Finding, SickNodeError, check_devices, judge, signs
+from sid_scale.health.device_check import Finding, check_devices, judge, signs
 from sid_scale.ranks import Ranks
 from tests.ranks import joined, run_ranks
 
@@ -24,13 +25,14 @@ def test_products_are_exact_in_every_dtype_and_order(size: int):
     assert torch.equal((a.bfloat16() @ b.bfloat16()).float(), product)
 
 
-def test_sound_devices_are_told_and_nothing_random_changes():
-    run_ranks(2, _sound)
+@pytest.mark.parametrize(("ranks", "devices"), [(1, "1 device"), (2, "2 devices")])
+def test_sound_devices_are_told_and_nothing_random_changes(ranks: int, devices: str):
+    run_ranks(ranks, _sound, devices)
 
 
-def _sound(rank: int) -> None:
+def _sound(rank: int, devices: str) -> None:
     before = torch.get_rng_state()
-    assert check_devices(joined()).startswith("checked 2 devices in ")
+    assert check_devices(joined()).startswith(f"checked {devices} in ")
     assert torch.equal(torch.get_rng_state(), before)
 
 

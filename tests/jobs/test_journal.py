@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from sid_scale.devices import SickNodeError
 from sid_scale.errors import SidScaleError
-from sid_scale.health.device_check import SickNodeError
 from sid_scale.jobs.attempts import FAILED, STOPPED, newest_attempt, read_outcome
 from sid_scale.jobs.journal import Journal
 from sid_scale.ranks import Ranks
@@ -66,3 +66,17 @@ def test_an_error_tells_which_nodes_are_to_blame(
     outcome = read_outcome(newest_attempt(tmp_path))
     assert (outcome.kind, outcome.where, outcome.is_user_error) == (FAILED, where, is_user_error)
     assert outcome.sick_nodes == sick_nodes
+
+
+@pytest.mark.faults
+def test_in_a_job_an_error_before_the_ranks_are_joined_is_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    error = SickNodeError("rank 9 on node9: PyTorch sees no GPU there", ["node9"])
+    Journal(tmp_path).failed(error, "")
+    assert not list(tmp_path.iterdir())  # started by hand: it is on the console
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    Journal(tmp_path).failed(error, "")
+    outcome = read_outcome(tmp_path / "logs" / "17-2")
+    assert (outcome.kind, outcome.is_user_error, outcome.sick_nodes) == (FAILED, False, ("node9",))

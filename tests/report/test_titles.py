@@ -18,7 +18,7 @@ from sid_scale.report.titles import loss_title, titled
         ("sid_loss_by_sigma/30-inf", "SiD loss by noise level", "sigma above 30"),
         ("memory_gb", "Peak memory (GB)", "memory gb"),
         ("queue_seconds", "Queue (s)", "queue seconds"),
-        ("step_seconds/max", "Time per iteration (s)", "max"),
+        ("step_seconds/max", "A rank's own time per iteration (s)", "max"),
         ("gan_share", "GAN share", "GAN share"),
         ("something_new/a_part", "Something new", "a part"),
         ("", "", ""),

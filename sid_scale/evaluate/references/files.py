@@ -13,6 +13,7 @@ Three kinds of files are read, none of which can run code:
 
 import json
 import math
+import pickle
 import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from sid_scale.pickles.reader import PickleError, open_pickle
 from sid_scale.pickles.values import array, mapping
 
 FORMAT_VERSION = 1
+ZIP = b"PK"
 DAMAGED = (ValueError, KeyError, EOFError, MemoryError, RuntimeError, BadZipFile, zlib.error)
 ABOUT = "about"
 FEATURES = ".features"  # behind a kind, in the name of an array
@@ -69,7 +71,9 @@ def read_reference(path: str | Path, kinds: Collection[str] | None = None) -> Re
     try:
         with open(path, "rb") as file:
             start = file.read(2)
-        held = _read_npz(path, kinds) if start == b"PK" else _read_edm2(path)
+        if start and start != ZIP and not start.startswith(pickle.PROTO):
+            raise ReferenceFileError(f"reference {path}: no .npz and no pickle. {MAKE_ONE}")
+        held = _read_npz(path, kinds) if start == ZIP else _read_edm2(path)
     except OSError as error:
         raise ReferenceFileError(
             f"reference {path}: cannot be read: {error.strerror or error}. EDM2's is named "

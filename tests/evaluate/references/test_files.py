@@ -203,7 +203,7 @@ def claims_a_petabyte() -> bytes:
             "no metric.*`sid-scale evaluate reference` make",
         ),
         (b"", "empty"),
-        (b"hello, world", "no pickle"),
+        (b"hello, world", r"no \.npz and no pickle\. `sid-scale evaluate reference` makes"),
     ],
 )
 def test_what_is_no_reference_ends_in_one_clear_error(
