@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.launches import PATIENCE
 from tests.ranks import PRELOADED
-
-PATIENCE = 300.0  # seconds
 
 
 class Done(NamedTuple):
