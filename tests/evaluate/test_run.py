@@ -19,6 +19,7 @@ from tests.conftest import ROOT
 from tests.evaluate.detectors import write_inception
 from tests.evaluate.evaluations import evaluate, read, work
 from tests.generators.tiny import demo_generator, tiny_generator
+from tests.programs import python
 from tests.ranks import run_ranks
 from tests.tiny import write_data
 
@@ -259,14 +260,8 @@ def _one_evaluation_only(rank: int, place: Path, folder: Path) -> None:
 
 @pytest.mark.faults
 def test_a_missing_detector_is_told_once_before_anything_is_made(place: Path, tmp_path: Path):
-    command = [sys.executable, "-m", "sid_scale", "evaluate", "run", *map(str, common(place))]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*command, "--metrics", "fid", "--num", "50", "--out", str(tmp_path / "out")],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    words = [*common(place), "--metrics", "fid", "--num", 50, "--out", tmp_path / "out"]
+    done = python("-m", "sid_scale", "evaluate", "run", *words)
     assert done.returncode == 1
     for told in ("inception-2015-12-05.pt", "--inception FILE", "evaluation.inception"):
         assert done.stderr.count("error: metrics fid: need") == 1
