@@ -39,7 +39,7 @@ from tests.tiny import (
 
 pytestmark = pytest.mark.distributed
 
-KILLS = 21
+KILLS = 15
 FILES = 7  # of a rank in a checkpoint
 ITERATIONS = 120
 LOG = 24  # images
