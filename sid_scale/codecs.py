@@ -22,8 +22,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from sid_scale import hub
 from sid_scale.errors import SidScaleError
+from sid_scale.hub.fetch import VAE_WEIGHTS
+from sid_scale.hub.folders import local_folder, on_every_node
+from sid_scale.hub.names import HubError, Place, is_name
 from sid_scale.paths import expand
 
 # EDM2's assumed mean and standard deviation of the Stability VAE's latents over ImageNet-512,
@@ -32,7 +34,7 @@ STABILITY_VAE = "stabilityai/sd-vae-ft-mse"  # its name on the hub
 STABILITY_MEAN = (5.81, 3.25, 0.12, -2.15)
 STABILITY_STD = (4.17, 4.62, 3.71, 3.28)
 SIGMA_DATA = 0.5
-VAE_CONFIG, VAE_WEIGHTS = "config.json", hub.VAE_WEIGHTS
+VAE_CONFIG = "config.json"
 ELSEWHERE = "A generator's may also be in its own folder as vae/, or be named with `--vae`."
 BATCH = 64  # images that pass through the VAE at once, at 64x64 pixels; fewer when larger
 
@@ -134,7 +136,7 @@ class VAECodec:
     def __init__(self, folder: str | Path, scale: Sequence[float], bias: Sequence[float]):
         self.folder = Path(folder)
         self.place: Path | None = None
-        self.cache_dir: hub.Place | None = None  # where to fetch a VAE to; None: the hub's cache
+        self.cache_dir: Place | None = None  # where to fetch a VAE to; None: the hub's cache
         self.scale, self.bias = tuple(scale), tuple(bias)
         self.dtype = torch.float32  # that the VAE computes in
         self.decodes_at_once: int | None = None  # images; None: what fits beside a training run
@@ -162,10 +164,10 @@ class VAECodec:
         Raises:
             CodecError: there are none.
         """
-        if self.place is None and hub.is_name(self.folder):
+        if self.place is None and is_name(self.folder):
             try:
-                self.place = hub.local_folder(self.folder, cache_dir=self.cache_dir)
-            except hub.HubError as error:
+                self.place = local_folder(self.folder, cache_dir=self.cache_dir)
+            except HubError as error:
                 raise CodecError(f"the VAE {error}. {ELSEWHERE}") from error
         place = self.place or self.folder
         for name in (VAE_CONFIG, VAE_WEIGHTS):
@@ -328,17 +330,17 @@ def fetch_once_a_node(codec: Codec) -> None:
     Raises:
         CodecError: it cannot be had.
     """
-    if isinstance(codec, VAECodec) and codec.place is None and hub.is_name(codec.folder):
+    if isinstance(codec, VAECodec) and codec.place is None and is_name(codec.folder):
         try:
-            codec.place = hub.on_every_node({"VAE": codec.folder})["VAE"]
-        except hub.HubError as error:
+            codec.place = on_every_node({"VAE": codec.folder})["VAE"]
+        except HubError as error:
             raise CodecError(f"{error}. {ELSEWHERE}") from error
 
 
 def absolute(vae: str) -> str:
     """A VAE's folder as it can be named from everywhere; a name on the hub stays one."""
-    is_name = hub.is_name(vae) and not os.path.exists(vae)
-    return vae if is_name else str(Path(vae).resolve())
+    on_hub = is_name(vae) and not os.path.exists(vae)
+    return vae if on_hub else str(Path(vae).resolve())
 
 
 def differing_key(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:

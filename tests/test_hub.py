@@ -14,15 +14,8 @@ from torch.multiprocessing import ProcessExitedException
 from sid_scale import OneStepGenerator
 from sid_scale.cli import main
 from sid_scale.codecs import CodecError, open_codec
-from sid_scale.hub import (
-    FetchError,
-    HubError,
-    fill_options,
-    is_name,
-    local_folder,
-    name_of,
-    on_every_node,
-)
+from sid_scale.hub.folders import fill_options, local_folder, on_every_node
+from sid_scale.hub.names import FetchError, HubError, is_name, name_of
 from sid_scale.ranks import Ranks
 from tests.generators.tiny import demo_generator, save_generator, tiny_generator
 from tests.hub_server import Hub, files_of, use_hub

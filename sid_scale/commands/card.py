@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     check_least(options, samples=1)
     from sid_scale.generators.card import write_card
     from sid_scale.generators.folder import SAMPLES
-    from sid_scale.hub import local_folders
+    from sid_scale.hub.folders import local_folders
 
     _check_folders(options.generator, options.run)
     if options.vae is not None:

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from sid_scale.distill.consolidate import consolidate, networks_in
     from sid_scale.dtypes import torch_dtype
-    from sid_scale.hub import fill_options
+    from sid_scale.hub.folders import fill_options
 
     fill_options(options)
     checkpoint = options.checkpoint.resolve()  # `latest` may be another one in a minute

@@ -146,7 +146,8 @@ def _expected_classes(options: argparse.Namespace) -> "ClassCount | None":
 
 def use_codec_of_hub(options: argparse.Namespace) -> None:
     """Fetches the network that `--codec` names by its name on the hub, if it does."""
-    from sid_scale.hub import is_name, local_folders
+    from sid_scale.hub.folders import local_folders
+    from sid_scale.hub.names import is_name
 
     if options.codec and is_name(options.codec):
         options.codec = str(local_folders({"--codec": options.codec})["--codec"])

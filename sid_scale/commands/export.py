@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _export_weights(options: argparse.Namespace) -> int:
-    from sid_scale.hub import local_folder
+    from sid_scale.hub.folders import local_folder
     from sid_scale.networks.edm2.silent_logvar import with_silent_logvar
     from sid_scale.networks.export import export_network
     from sid_scale.networks.folder import load_network
@@ -69,7 +69,7 @@ def _export_weights(options: argparse.Namespace) -> int:
 def _export_for_diffusers(options: argparse.Namespace) -> int:
     from sid_scale.generators.diffusers_folder import write_diffusers_folder
     from sid_scale.generators.folder import codec_of, trained_for
-    from sid_scale.hub import local_folder
+    from sid_scale.hub.folders import local_folder
     from sid_scale.networks.folder import load_network
 
     folder = local_folder(options.generator)

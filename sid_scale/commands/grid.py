@@ -50,10 +50,10 @@ def run(options: argparse.Namespace) -> int:
     check_least(options, frames=2, steps=1, batch_size=1)
     if options.out.suffix.lower() == ".png":
         raise UsageError(f"--out {options.out}: expected a folder, for two sheets")
-    from sid_scale import hub
     from sid_scale.generators.sheets import make_sheets
+    from sid_scale.hub.folders import fill_options
 
-    hub.fill_options(options)
+    fill_options(options)
     for sheet in make_sheets(options):
         print(sheet)
     return 0

@@ -72,7 +72,7 @@ def _reconstruct(options: argparse.Namespace) -> int:
         plan_blend,
         reconstruct,
     )
-    from sid_scale.hub import fill_options
+    from sid_scale.hub.folders import fill_options
 
     check_new(options.out)
     fill_options(options)

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from sid_scale.generators.push import plan_upload, upload
-    from sid_scale.hub import NAMES, at_revision, is_commit, parse_name
+    from sid_scale.hub.names import NAMES, at_revision, is_commit, parse_name
 
     name = parse_name(options.name)
     if name is None:

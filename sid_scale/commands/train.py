@@ -68,7 +68,7 @@ def _fetch(config: "RunConfig") -> None:
     """
     from sid_scale.codecs import VAECodec, open_codec
     from sid_scale.config.networks import local_networks
-    from sid_scale.hub import is_name
+    from sid_scale.hub.names import is_name
     from sid_scale.networks.folder import read_description
 
     teacher = Path(local_networks(config).teacher)

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sid_scale import hub
 from sid_scale.config.fields import OnHub
+from sid_scale.hub.folders import local_folders, on_every_node
+from sid_scale.hub.names import is_name, name_of
 
 T = TypeVar("T")
 
@@ -48,18 +49,18 @@ def local_networks(settings: T) -> T:
     Raises:
         HubError: a name leads nowhere; says which setting.
     """
-    return _with(settings, hub.local_folders(_maybe_on_hub(settings)))
+    return _with(settings, local_folders(_maybe_on_hub(settings)))
 
 
 def networks_on_every_node(settings: T) -> T:
     """`local_networks` for ranks: one of each node fetches. Collective."""
     named = _maybe_on_hub(settings)
-    return _with(settings, hub.on_every_node(named)) if named else settings
+    return _with(settings, on_every_node(named)) if named else settings
 
 
 def named_as_on_hub(settings: T) -> T:
     """Settings in which what is in the hub's cache has its name on the hub, with the commit."""
-    return map_networks(settings, lambda key, value, what: hub.name_of(value) or value)
+    return map_networks(settings, lambda key, value, what: name_of(value) or value)
 
 
 def _maybe_on_hub(settings: Any) -> dict[str, str]:
@@ -67,7 +68,7 @@ def _maybe_on_hub(settings: Any) -> dict[str, str]:
     named: dict[str, str] = {}
 
     def note(key: str, value: str, what: OnHub) -> str:
-        if hub.is_name(value):
+        if is_name(value):
             named[key] = value
         return value
 

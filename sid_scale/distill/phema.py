@@ -25,7 +25,8 @@ from sid_scale.distill.start_weights import StartWeights, open_start
 from sid_scale.errors import SidScaleError
 from sid_scale.generators.card import CARD, write_card
 from sid_scale.generators.folder import POST_HOC_EMA, adopt_class_names, adopt_vae, codec_of
-from sid_scale.hub import is_name, local_folder
+from sid_scale.hub.folders import local_folder
+from sid_scale.hub.names import is_name
 from sid_scale.networks.folder import (
     describe,
     parse_description,

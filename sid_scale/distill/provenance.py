@@ -5,11 +5,11 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sid_scale import hub
 from sid_scale.config.run import RunConfig
 from sid_scale.data.shards import ShardIndex
 from sid_scale.distill.frozen import Frozen
 from sid_scale.hashing import sha256_file
+from sid_scale.hub.names import name_of
 from sid_scale.methods import Role
 from sid_scale.networks import Architecture
 from sid_scale.networks.folder import WEIGHTS, NetworkFolder
@@ -67,7 +67,7 @@ def provenance_of(
 
 def _named(teacher: Path) -> dict[str, str]:
     """The teacher's name, and the one that it has on the hub, if it comes from there."""
-    on_hub = hub.name_of(teacher)
+    on_hub = name_of(teacher)
     if on_hub is None:
         return {"teacher": teacher.name}
     return {"teacher": on_hub.partition("@")[0].split("/")[1], "teacher_on_hub": on_hub}
@@ -84,7 +84,7 @@ def _with_names(settings: Any, paths: Collection[Path]) -> Any:
     if isinstance(settings, dict):
         return {key: _with_names(value, paths) for key, value in settings.items()}
     is_path = isinstance(settings, str) and Path(settings) in paths
-    return hub.name_of(settings) or Path(settings).name if is_path else settings
+    return name_of(settings) or Path(settings).name if is_path else settings
 
 
 def compatibility_of(

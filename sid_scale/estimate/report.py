@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sid_scale import hub
 from sid_scale.config.fields import OnHub
 from sid_scale.config.networks import map_networks
 from sid_scale.config.run import RunConfig
@@ -22,6 +21,8 @@ from sid_scale.estimate.traffic import (
     host_bytes,
     snapshot_bytes,
 )
+from sid_scale.hub.folders import local_folders
+from sid_scale.hub.names import is_name
 from sid_scale.methods import build_method
 from sid_scale.networks import Architecture
 from sid_scale.networks.folder import CheckpointError, read_description
@@ -123,10 +124,10 @@ def _plan(
 def _counted_folder(key: str, value: str, what: OnHub) -> str:
     """The folder of a network that is counted, fetched if it is on the hub alone; a published name
     serves as it is."""
-    counted = key in ("teacher", "objective.guide") and hub.is_name(value)
+    counted = key in ("teacher", "objective.guide") and is_name(value)
     if not counted or published_architecture(Path(value).name) is not None:
         return value
-    return str(hub.local_folders({key: value})[key])
+    return str(local_folders({key: value})[key])
 
 
 def described_teacher(

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sid_scale import hub
 from sid_scale.class_lists import parse_numbers
 from sid_scale.codecs import Codec, VAECodec, fetch_once_a_node
 from sid_scale.diffusion.heun import SamplerSettings, steps_for
@@ -29,6 +28,8 @@ from sid_scale.evaluate.samplers import (
 )
 from sid_scale.generators.folder import POST_HOC_EMA
 from sid_scale.generators.generator import OneStepGenerator
+from sid_scale.hub.folders import fill_options, on_every_node
+from sid_scale.hub.names import name_of
 from sid_scale.measurements import group
 from sid_scale.networks.folder import read_description
 from sid_scale.networks.guides import check_guide
@@ -49,7 +50,7 @@ def on_ranks(
         raise UsageError(f"{error}") from error
     with joined_ranks() as ranks:
         try:
-            hub.fill_options(options, hub.on_every_node)
+            fill_options(options, on_every_node)
             evaluate(options, ranks)
         except KeyboardInterrupt as error:
             raise SidScaleError("interrupted; the same command goes on from here") from error
@@ -103,7 +104,7 @@ def generator_job(
     provenance = read_description(folder).provenance
     network = {
         "kind": "generator",
-        "path": hub.name_of(folder) or str(folder),
+        "path": name_of(folder) or str(folder),
         "sha256": described["weights_sha256"],
         "images_seen": provenance.get("images_seen"),
         "evaluations": sampler.steps,
@@ -130,7 +131,7 @@ def evaluate_teacher(options: argparse.Namespace, ranks: Ranks) -> None:
         check_guide(network.architecture, codec, guide.architecture, its_codec, options.guide)
         described = describe_network(options.guide, guide.architecture)
         guidance = {
-            "guide": hub.name_of(options.guide) or str(options.guide),
+            "guide": name_of(options.guide) or str(options.guide),
             "guide_sha256": described["weights_sha256"],
             "weight": options.guidance,
         }
@@ -159,7 +160,7 @@ def _teacher_job(
 ) -> Job:
     network = {
         "kind": "teacher",
-        "path": hub.name_of(options.teacher) or str(options.teacher),
+        "path": name_of(options.teacher) or str(options.teacher),
         "sha256": described["weights_sha256"],
         "images_seen": read_description(options.teacher).provenance.get("images_seen"),
         "evaluations": sampler.settings.evaluations * (1 if guidance is None else 2),

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sid_scale import hub
+from sid_scale.hub.names import parse_name
 from sid_scale.measurements import group
 from sid_scale.networks.folder import NetworkFolder
 from sid_scale.networks.teachers import Publication, publication
@@ -71,7 +71,7 @@ def published_teacher(provenance: Mapping[str, Any]) -> Publication | None:
 
 def base_model_of(provenance: Mapping[str, Any]) -> str | None:
     """The teacher's id on the hub: where the run had it from, or where it is published."""
-    name = hub.parse_name(str(provenance.get("teacher_on_hub") or ""))
+    name = parse_name(str(provenance.get("teacher_on_hub") or ""))
     published = published_teacher(provenance)
     return name.repo if name else published.base_model if published else None
 

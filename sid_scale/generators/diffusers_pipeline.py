@@ -24,7 +24,6 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor
 
-from sid_scale import hub
 from sid_scale.codecs import VAECodec
 from sid_scale.dtypes import COMPUTE
 from sid_scale.generators.diffusers_folder import (
@@ -33,6 +32,7 @@ from sid_scale.generators.diffusers_folder import (
 )
 from sid_scale.generators.folder import VAE, GeneratorError, codec_of, trained_for
 from sid_scale.generators.generator import MAX_SEED, OneStepGenerator
+from sid_scale.hub.folders import local_folder
 from sid_scale.networks.denoiser import Prediction
 from sid_scale.networks.folder import CONFIG, NetworkFolder, load_network, save_network
 
@@ -73,7 +73,7 @@ class OneStepNetwork(ModelMixin):
         for name in UNSUPPORTED:
             if options.get(name) is not None:
                 raise GeneratorError(f"{name} is not supported here: leave it out, and use .to()")
-        where = hub.local_folder(
+        where = local_folder(
             folder, revision=options.get("revision"), cache_dir=options.get("cache_dir")
         )
         if not (where / CONFIG).is_file() and (where.parent / CONFIG).is_file():

@@ -16,11 +16,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sid_scale import hub
 from sid_scale.atomic import atomic_write
 from sid_scale.class_lists import CLASS_NAMES
 from sid_scale.codecs import VAE_CONFIG, VAE_WEIGHTS, Codec, CodecError, VAECodec, open_codec
 from sid_scale.errors import SidScaleError
+from sid_scale.hub.folders import local_folder
+from sid_scale.hub.names import is_name
 from sid_scale.image_grid import image_grid, write_png
 from sid_scale.measurements import is_number
 from sid_scale.networks.folder import CONFIG, NetworkFolder
@@ -58,12 +59,12 @@ def codec_of(
     if vae is not None:
         if description.get("kind") != "vae":
             raise CodecError(f"{folder}: makes images without a VAE, so {vae} is of no use")
-        description["vae"] = os.path.abspath(hub.local_folder(vae, cache_dir=cache_dir))
+        description["vae"] = os.path.abspath(local_folder(vae, cache_dir=cache_dir))
         open_codec(description).check()
     elif (Path(folder) / VAE).is_dir():
         description["vae"] = VAE
     codec = open_codec(description, beside=Path(folder))
-    if isinstance(codec, VAECodec) and not (codec.folder.is_dir() or hub.is_name(codec.folder)):
+    if isinstance(codec, VAECodec) and not (codec.folder.is_dir() or is_name(codec.folder)):
         codec.folder = Path(folder) / VAE  # where it is missed, and where to put it
     if isinstance(codec, VAECodec):
         codec.cache_dir = cache_dir

@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from sid_scale import hub
 from sid_scale.class_lists import MOST, ListError, parse_classes, parse_numbers, read_class_names
 from sid_scale.codecs import fetch_once_a_node
 from sid_scale.dtypes import torch_dtype
@@ -30,6 +29,7 @@ from sid_scale.generators.image_folder import (
     write_images,
     write_npz,
 )
+from sid_scale.hub.folders import fill_options, on_every_node
 from sid_scale.networks.folder import read_description
 from sid_scale.ranks import Ranks, joined_ranks
 
@@ -142,11 +142,11 @@ def generate(options: argparse.Namespace) -> int:
     status."""
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     if alone:  # what cannot be is refused at once; several ranks fetch together, and so meet first
-        hub.fill_options(options)
+        fill_options(options)
         planned = plan(options)
     with joined_ranks() as ranks:
         if not alone:
-            hub.fill_options(options, hub.on_every_node)
+            fill_options(options, on_every_node)
             planned = plan(options)
         try:
             make_images(planned, ranks)

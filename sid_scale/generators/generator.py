@@ -18,7 +18,6 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from sid_scale import hub
 from sid_scale.codecs import Codec, CodecError, IdentityCodec
 from sid_scale.diffusion.few_step import generate, generator_inputs
 from sid_scale.diffusion.noise import SeededNoise
@@ -26,6 +25,7 @@ from sid_scale.dtypes import COMPUTE
 from sid_scale.generators.diffusers_folder import write_diffusers_folder
 from sid_scale.generators.folder import GeneratorError, codec_of, trained_for
 from sid_scale.generators.interpolation import slerp
+from sid_scale.hub.folders import local_folder
 from sid_scale.networks import Architecture
 from sid_scale.networks.denoiser import Denoiser
 from sid_scale.networks.folder import CONFIG, load_network
@@ -108,7 +108,7 @@ class OneStepGenerator:
         """
         if str(dtype).removeprefix("torch.") not in COMPUTE:
             raise GeneratorError(f"dtype {dtype} is none of {', '.join(COMPUTE)}")
-        folder = hub.local_folder(folder, revision=revision, cache_dir=cache_dir)
+        folder = local_folder(folder, revision=revision, cache_dir=cache_dir)
         saved = load_network(folder)
         init_sigma, steps = trained_for(saved, folder)
         network, codec = saved.build(dtype), codec_of(saved, folder, vae, cache_dir)

@@ -13,13 +13,15 @@ from typing import Any, NamedTuple
 import yaml
 from safetensors import SafetensorError, safe_open
 
-from sid_scale import hub
 from sid_scale.codecs import VAE_WEIGHTS, VAECodec
 from sid_scale.errors import SidScaleError
 from sid_scale.generators.card import CARD, MEASURED_WEIGHTS
 from sid_scale.generators.diffusers_folder import own_pipeline_files
 from sid_scale.generators.folder import VAE, codec_of, trained_for
 from sid_scale.hashing import sha256_file
+from sid_scale.hub.answers import LOG_IN, faults, first_line, status_of
+from sid_scale.hub.fetch import FILES, LIBRARY
+from sid_scale.hub.names import FetchError, HubError, Name, is_name
 from sid_scale.networks.folder import WEIGHTS, NetworkFolder, load_network
 
 MEASURED = re.compile(r"^## What was measured\n+\|", re.MULTILINE)
@@ -36,12 +38,12 @@ class PushError(SidScaleError):
 class Upload(NamedTuple):
     """What goes to the hub."""
 
-    name: hub.Name
+    name: Name
     files: dict[str, Path]  # by their paths there
     left_out: list[str]  # paths of what is in the folder, too
 
 
-def plan_upload(folder: Path, name: hub.Name, *, unmeasured: bool = False) -> Upload:
+def plan_upload(folder: Path, name: Name, *, unmeasured: bool = False) -> Upload:
     """The files of a generator's folder that go to the hub, checked.
 
     Args:
@@ -54,7 +56,7 @@ def plan_upload(folder: Path, name: hub.Name, *, unmeasured: bool = False) -> Up
     trained_for(network, folder)
     _check_vae(network, folder)
     _check_card(folder / CARD, name.repo, unmeasured=unmeasured)
-    files = {path: folder / path for path in hub.FILES if (folder / path).is_file()}
+    files = {path: folder / path for path in FILES if (folder / path).is_file()}
     files.pop(VAE_WEIGHTS, None)  # of a VAE's own folder
     files |= {path: folder / path for path in own_pipeline_files(folder)}
     return Upload(name, files, [path for path in _contents(folder) if path not in files])
@@ -76,7 +78,7 @@ def _check_vae(network: NetworkFolder, folder: Path) -> None:
     if codec.folder == folder / VAE:
         codec.check()
         _check_tensors(folder / VAE / VAE_WEIGHTS)
-    elif codec.folder.exists() or not hub.is_name(codec.folder):
+    elif codec.folder.exists() or not is_name(codec.folder):
         raise PushError(
             f"{folder}: its VAE is {codec.folder}, on this machine: `sid-scale card {folder} "
             f"--vae {codec.folder}` makes it a part of the folder"
@@ -144,14 +146,14 @@ def upload(planned: Upload, *, private: bool = False) -> str:
     """
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
-    name, api = planned.name, HfApi(library_name=hub.LIBRARY)
+    name, api = planned.name, HfApi(library_name=LIBRARY)
     if get_token() is None:
-        raise hub.HubError(f"{name}: no access token, which writing needs: {hub.LOG_IN}")
+        raise HubError(f"{name}: no access token, which writing needs: {LOG_IN}")
     operations = [CommitOperationAdd(path, str(file)) for path, file in planned.files.items()]
     try:
         api.create_repo(name.repo, private=private or None, exist_ok=True)
         is_private = api.repo_info(name.repo).private
-    except hub.faults() as error:
+    except faults() as error:
         raise _explained(error, name) from error
     if private and not is_private:
         raise PushError(
@@ -164,25 +166,25 @@ def upload(planned: Upload, *, private: bool = False) -> str:
         commit = api.create_commit(
             name.repo, operations, commit_message=MESSAGE, revision=name.revision
         )
-    except hub.faults() as error:
+    except faults() as error:
         raise _explained(error, name) from error
     return str(commit.commit_url)
 
 
-def _explained(error: Exception, name: hub.Name) -> SidScaleError:
+def _explained(error: Exception, name: Name) -> SidScaleError:
     from huggingface_hub import constants
 
-    status, reason = hub.status_of(error.__cause__ or error), hub.first_line(error)
+    status, reason = status_of(error.__cause__ or error), first_line(error)
     if status == 401:
-        return hub.HubError(f"{name}: {constants.ENDPOINT} does not know the token: {hub.LOG_IN}")
+        return HubError(f"{name}: {constants.ENDPOINT} does not know the token: {LOG_IN}")
     if status == 403:
-        return hub.HubError(
+        return HubError(
             f"{name}: the access token gives no right to write there: take one that may write to "
-            f"{name.repo.partition('/')[0]}, and {hub.LOG_IN}"
+            f"{name.repo.partition('/')[0]}, and {LOG_IN}"
         )
     if isinstance(error, ValueError) and status in (None, 400):
         return PushError(f"{name}: the hub refuses the upload: {' '.join(str(error).split())}")
-    return hub.FetchError(
+    return FetchError(
         f"{name}: cannot be sent to {constants.ENDPOINT} ({reason}): nothing is published yet, and "
         "the same command begins anew"
     )

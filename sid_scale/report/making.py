@@ -10,7 +10,7 @@ from sid_scale.atomic import atomic_write
 from sid_scale.devices import own_device
 from sid_scale.errors import SidScaleError
 from sid_scale.generators.generator import OneStepGenerator
-from sid_scale.hub import local_folder
+from sid_scale.hub.folders import local_folder
 from sid_scale.report.measurements import TEACHER, Measurement, read_evaluation
 from sid_scale.report.neighbours import find_neighbours
 from sid_scale.report.page import Look, render

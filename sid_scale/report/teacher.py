@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sid_scale import hub
 from sid_scale.errors import SidScaleError
 from sid_scale.generators.card_facts import on_one_line, teacher_facts
+from sid_scale.hub.names import is_name, name_of
 from sid_scale.networks.folder import read_description
 from sid_scale.networks.teachers import publication
 
@@ -21,7 +21,7 @@ def teacher_title(config: Mapping[str, Any], generator: Path | None) -> str:
         generator: a generator folder of the run, which states what its teacher is.
     """
     given = str(config.get("teacher") or "")
-    on_hub = hub.name_of(given) or (given if hub.is_name(given) else "")
+    on_hub = name_of(given) or (given if is_name(given) else "")
     path = PurePosixPath(on_hub.partition("@")[0] or given)
     published = publication(path.name)
     if published:

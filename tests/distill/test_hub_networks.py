@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from sid_scale import hub as names
 from sid_scale.cli import main
 from sid_scale.config.networks import local_networks
 from sid_scale.config.run import load_config
 from sid_scale.distill.loop import train
+from sid_scale.hub.names import name_of
 from sid_scale.networks.folder import save_network
 from tests.generators.tiny import save_generator
 from tests.hub_server import Hub, files_of, use_hub
@@ -126,7 +126,7 @@ def test_every_setting_of_a_network_takes_a_name(run: Path, hub: Hub):
     assert found.teacher == str(run / "teacher")
     eyes = Path(found.objective.feature_networks["eyes"])
     assert eyes.read_bytes() == b"weights"
-    assert str(names.name_of(eyes)).startswith("timm/eyes@")
+    assert str(name_of(eyes)).startswith("timm/eyes@")
     assert found.objective.feature_networks["here"] == "/weights/x.safetensors"
     assert found.evaluation.dinov2 is not None
     assert (Path(found.evaluation.dinov2) / "config.json").is_file()

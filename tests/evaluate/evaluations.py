@@ -8,7 +8,7 @@ from typing import Any
 from sid_scale.commands.evaluate import add_arguments
 from sid_scale.evaluate.offline import evaluate_generator, evaluate_teacher, metrics_of
 from sid_scale.evaluate.references.compute import make_reference
-from sid_scale.hub import fill_options, on_every_node
+from sid_scale.hub.folders import fill_options, on_every_node
 from tests.ranks import joined, run_ranks
 
 WORK = {"run": evaluate_generator, "teacher": evaluate_teacher, "reference": make_reference}

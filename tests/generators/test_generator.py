@@ -14,7 +14,7 @@ from sid_scale.codecs import CodecError
 from sid_scale.demo.digits import RESOLUTION
 from sid_scale.demo.prepare import TEACHER
 from sid_scale.generators.folder import GeneratorError
-from sid_scale.hub import HubError
+from sid_scale.hub.names import HubError
 from sid_scale.networks.edm2.architecture import EDM2Architecture
 from sid_scale.networks.folder import load_network
 from tests.generators.tiny import demo_generator, edit_description, save_generator, tiny_generator
