@@ -2,16 +2,13 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
-from traitlets.config import Config
 
 from tests.conftest import ROOT
 from tests.generators.tiny import demo_generator, save_generator
@@ -19,25 +16,22 @@ from tests.tiny import ARCHITECTURE, tiny_folder
 
 NOTEBOOK = Path("docs") / "notebooks" / "generate.ipynb"
 SECONDS = 600  # for a cell, and for a kernel to start; on a busy machine too
-# Sockets in the folder JUPYTER_RUNTIME_DIR: another process might take a port before the kernel.
-IN_A_FOLDER = Config(KernelManager={"transport": "ipc"})
 
 
 @pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that looks like the repository to the notebook; the kernel finds sid_scale."""
+    for name, value in {
+        "PYTHONPATH": ROOT,
+        "IPYTHONDIR": tmp_path / "ipython",
+        "JUPYTER_RUNTIME_DIR": tmp_path / "jupyter",
+    }.items():
+        monkeypatch.setenv(name, str(value))
     folder = tmp_path / "repository"
     (folder / NOTEBOOK.parent).mkdir(parents=True)
     (folder / "tools").mkdir()
     (folder / "tools" / "demo.sh").touch()
-    with TemporaryDirectory() as sockets:  # whose names have to be short
-        for name, value in {
-            "PYTHONPATH": ROOT,
-            "IPYTHONDIR": tmp_path / "ipython",
-            "JUPYTER_RUNTIME_DIR": sockets,
-        }.items():
-            monkeypatch.setenv(name, str(value))
-        yield folder
+    return folder
 
 
 def execute(repository: Path, **settings: Any) -> str:
@@ -48,8 +42,8 @@ def execute(repository: Path, **settings: Any) -> str:
     notebook.cells.insert(at + 1, nbformat.v4.new_code_cell(cell))
     resources = {"metadata": {"path": str(repository / NOTEBOOK.parent)}}
     patience = {"timeout": SECONDS, "startup_timeout": SECONDS}
-    place = {"kernel_name": "python3", "config": IN_A_FOLDER, "resources": resources}
-    NotebookClient(notebook, **place, **patience).execute()
+    client = NotebookClient(notebook, kernel_name="python3", resources=resources, **patience)
+    client.execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     return "".join(
         "image\n" if "image/png" in output.get("data", {}) else output.get("text", "")
