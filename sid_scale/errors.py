@@ -1,8 +1,11 @@
 """The one kind of error that is the user's to mend, and how programs print it."""
 
 import os
+import signal
 import sys
-import time
+
+# That a rank leaves rank 0 to meet and print the same error: they start at different speeds.
+FIRST_RANK_SECONDS = 30.0
 
 
 class SidScaleError(ValueError):
@@ -34,4 +37,6 @@ def print_once(error: BaseException) -> None:
     if launched_rank() == 0 or getattr(error, "told_by_this_rank", False):
         print(f"error: {error}", file=sys.stderr, flush=True)
     else:
-        time.sleep(3)  # the launcher ends all ranks when one ends: rank 0 must print first
+        # The launcher ends all ranks when one ends, by SIGTERM: rank 0 must print first.
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        signal.sigtimedwait([signal.SIGTERM], FIRST_RANK_SECONDS)

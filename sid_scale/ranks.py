@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar, cast
@@ -29,6 +29,7 @@ from sid_scale.errors import SidScaleError, launched_rank
 T = TypeVar("T")
 
 POLL_SECONDS = 0.5
+END_POLLS = 20  # that an end waits for a store that is silent, or for ranks that may be gone
 WORKING_SECONDS = 5.0  # from one sign of life of a rank that others wait for to the next
 # torchrun's store outlives a restart of the ranks: each start has keys of its own.
 START = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
@@ -114,12 +115,14 @@ def joined_ranks(
         tell_deepspeed(backend)
         yield Ranks(rank, world_size, device)
         dist.barrier()
+        leaving.set()
+        # An interpreter that ends while a thread asks the store aborts.
+        watching.join(timeout_seconds)
+        # Rank 0 takes the store along: a rank that is slow to leave would take that for a failure.
+        dist.barrier()
     except BaseException as error:
         leaving.set()
-        _end_all_ranks(store, rank, error, on_failure)
-    leaving.set()
-    # An interpreter that ends while a thread asks the store aborts.
-    watching.join(4 * POLL_SECONDS)
+        _end_all_ranks(store, rank, world_size, error, on_failure)
     dist.destroy_process_group()
 
 
@@ -254,7 +257,30 @@ def _watch(
             failed, status, who = True, 1, f"rank 0 is gone ({type(error).__name__})"
         if failed and not leaving.wait(2 * POLL_SECONDS):  # time to end in our own way
             print(f"rank {rank} stops: {who}", file=sys.stderr, flush=True)
+            _note_end(store, rank)
             os._exit(status)
+
+
+def _note_end(store: dist.TCPStore, rank: int) -> None:
+    """Lets rank 0 know that this rank needs its store no more."""
+    with suppress(RuntimeError, dist.DistError):  # the store is gone already
+        store.set(_ended(rank), "")
+
+
+def _await_ends(store: dist.TCPStore, world_size: int) -> None:
+    """Waits for the other ranks' ends, on rank 0, whose store tells them why and with what status.
+
+    A rank that is gone notes nothing: after a while it is waited for no more.
+    """
+    others = [_ended(rank) for rank in range(1, world_size)]
+    deadline = time.monotonic() + END_POLLS * POLL_SECONDS
+    with suppress(RuntimeError, dist.DistError):
+        while others and not store.check(others) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS / 5)
+
+
+def _ended(rank: int) -> str:
+    return f"{FAILED}/ended/{rank}"
 
 
 def _read_failed(value: bytes) -> tuple[str, int]:
@@ -278,6 +304,7 @@ def _guard(
 def _end_all_ranks(
     store: dist.TCPStore,
     rank: int,
+    world_size: int,
     error: BaseException,
     on_failure: Callable[[BaseException, str], None] | None,
 ) -> None:
@@ -299,7 +326,7 @@ def _end_all_ranks(
         os._exit(status)
 
     status = error.exit_status if isinstance(error, SidScaleError) else 1
-    alone = threading.Timer(20 * POLL_SECONDS, end_alone)  # the store does not answer
+    alone = threading.Timer(END_POLLS * POLL_SECONDS, end_alone)  # the store does not answer
     alone.start()
     try:
         mine = f"{rank} {status}"
@@ -310,7 +337,9 @@ def _end_all_ranks(
     alone.cancel()
     report(first)
     if rank == 0:
-        time.sleep(4 * POLL_SECONDS)  # the store is here: let the others read it
+        _await_ends(store, world_size)
+    else:
+        _note_end(store, rank)
     sys.stdout.flush()
     sys.stderr.flush()
     # Not sys.exit: tearing down a broken process group can hang.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 if TYPE_CHECKING:
     from tests.hub_server import Hub
@@ -24,6 +25,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             return "slurm" if nodeid.startswith("tests/slurm/") else super()._split_scope(nodeid)
 
     return FilesTogether(config, log)
+
+
+def pytest_runtest_setup() -> None:
+    """Each test, and each file's fixtures, draw the same numbers whatever ran before."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,8 @@ from huggingface_hub import constants, hf_api
 TOKEN = "hf_writer"  # of a user who may write to what is under USER
 USER = "user"
 LFS = ".safetensors"
+# Seconds that a client waits for an answer, on a busy machine too.
+TIMEOUTS, TIMEOUT = ("HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT"), 120
 
 Files = dict[str, bytes]  # path -> contents
 
@@ -107,13 +109,16 @@ def use_hub(address: str, cache: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(constants, "HF_HUB_CACHE", str(cache))
     patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     patch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for timeout in TIMEOUTS:
+        patch.setattr(constants, timeout, TIMEOUT)
     patch.setattr(constants, "HF_TOKEN_PATH", str(cache / "token"))
     patch.delenv("HF_TOKEN", raising=False)
 
 
 def environment(address: str, home: Path) -> dict[str, str]:
     """The same for a program that is started."""
-    return {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
+    place = {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0"}
+    return place | dict.fromkeys(TIMEOUTS, str(TIMEOUT))
 
 
 class _Answers(BaseHTTPRequestHandler):

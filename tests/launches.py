@@ -8,25 +8,37 @@ from pathlib import Path
 
 Start = Callable[..., subprocess.Popen[str]]
 
-# A run whose updates take SECONDS longer, and which says that it has begun.
+PATIENCE = 300.0  # seconds; nothing but a hang takes so long, on a busy machine either
+
+# A run that says that it iterates. Its first update lasts until a rank is asked to stop, and each
+# then takes SECONDS longer.
 SLOW = """
 import sys, time
 from pathlib import Path
 from sid_scale.distill import loop
+from sid_scale.jobs.stop import StopRequests
 from sid_scale.train import main
+
+def receive(requests, number, receive=StopRequests.receive):
+    receive(requests, number)
+    Path("asked").touch()
 
 def slow(run, update, stream, meter, apply=loop.apply):
     Path("iterating").touch()
+    while not Path("asked").exists():
+        time.sleep(0.01)
     time.sleep(SECONDS)
     return apply(run, update, stream, meter)
 
+StopRequests.receive = receive
 loop.apply = slow
 sys.exit(main())
 """
 
 
 def write_slow_run(path: Path, seconds: float) -> None:
-    """A program that trains as `sid_scale.train` does, each update `seconds` longer."""
+    """A program that trains as `sid_scale.train` does, and is slow to stop when it is asked to:
+    each update takes `seconds` longer."""
     path.write_text(SLOW.replace("SECONDS", f"{seconds:g}"))
 
 
@@ -49,10 +61,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def wait_for(
-    condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = 60
-) -> None:
-    end = time.monotonic() + seconds
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + PATIENCE
     while not condition():
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < end, "nothing happened in time"

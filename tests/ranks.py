@@ -40,9 +40,10 @@ def joined() -> Ranks:
 
 def free_port() -> int:
     """A port on which nobody listens; none of those that the system gives to connections, one of
-    which might take it before the test does, nor of the cluster's jobs."""
+    which might take it before the test does, nor of the cluster's jobs, nor of the tests beside."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 10
     while True:
-        port = SystemRandom().randrange(10_000, 20_000)
+        port = 10_000 + 1000 * worker + SystemRandom().randrange(1000)
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))

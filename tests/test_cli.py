@@ -10,6 +10,7 @@ import pytest
 from sid_scale import cli
 from sid_scale.cli import COMMANDS, main
 from tests.generators.tiny import tiny_generator
+from tests.launches import PATIENCE, start
 
 # Runs a command line, then prints which heavy packages it has imported.
 LIGHT = """
@@ -28,6 +29,30 @@ def light(*arguments: str) -> str:
     command = [sys.executable, "-c", LIGHT, *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     return done.stdout + done.stderr
+
+
+# A rank that says when it waits for the launcher to end it.
+OTHER_RANK = """
+import signal, sys
+from sid_scale import errors
+from sid_scale.cli import main
+
+def wait(*given, wait=signal.sigtimedwait):
+    print("waits", flush=True)
+    return wait(*given)
+
+errors.FIRST_RANK_SECONDS, signal.sigtimedwait = 3000, wait
+sys.exit(main(["train", "--config", "none.yaml"]))
+"""
+
+
+def test_what_all_ranks_meet_is_told_by_the_first_before_another_ends():
+    with start([sys.executable, "-c", OTHER_RANK], RANK="1", WORLD_SIZE="2") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waits\n"
+        process.terminate()  # as the launcher does when rank 0 has told and ended
+        told, _ = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, told) == (2, "")
 
 
 def test_help_lists_every_command_with_a_line(capsys: pytest.CaptureFixture[str]):

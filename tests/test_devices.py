@@ -70,7 +70,8 @@ def test_of_ranks_that_are_not_joined_the_first_without_a_gpu_tells(
 ):
     monkeypatch.setenv("LOCAL_RANK", local_rank)
     monkeypatch.setenv("RANK", local_rank)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setattr("signal.pthread_sigmask", lambda *_: None)
+    monkeypatch.setattr("signal.sigtimedwait", lambda *_: None)
     with pytest.raises(DeviceError) as error:
         own_device()
     print_once(error.value)

@@ -31,7 +31,7 @@ from tests.gpus import (
     records,
     trained,
 )
-from tests.launches import start, wait_for, write_slow_run
+from tests.launches import PATIENCE, start, wait_for, write_slow_run
 from tests.ranks import free_port, run_joined
 from tests.tiny import config, freezing_generator, prepare, settings
 
@@ -201,7 +201,7 @@ def test_ctrl_c_in_an_iteration_longer_than_30_s_leaves_a_checkpoint(tmp_path: P
     with start(command, tmp_path, PYTHONPATH=str(ROOT)) as process:
         wait_for((tmp_path / "iterating").exists, process)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        told, _ = process.communicate(timeout=180)
+        told, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 75, told
     assert (tmp_path / "run" / "checkpoints" / "latest").resolve().name == f"{8:012d}"
 

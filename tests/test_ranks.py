@@ -12,20 +12,26 @@ from torch.multiprocessing import ProcessExitedException
 
 from sid_scale.errors import SidScaleError
 from sid_scale.ranks import Ranks, while_others_wait
+from tests.launches import PATIENCE
 from tests.ranks import free_port, run_joined
 
 pytestmark = [pytest.mark.distributed, pytest.mark.faults]
 
-# The group is one that DeepSpeed could have made: with torch's own limit of half an hour.
+# The group is one that DeepSpeed could have made: with torch's own limit of half an hour. The ranks
+# join together, however long each takes to start.
 VANISHES = """
-import os, signal, sys
+import os, signal, sys, time
+from pathlib import Path
 import torch, torch.distributed as dist
 from sid_scale.ranks import joined_ranks, limit_waiting
-with joined_ranks(4) as ranks:
+Path("started" + os.environ["RANK"]).touch()
+while not all(Path(f"started{rank}").exists() for rank in (0, 1)):
+    time.sleep(0.01)
+with joined_ranks(10) as ranks:
     group = dist.new_group()
-    limit_waiting(4)
+    limit_waiting(10)
     if ranks.rank == int(sys.argv[1]):
-        print("vanishes", flush=True)
+        Path("vanishes").touch()
         os.kill(os.getpid(), signal.SIGSTOP)
     dist.all_reduce(torch.ones(1), group=group)
 """
@@ -43,12 +49,14 @@ def test_a_rank_that_is_silent_without_being_gone_ends_the_others(tmp_path: Path
             stderr=subprocess.STDOUT,
             text=True,
             env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=tmp_path,
         )
         for rank in (0, 1)
     ]
     try:
-        told, _ = processes[1 - victim].communicate(timeout=120)  # not 1800 seconds
+        told, _ = processes[1 - victim].communicate(timeout=PATIENCE)  # not 1800 seconds
         assert processes[1 - victim].returncode == 1, told
+        assert (tmp_path / "vanishes").exists()
         assert processes[victim].poll() is None  # it was not its end that told
     finally:
         for process in processes:
@@ -69,6 +77,54 @@ def test_nobody_asks_the_store_when_the_interpreter_ends():
     # It would abort, now and then.
     left = subprocess.run([sys.executable, "-c", LEAVES], capture_output=True, text=True)
     assert left.returncode == 0, left.stderr
+
+
+# A busy machine lets rank 1 sleep just when all are done.
+SLOW_TO_LEAVE = """
+import os, time
+import torch.distributed as dist
+from sid_scale.ranks import joined_ranks
+
+def barrier(real=dist.barrier):
+    real()
+    if os.environ["RANK"] == "1":
+        time.sleep(4)
+
+dist.barrier = barrier
+with joined_ranks():
+    pass
+"""
+
+
+def test_a_rank_that_is_slow_to_leave_has_not_failed():
+    left = run_all(SLOW_TO_LEAVE, 0, 1)
+    assert [rank.returncode for rank in left] == [0, 0], left
+
+
+# A busy machine lets rank 1 look for failures long after rank 0 has failed.
+SLOW_TO_LEARN = """
+import os, time
+import torch.distributed as dist
+from sid_scale.errors import UsageError
+from sid_scale.ranks import joined_ranks
+
+class SlowStore(dist.TCPStore):
+    def check(self, keys):
+        time.sleep(4)
+        return super().check(keys)
+
+if os.environ["RANK"] == "1":
+    dist.TCPStore = SlowStore
+with joined_ranks() as ranks:
+    if ranks.is_first:
+        raise UsageError("a setting is at fault")
+    time.sleep(3000)
+"""
+
+
+def test_a_rank_that_learns_late_of_an_error_ends_with_its_status():
+    left = run_all(SLOW_TO_LEARN, 0, 1)
+    assert [rank.returncode for rank in left] == [2, 2], left
 
 
 FAILS = """
@@ -97,7 +153,7 @@ def run_alone(program: str, **environment: str) -> subprocess.CompletedProcess:
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
 
 
@@ -148,15 +204,23 @@ def run_all(program: str, *local_ranks: int) -> list[subprocess.CompletedProcess
         )
         for rank, local_rank in enumerate(local_ranks)
     ]
-    told = [process.communicate(timeout=120) for process in started]
+    told = [process.communicate(timeout=PATIENCE) for process in started]
     return [
         subprocess.CompletedProcess(process.args, process.returncode, *texts)
         for process, texts in zip(started, told, strict=True)
     ]
 
 
+# A rank with a GPU waits for those without, as over NCCL.
+WAITS = """
+import time
+import torch.distributed as dist
+dist.init_process_group = lambda *_, **__: time.sleep(3000)
+"""
+
+
 def test_a_rank_beyond_the_gpus_ends_all_with_one_error():
-    left = run_all(PLAYED + MEETS, 1, 2, 3)
+    left = run_all(PLAYED + WAITS + MEETS, 1, 2, 3)
     told = "".join(rank.stderr for rank in left)
     assert [rank.returncode for rank in left] == [2, 2, 2], told
     assert told.count("error:") == 1, told
@@ -230,7 +294,7 @@ def _works(ranks: Ranks, file: Path) -> None:
         except SidScaleError as error:
             file.write_text(f"{ranks.rank} {error}")
             raise
-        time.sleep(60)  # the others are ended
+        time.sleep(PATIENCE)  # the others are ended
 
 
 def _fails() -> None:

@@ -159,7 +159,7 @@ def summary(
         return statistics.median(max(r[stage]) for r in rounds)
 
     def rate(num: int, seconds: float) -> float:
-        return round(num / seconds, 1)
+        return _five_digits(num / seconds)
 
     made = [max(a + b for a, b in zip(r["sampling"], r["decoding"])) for r in rounds]
     alone = [ranks.world_size * options.alone / max(r["alone"]) for r in rounds]
@@ -175,18 +175,22 @@ def summary(
             **{stage: rate(options.images, slowest(stage)) for stage in STAGES[:3]},
             "all": rate(options.images, slowest("all")),
             "generated_and_decoded": rate(options.images, statistics.median(made)),
-            "generated_and_decoded_one_at_a_time": round(statistics.median(alone), 1),
+            "generated_and_decoded_one_at_a_time": _five_digits(statistics.median(alone)),
         },
         "ratio_to_one_at_a_time": {
-            "median": round(statistics.median(ratios), 2),
-            "lowest": round(min(ratios), 2),
-            "highest": round(max(ratios), 2),
+            "median": _five_digits(statistics.median(ratios)),
+            "lowest": _five_digits(min(ratios)),
+            "highest": _five_digits(max(ratios)),
         },
         "seconds_for_the_figures": round(slowest("figures"), 3),
         "seconds_waiting_by_rank": [
             round(statistics.median(column), 3) for column in zip(*(r["waiting"] for r in rounds))
         ],
     }
+
+
+def _five_digits(value: float) -> float:
+    return float(f"{value:.5g}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from sid_scale.ranks import Ranks
 
 PRODUCTS = {"cuda": (2048, 8), "cpu": (128, 1)}  # rows and columns, and how often
 COPIED = {"cuda": 2**28, "cpu": 2**23}  # bytes
-COPIES = 5
+COPIES = {"cuda": 20, "cpu": 1}
 SUMMED = 2**16  # numbers
 SLOW = 0.25  # of the median memory bandwidth: less is a fault
 
@@ -159,7 +159,7 @@ def _copy(device: torch.device) -> tuple[float, bool]:
     source = numbers.to(device, copy=True)
     target = torch.zeros_like(source)
     seconds = []
-    for _ in range(COPIES):
+    for _ in range(COPIES[device.type]):
         synchronize(device)
         began = time.perf_counter()
         target.copy_(source)

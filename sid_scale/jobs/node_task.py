@@ -19,7 +19,9 @@ from sid_scale.devices import node_name
 from sid_scale.jobs.attempts import NodeEnd, node_ends, write_node_end
 from sid_scale.jobs.stop import SIGNALS
 
-WAIT_SECONDS = 5.0  # for other nodes to say how they ended
+# For other nodes to say how they ended. A busy one is slow to, and one that SLURM has killed
+# meanwhile could be taken for sick.
+WAIT_SECONDS = 30.0
 POLL_SECONDS = 0.2
 VMSTAT = Path("/proc/vmstat")
 

@@ -22,8 +22,8 @@ import psutil
 from sid_scale.errors import launched_rank
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-# Launcher, scheduler and terminal may each pass on one and the same request.
-SAME_REQUEST_SECONDS = 2.0
+# Launcher, scheduler and terminal may each pass on one and the same request, some of them late.
+SAME_REQUEST_SECONDS = 5.0
 POLL_SECONDS = 0.5
 EX_STOPPED = os.EX_TEMPFAIL  # exit status of a run that was asked to stop: `resume: auto` goes on
 

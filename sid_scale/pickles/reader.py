@@ -19,8 +19,9 @@ from torch import Tensor
 from sid_scale.errors import SidScaleError
 from sid_scale.pickles.process import FAR_MORE, cpu_seconds
 
-# Wall-clock limit of the process, for file systems that hang; CPU time has a limit of its own.
-SECONDS, BYTES_A_SECOND = 8, 2 * 10**6
+# Wall-clock limit of the process, for file systems that hang. CPU time has a limit of its own; on a
+# busy machine that takes many times as long.
+SECONDS, BYTES_A_SECOND = 60, 2 * 10**6
 _ROOT = Path(__file__).parents[2]
 _PROGRAM = (
     "import sys; sys.path.append(sys.argv.pop(1)); "

@@ -97,7 +97,7 @@ def test_processes_that_want_the_same_shard_fetch_it_once(tmp_path: Path) -> Non
     class Slow(io.BytesIO):
         def read(self, size: int | None = -1) -> bytes:
             started.set()
-            assert go_on.wait(20)
+            assert go_on.wait(120)
             return super().read(size)
 
     def fetch(name: str) -> None:
@@ -111,13 +111,13 @@ def test_processes_that_want_the_same_shard_fetch_it_once(tmp_path: Path) -> Non
 
     first = threading.Thread(target=fetch, args=("first",))
     first.start()
-    assert started.wait(20)
+    assert started.wait(120)
     assert kept.open(entry) is None  # nobody sees the half of it
     second = threading.Thread(target=fetch, args=("second",))  # a lock belongs to an open file
     second.start()
     go_on.set()
-    first.join(20)
-    second.join(20)
+    first.join(120)
+    second.join(120)
     assert sources == ["first"]
 
 

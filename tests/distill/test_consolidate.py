@@ -15,6 +15,7 @@ from sid_scale.distill.loop import train
 from sid_scale.networks.folder import CheckpointError, load_network
 from sid_scale.zero.saved import TrainingStateError
 from tests.conftest import ROOT, flip_last_bit
+from tests.programs import Done, python
 from tests.ranks import joined, run_ranks
 from tests.tiny import config, prepare
 
@@ -40,9 +41,8 @@ def _runs(rank: int, folder: Path) -> None:
         dist.barrier()
 
 
-def tool(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, "tools/consolidate.py", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def tool(*arguments: object) -> Done:
+    return python("tools/consolidate.py", *arguments, folder=ROOT)
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

@@ -4,11 +4,13 @@ import json
 import multiprocessing
 import os
 import random
+import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -20,8 +22,11 @@ from sid_scale.demo.prepare import TEACHER, write_digit_shards
 from sid_scale.distill.loop import train
 from sid_scale.networks.folder import load_network, save_network
 from sid_scale.ranks import joined_ranks
+from sid_scale.zero import writer
 from sid_scale.zero.saved import STATE, TrainingStateError, read_manifest
-from tests.conftest import ROOT, flip_last_bit
+from tests.conftest import flip_last_bit
+from tests.launches import PATIENCE
+from tests.programs import python
 from tests.ranks import PRELOADED, free_port, joined, run_ranks
 from tests.tiny import (
     config,
@@ -34,7 +39,8 @@ from tests.tiny import (
 
 pytestmark = pytest.mark.distributed
 
-KILLS = 21
+KILLS = 15
+FILES = 7  # of a rank in a checkpoint
 ITERATIONS = 120
 LOG = 24  # images
 
@@ -74,61 +80,71 @@ def test_kills_at_random_moments_change_nothing(tmp_path: Path):
     often |= {"log.samples_every_images": 0}
     run = config(tmp_path, total_images=8 * ITERATIONS, **often)
     whole = config(tmp_path, total_images=8 * ITERATIONS, run_dir=tmp_path / "whole", **often)
-    assert live(whole, until=lambda: False) == "finished"
+    assert live(whole) == "finished"
 
-    dice, in_a_save = random.Random(0), 0
+    dice = random.Random(0)
     for number in range(KILLS):
-        moment = (a_save, some_time, some_iterations)[number % 3]
-        until, before = moment(Path(run.run_dir), dice), partials(Path(run.run_dir))
-        assert live(run, until, victim=dice.randrange(2)) == "killed", number
-        in_a_save += bool(partials(Path(run.run_dir)) - before)
-    assert in_a_save >= KILLS // 4
-    assert live(run, until=lambda: False) == "finished"
+        moment = (a_save, some_time, some_iterations)[number % 3](Path(run.run_dir), dice)
+        assert live(run, moment, victim=dice.randrange(2)) == "killed", number
+        if moment.file is not None:
+            assert list((Path(run.run_dir) / "checkpoints").glob(".*.partial"))
+    assert live(run) == "finished"
     assert same_weights(Path(run.run_dir) / "generator", Path(whole.run_dir) / "generator")
     assert losses(Path(run.run_dir)) == losses(Path(whole.run_dir))
 
 
-def a_save(run: Path, dice: random.Random) -> Callable[[], bool]:
-    """While a checkpoint is being written."""
-    before = partials(run)  # what the kill before has left
-    return lambda: bool(partials(run) - before)
+class Moment(NamedTuple):
+    """When a rank is killed."""
+
+    has_come: Callable[[], bool] = lambda: False
+    file: int | None = None  # of its checkpoints, counted from its start: before that is written
 
 
-def some_time(run: Path, dice: random.Random) -> Callable[[], bool]:
-    """While ranks start, meet or resume."""
-    moment = time.monotonic() + dice.uniform(0, 3)
-    return lambda: time.monotonic() > moment
+NEVER = Moment()
 
 
-def some_iterations(run: Path, dice: random.Random) -> Callable[[], bool]:
+def a_save(run: Path, dice: random.Random) -> Moment:
+    """While a checkpoint is being written: the first, or the second."""
+    return Moment(file=dice.randrange(2 * FILES))
+
+
+def some_time(run: Path, dice: random.Random) -> Moment:
+    """While ranks start, meet or resume; at the latest when they have logged something."""
+    moment, logged = time.monotonic() + dice.uniform(0, 3), intervals(run, 1)
+    return Moment(lambda: time.monotonic() > moment or logged())
+
+
+def some_iterations(run: Path, dice: random.Random) -> Moment:
     """Between iterations or within one, far from checkpoints or near."""
-    metrics, wanted = run / "metrics.jsonl", dice.randrange(1, 4)
+    return Moment(intervals(run, dice.randrange(1, 4)))
+
+
+def intervals(run: Path, wanted: int) -> Callable[[], bool]:
+    """Whether as many logging intervals have ended since the newest checkpoint."""
+    metrics = run / "metrics.jsonl"
     seen = max((int(p.name) for p in (run / "checkpoints").glob("0*")), default=0)
     told = LOG * (seen // LOG + wanted)
     return lambda: metrics.exists() and f'"images_seen": {told},' in metrics.read_text()
 
 
-def partials(run: Path) -> set[tuple[str, int]]:
-    """Checkpoints that are being written, or were when their writer died."""
-    if not (run / "checkpoints").is_dir():
-        return set()
-    found = os.scandir(run / "checkpoints")
-    return {(entry.name, entry.inode()) for entry in found if entry.name.endswith(".partial")}
-
-
-def live(run: RunConfig, until: Callable[[], bool], victim: int = 0) -> str:
-    """Two ranks train until `until` says that `victim` dies: "killed", or they "finished"."""
+def live(run: RunConfig, moment: Moment = NEVER, victim: int = 0) -> str:
+    """Two ranks train until the moment at which `victim` dies: "killed", or they "finished"."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     port = free_port()
     processes = [
-        context.Process(target=_life, args=(rank, port, run), daemon=True) for rank in range(2)
+        context.Process(
+            target=_life,
+            args=(rank, port, run, moment.file if rank == victim else None),
+            daemon=True,
+        )
+        for rank in range(2)
     ]
     for process in processes:
         process.start()
-    while any(p.is_alive() for p in processes) and not until():
+    while any(p.is_alive() for p in processes) and not moment.has_come():
         time.sleep(0.001)
-    killed = any(p.is_alive() for p in processes)
+    killed = any(p.is_alive() for p in processes) or processes[victim].exitcode == -signal.SIGKILL
     if killed:
         processes[victim].kill()
         # The survivor notices by itself, unless the two had not met yet: then the launcher's
@@ -136,7 +152,7 @@ def live(run: RunConfig, until: Callable[[], bool], victim: int = 0) -> str:
         processes[1 - victim].join(2)
         processes[1 - victim].terminate()
     for process in processes:
-        process.join(30)
+        process.join(PATIENCE)
         assert not process.is_alive(), "a rank hangs after the death of another"
     if killed:
         return "killed"
@@ -144,11 +160,19 @@ def live(run: RunConfig, until: Callable[[], bool], victim: int = 0) -> str:
     return "finished"
 
 
-def _life(rank: int, port: int, run: RunConfig) -> None:
+def _life(rank: int, port: int, run: RunConfig, dies_before: int | None) -> None:
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
     os.environ.update({"MASTER_ADDR": "127.0.0.1", **{k: str(v) for k, v in place.items()}})
     torch.set_num_threads(1)
     ranks_module.POLL_SECONDS = 0.1  # survivors notice sooner
+    files, write = count(), writer.write_tensors
+
+    def write_or_die(*given):
+        if next(files) == dies_before:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return write(*given)
+
+    writer.write_tensors = write_or_die
     with joined_ranks() as here:
         train(run, here)
 
@@ -245,7 +269,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _finish(rank: int, folder: Path) -> None:
-    train(config(folder), joined())
+    # A checkpoint that is written behind may be complete only after the last record.
+    train(config(folder, checkpoint__async_save=False), joined())
 
 
 @pytest.fixture
@@ -257,13 +282,9 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 def go_on(folder: Path, **overrides: object) -> tuple[int, str]:
     """Starts the run again, on one rank; returns exit status and output."""
-    arguments = settings(folder, **overrides)
-    command = [sys.executable, "-m", "sid_scale.train", "--config", str(folder / "run.yaml")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    environment |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # as a launcher says
-    done = subprocess.run(
-        [*command, *arguments], capture_output=True, text=True, env=environment, timeout=120
-    )
+    words = ["--config", folder / "run.yaml", *settings(folder, **overrides)]
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}  # as a launcher says
+    done = python("-m", "sid_scale.train", *words, **place)
     return done.returncode, done.stdout + done.stderr
 
 

@@ -140,11 +140,12 @@ def online(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _online(rank: int, folder: Path) -> None:
-    wandb_board.PATIENCE_SECONDS = 2.0
     with serving() as server:
         _train(folder, "requeued", server.url, total_images=16)
         _train(folder, "requeued", server.url, total_images=32)
         (folder / "history.json").write_text(json.dumps([json.loads(r) for r in server.history]))
+    # All of it is waited out below, and wandb has to begin within.
+    wandb_board.PATIENCE_SECONDS = 10.0
     with serving(dies=True) as server:
         _train(folder, "left", server.url)
         assert server.is_dead

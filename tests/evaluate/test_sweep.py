@@ -4,8 +4,6 @@ import argparse
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,9 +15,10 @@ from sid_scale.errors import UsageError
 from sid_scale.evaluate.sweep import sweep_widths
 from sid_scale.networks.folder import load_network
 from sid_scale.zero.snapshots import EMA_SNAPSHOTS
-from tests.conftest import ROOT, flip_last_bit
+from tests.conftest import flip_last_bit
 from tests.distill.snapshots import write_run
 from tests.evaluate.evaluations import evaluate, read
+from tests.programs import python
 from tests.ranks import joined, run_ranks
 from tests.tiny import write_data
 
@@ -37,13 +36,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(place / "run", place / "on_ranks")
     data, metrics = write_data(place / "data"), "fd_pixels"
     evaluate("reference", "--data", data, "--metrics", metrics, "--out", place / "real.npz")
-    command = [sys.executable, "-m", "sid_scale", "phema", place / "run", *SWEEP, place / "out"]
-    done = subprocess.run(
-        [str(word) for word in (*command, *measured(place))],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    words = ["phema", place / "run", *SWEEP, place / "out", *measured(place)]
+    done = python("-m", "sid_scale", *words)
     assert done.returncode == 0, done.stderr
     (place / "said.txt").write_text(done.stdout)
     return place
@@ -123,8 +117,7 @@ def test_a_reference_that_is_missing_is_told_before_files_are_read(tmp_path: Pat
     run = write_run(tmp_path / "run")
     flip_last_bit(run / EMA_SNAPSHOTS / "000000000008" / "0.050.safetensors")
     words = ["phema", run, *SWEEP, tmp_path / "out", *measured(tmp_path)]
-    command = [sys.executable, "-m", "sid_scale", *words]
-    done = subprocess.run([str(w) for w in command], cwd=ROOT, capture_output=True, text=True)
+    done = python("-m", "sid_scale", *words)
     assert done.returncode == 1
     assert f"error: reference {tmp_path / 'real.npz'}: cannot be read" in done.stderr
 

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from tests.conftest import ROOT
 from tests.generators.tiny import PROVENANCE, demo_generator, edit_description, tiny_generator
 from tests.hub_server import Hub, files_of
 from tests.networks.edm import published as edm
+from tests.programs import python
 from tests.report.folders import write_evaluation
 
 IMAGENET = "ILSVRC/imagenet-1k"
@@ -355,17 +354,17 @@ def test_a_name_on_the_hub_is_no_folder_to_write_into(capsys: pytest.CaptureFixt
 
 
 def test_the_tool_draws_and_tells(folder: Path, tmp_path: Path):
-    tool = [sys.executable, str(ROOT / "tools" / "make_card.py"), str(folder)]
+    tool = [ROOT / "tools" / "make_card.py", folder]
     (tmp_path / "metrics.json").write_text(json.dumps({"fid": 3.5}))
-    metrics = ["--metrics", str(tmp_path / "metrics.json")]
-    done = subprocess.run([*tool, *metrics, "--samples", "5"], capture_output=True, text=True)
+    metrics = ["--metrics", tmp_path / "metrics.json"]
+    done = python(*tool, *metrics, "--samples", 5)
     assert done.returncode == 0, done.stderr
     assert (folder / "samples.png").is_file()
     text = (folder / "README.md").read_text()
     assert "| fid | 3.5 |" in text
     assert "samples.png" in text
     (tmp_path / "metrics.json").write_text("[1]")
-    done = subprocess.run([*tool, *metrics], capture_output=True, text=True)
+    done = python(*tool, *metrics)
     assert (done.returncode, done.stderr.count("error:")) == (1, 1)
     assert "Traceback" not in done.stderr
     assert (folder / "README.md").read_text() == text

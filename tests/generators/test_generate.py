@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from sid_scale.image_grid import read_png, write_png
 from sid_scale.networks.folder import CheckpointError, load_network
 from tests.generators.tiny import demo_generator, edit_description, tiny_generator
 from tests.hub_server import Hub, environment, files_of
+from tests.launches import PATIENCE, wait_for
 from tests.ranks import free_port, joined, run_ranks
 
 ALONE = [sys.executable, "-m", "sid_scale", "generate"]
@@ -55,7 +55,7 @@ def start():
 
 
 def finish(process: subprocess.Popen) -> str:
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=PATIENCE)
     return output
 
 
@@ -140,11 +140,7 @@ def test_interrupted_it_keeps_what_is_made_and_makes_the_rest(tmp_path: Path, st
     folder, out = tiny_generator(tmp_path / "g"), tmp_path / "out"
     what = ["--generator", folder, "--classes", "0-3", "--out", out, "--seeds"]
     process = start(*ALONE, *what, "0-49999")
-    end = time.monotonic() + 60
-    while len(names(out)) < 5:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end, "nothing happened in time"
-        time.sleep(0.05)
+    wait_for(lambda: len(names(out)) >= 5, process)
     os.killpg(process.pid, signal.SIGINT)
     output = finish(process)
     assert process.returncode == 1

@@ -12,7 +12,7 @@ import pytest
 
 from sid_scale.commands.launch import refuse_ignored_devices
 from sid_scale.errors import UsageError
-from tests.launches import start, wait_for, write_slow_run
+from tests.launches import PATIENCE, start, wait_for, write_slow_run
 from tests.ranks import free_port
 from tests.tiny import prepare, settings
 
@@ -66,9 +66,9 @@ def test_an_iteration_longer_than_the_launchers_patience_leaves_a_checkpoint(
     deepspeed += ["--master_port", str(free_port())]
     run = ["slow.py", "--config", "run.yaml", *settings(tmp_path, log__samples_every_images=0)]
     launched = [start([*LAUNCH, *deepspeed, *how, *run], tmp_path, **place) for how in starts]
-    wait_for((tmp_path / "iterating").exists, launched[0], 120)
+    wait_for((tmp_path / "iterating").exists, launched[0])
     press_ctrl_c(launched[-1])
-    told = [process.communicate(timeout=120)[0] for process in launched]
+    told = [process.communicate(timeout=PATIENCE)[0] for process in launched]
     assert [process.returncode for process in launched] == [75] * len(starts), told
     assert "SIGINT: the run is asked to stop after its iteration" in told[-1]
     assert (tmp_path / "run" / "checkpoints" / "latest").resolve().name == f"{8:012d}"
@@ -125,7 +125,7 @@ def test_the_same_signal_again_ends_everything(
         if program is RANK:
             assert ": stopping after this iteration" in process.stdout.readline()
         process.send_signal(number)
-        told, _ = process.communicate(timeout=60)
+        told, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == status, told
     assert last in told
 
@@ -139,7 +139,7 @@ def test_behind_nohup_a_closed_terminal_is_nothing(tmp_path: Path):
         assert process.stdout is not None
         assert process.stdout.readline().startswith("SIGTERM: the run is asked to stop")
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE)
 
 
 @pytest.mark.faults
@@ -153,7 +153,7 @@ def test_behind_nohup_a_closed_terminal_is_nothing(tmp_path: Path):
 )
 def test_what_cannot_be_started_is_told(tmp_path: Path, words: list[str], message: str):
     process = start([*LAUNCH, *words], tmp_path)
-    told, _ = process.communicate(timeout=60)
+    told, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 2
     assert told.startswith("error: ")
     assert message in told

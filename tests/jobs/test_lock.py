@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from sid_scale.jobs.lock import LOCK, STALE_SECONDS, Holder, LockedError, locked, read_lock
+from tests.launches import PATIENCE
 
 HOLDS = """
 import sys, time
@@ -182,7 +183,7 @@ def test_of_many_that_find_a_stale_lock_one_takes_it(tmp_path: Path):
 @pytest.mark.parametrize("lose", [leave, lambda folder: (folder / LOCK).unlink()])
 def test_a_holder_that_lost_its_lock_ends(tmp_path: Path, holder: subprocess.Popen, lose):
     lose(tmp_path)
-    _, told = holder.communicate(timeout=30)
+    _, told = holder.communicate(timeout=PATIENCE)
     assert holder.returncode == 1
     assert "this run ends" in told
 

@@ -10,6 +10,7 @@ import pytest
 
 from sid_scale.jobs import node_task
 from sid_scale.jobs.attempts import NodeEnd, node_ends, signal_of, write_node_end
+from tests.launches import PATIENCE
 
 ANSWERS = """
 import sys, time
@@ -21,12 +22,19 @@ with stop_requests(60) as requests:
         time.sleep(0.01)
     print(requests.reason)
 """
+# As the module itself, but that it waits for other nodes for ever.
+PATIENT = """
+import sys
+from sid_scale.jobs import node_task
+node_task.WAIT_SECONDS = float("inf")
+sys.exit(node_task.main())
+"""
 KILLED = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
 
 
 def start(folder: Path, *command: str, **environment: str) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "sid_scale.jobs.node_task", str(folder), *command],
+        [sys.executable, "-c", PATIENT, str(folder), *command],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -41,7 +49,7 @@ def test_a_signal_before_the_ranks_can_answer_is_not_lost(tmp_path: Path, number
     with start(tmp_path, sys.executable, "-u", "-c", ANSWERS) as process:
         assert process.stdout.readline() == "started\n"
         os.killpg(process.pid, number)  # as a scheduler does: every process
-        told, _ = process.communicate("go on\n", timeout=60)
+        told, _ = process.communicate("go on\n", timeout=PATIENCE)
     assert process.returncode == 0
     assert told == f"{number.name}\n"
     assert node_ends(tmp_path) == {"node2": NodeEnd(0, False)}
@@ -49,14 +57,14 @@ def test_a_signal_before_the_ranks_can_answer_is_not_lost(tmp_path: Path, number
 
 def test_what_cannot_be_started_is_told(tmp_path: Path):
     with start(tmp_path, "no-such-program") as process:
-        _, told = process.communicate(timeout=60)
+        _, told = process.communicate(timeout=PATIENCE)
     assert process.returncode == 127
     assert "error: no-such-program cannot be started" in told
 
 
 def test_a_killed_process_has_its_word_spoken(tmp_path: Path):
     with start(tmp_path, sys.executable, "-c", KILLED) as process:
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE)
     assert process.returncode == 137
     [(node, end)] = node_ends(tmp_path).items()
     assert (node, end.signal) == ("node2", signal.SIGKILL)
@@ -68,7 +76,7 @@ def test_a_node_that_fails_lets_the_other_speak_first(tmp_path: Path):
             assert process.poll() is None
         assert process.poll() is None
         write_node_end(tmp_path, "node1", NodeEnd(247, False))
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
 
 

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tests.launches import PATIENCE
+
 # Waits as in a collective that nobody will finish: no Python runs in the main thread.
 WAITS = """
 import sys
@@ -40,7 +42,7 @@ def test_what_does_not_end_in_time_is_made_to(tmp_path):
     with start("-c", WAITS, "0.5", "60") as process:
         wait_for(process, "waiting")
         process.send_signal(signal.SIGUSR1)
-        _, told = process.communicate(timeout=60)
+        _, told = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + signal.SIGUSR1
     assert "no end within 0.5 s" in told
 
@@ -52,6 +54,6 @@ def test_a_second_signal_ends_it_at_once(tmp_path):
         process.send_signal(signal.SIGTERM)
         assert process.stderr.readline() == "SIGTERM: stopping after this iteration\n"
         process.send_signal(signal.SIGTERM)
-        _, told = process.communicate(timeout=60)
+        _, told = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + signal.SIGTERM
     assert "asked again" in told

@@ -10,6 +10,7 @@ from sid_scale.errors import UsageError
 from sid_scale.jobs import stop_file as module
 from sid_scale.jobs.stop import stop_requests
 from sid_scale.jobs.stop_file import StopFileError, request, stop_file, watched
+from tests.launches import PATIENCE
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +19,7 @@ def _often(monkeypatch: pytest.MonkeyPatch):
 
 
 def wait_until(condition) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end, "nothing happened in time"
         time.sleep(0.01)

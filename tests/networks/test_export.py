@@ -1,8 +1,6 @@
 """Weights for EDM's, EDM2's and SiD's own networks: their names, their shapes, the same bits."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from sid_scale.networks.folder import CheckpointError, NetworkFolder, load_netwo
 from tests.conftest import ROOT
 from tests.generators.tiny import demo_generator, tiny_generator
 from tests.networks.edm.published import DDPMPP, random_state
+from tests.programs import python
 from tests.vectors import Vectors
 
 
@@ -101,13 +100,13 @@ def test_a_place_that_cannot_be_written(tmp_path: Path):
 
 def test_the_tool(tmp_path: Path):
     folder = tiny_generator(tmp_path / "g")
-    tool = [sys.executable, str(ROOT / "tools" / "export_edm2.py"), str(folder)]
+    tool = [ROOT / "tools" / "export_edm2.py", folder]
     out = tmp_path / "out.safetensors"
-    done = subprocess.run([*tool, str(out), "--logvar", "16"], capture_output=True, text=True)
+    done = python(*tool, out, "--logvar", 16)
     assert done.returncode == 0, done.stderr
     assert "logvar_fourier.freqs" in load_file(out)
     (folder / "config.json").write_text(json.dumps({"format_version": 1}))
-    done = subprocess.run([*tool, str(out), "--force"], capture_output=True, text=True)
+    done = python(*tool, out, "--force")
     assert done.returncode == 1
     assert done.stderr.startswith("error:")
     assert "Traceback" not in done.stderr

@@ -1,8 +1,6 @@
 """From a published file into a folder, out under its names, and in once more: the same bits."""
 
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,13 +19,13 @@ from tests.generators.tiny import demo_generator
 from tests.networks.edm import published as edm
 from tests.networks.edm2.published import published, settings_of
 from tests.networks.published import write
+from tests.programs import python
 
 SID = "EDM_2_Precond_Generator"
 
 
 def tool(name: str, *arguments: object) -> None:
-    command = [sys.executable, f"tools/{name}.py", *map(str, arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = python(f"tools/{name}.py", *arguments, folder=ROOT)
     assert done.returncode == 0, done.stderr
 
 

@@ -2,35 +2,42 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
+from traitlets.config import Config
 
 from tests.conftest import ROOT
 from tests.generators.tiny import demo_generator, save_generator
 from tests.tiny import ARCHITECTURE, tiny_folder
 
 NOTEBOOK = Path("docs") / "notebooks" / "generate.ipynb"
+SECONDS = 600  # for a cell, and for a kernel to start; on a busy machine too
+# Sockets in the folder JUPYTER_RUNTIME_DIR: another process might take a port before the kernel.
+IN_A_FOLDER = Config(KernelManager={"transport": "ipc"})
 
 
 @pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder that looks like the repository to the notebook; the kernel finds sid_scale."""
-    for name, value in {
-        "PYTHONPATH": ROOT,
-        "IPYTHONDIR": tmp_path / "ipython",
-        "JUPYTER_RUNTIME_DIR": tmp_path / "jupyter",
-    }.items():
-        monkeypatch.setenv(name, str(value))
     folder = tmp_path / "repository"
     (folder / NOTEBOOK.parent).mkdir(parents=True)
     (folder / "tools").mkdir()
     (folder / "tools" / "demo.sh").touch()
-    return folder
+    with TemporaryDirectory() as sockets:  # whose names have to be short
+        for name, value in {
+            "PYTHONPATH": ROOT,
+            "IPYTHONDIR": tmp_path / "ipython",
+            "JUPYTER_RUNTIME_DIR": sockets,
+        }.items():
+            monkeypatch.setenv(name, str(value))
+        yield folder
 
 
 def execute(repository: Path, **settings: Any) -> str:
@@ -40,7 +47,9 @@ def execute(repository: Path, **settings: Any) -> str:
     cell = "\n".join(f"{name} = {value!r}" for name, value in settings.items())
     notebook.cells.insert(at + 1, nbformat.v4.new_code_cell(cell))
     resources = {"metadata": {"path": str(repository / NOTEBOOK.parent)}}
-    NotebookClient(notebook, kernel_name="python3", timeout=300, resources=resources).execute()
+    patience = {"timeout": SECONDS, "startup_timeout": SECONDS}
+    place = {"kernel_name": "python3", "config": IN_A_FOLDER, "resources": resources}
+    NotebookClient(notebook, **place, **patience).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     return "".join(
         "image\n" if "image/png" in output.get("data", {}) else output.get("text", "")

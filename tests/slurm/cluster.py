@@ -8,7 +8,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from getpass import getuser
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +20,7 @@ from tests.ranks import free_port
 
 T = TypeVar("T")
 
+PATIENCE = 300.0  # seconds; nothing but a hang takes so long, on a busy machine either
 # proctrack/linuxproc: proctrack/pgid keeps every job that has run a step for three seconds more.
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 NODES = ("node1", "node2", "node3")  # jobs get the first that are free
@@ -37,7 +39,7 @@ SlurmUser={user}
 SlurmdUser={user}
 SlurmctldPort={controller}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=5
+AuthInfo=socket={folder}/munge.socket,cred_expire=30
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
@@ -63,9 +65,9 @@ JobRequeue=1
 MpiDefault=none
 SwitchType=switch/none
 SlurmctldTimeout=10
-SlurmdTimeout=6
-MessageTimeout=5
-KillWait=10
+SlurmdTimeout=20
+MessageTimeout=10
+KillWait=60
 CompleteWait=0
 EpilogMsgTime=0
 MinJobAge=3600
@@ -147,10 +149,9 @@ class Cluster:
     def crash_node(self, node: str) -> None:
         """Ends a node's daemon and all that runs there, without a word to the controller."""
         self.kill_node(node)
-        there = [p for p in self.processes() if p.environ().get("SLURMD_NODENAME") == node]
+        there = self.processes(SLURMD_NODENAME=node)
         parents = {p.parent() for p in there}
-        for process in [*(p for p in parents if p and p.name().startswith("slurmstepd")), *there]:
-            process.kill()
+        _kill([*(p for p in parents if p and p.name().startswith("slurmstepd")), *there])
 
     def _start(self, program: str, *arguments: str, name: str | None = None) -> None:
         name = name or program
@@ -165,9 +166,8 @@ class Cluster:
 
     def stop(self) -> None:
         """Ends all daemons and jobs."""
-        for process in self.processes():
-            if process.name() not in ("munged", "slurmctld", "slurmd"):
-                process.kill()
+        daemons = {daemon.pid for daemon in self._daemons.values()}
+        _kill(process for process in self.processes() if process.pid not in daemons)
         for daemon in reversed(list(self._daemons.values())):
             daemon.terminate()
         for daemon in self._daemons.values():
@@ -176,12 +176,12 @@ class Cluster:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
-        for process in self.processes():
-            process.kill()
+        _kill(self.processes())
 
-    def processes(self, job: int | None = None) -> list[psutil.Process]:
-        """Everything alive that was started by this cluster, or by one of its jobs."""
-        marks = {"SLURM_CONF": self.environment["SLURM_CONF"]}
+    def processes(self, job: int | None = None, **marks: str) -> list[psutil.Process]:
+        """Everything alive that was started by this cluster, or by one of its jobs; with `marks`,
+        what has these in its environment."""
+        marks["SLURM_CONF"] = self.environment["SLURM_CONF"]
         if job is not None:
             marks["SLURM_JOB_ID"] = str(job)
         found = []
@@ -214,7 +214,7 @@ class Cluster:
             capture_output=True,
             text=True,
             env={**self.environment, **environment},
-            timeout=60,
+            timeout=PATIENCE,
         )
         assert not check or done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout + done.stderr
@@ -250,7 +250,7 @@ class Cluster:
 
         Not in the same second: its nodes would take the new start for the one that they revoked.
         """
-        self.wait(lambda: self.job(job)["JobState"] == "PENDING", "requeued job", 30, job)
+        self.wait(lambda: self.job(job)["JobState"] == "PENDING", "requeued job", job)
         self.run("scontrol", "update", f"JobId={job}", "StartTime=now+2", check=False)
 
     def log(self, job: int) -> str:
@@ -258,23 +258,17 @@ class Cluster:
         path = Path(self.job(job)["StdOut"])
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def finish(self, job: int, seconds: float = 120) -> str:
+    def finish(self, job: int) -> str:
         """Waits for the end of a job, of all tasks of an array; returns its final state."""
-        self.wait(lambda: self.states(job) <= {*ENDED}, f"the end of job {job}", seconds, job)
+        self.wait(lambda: self.states(job) <= {*ENDED}, f"the end of job {job}", job)
         return " and ".join(sorted(self.states(job)))
 
-    def wait(
-        self,
-        condition: Callable[[], T],
-        what: str,
-        seconds: float = 60,
-        job: int | None = None,
-    ) -> T:
+    def wait(self, condition: Callable[[], T], what: str, job: int | None = None) -> T:
         """Waits until `condition` holds; fails with the logs if it does not."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + PATIENCE
         while not (result := condition()):
             if time.monotonic() > end:
-                raise AssertionError(f"no {what} within {seconds} s\n{self._told(job)}")
+                raise AssertionError(f"no {what} within {PATIENCE:g} s\n{self._told(job)}")
             time.sleep(0.2)
         return result
 
@@ -285,3 +279,13 @@ class Cluster:
         for log in sorted(self.folder.glob("*.log")):
             told.append(f"--- {log.name}\n{log.read_text(errors='replace')[-1500:]}")
         return "\n".join(told)
+
+
+def _kill(processes: Iterable[psutil.Process]) -> None:
+    """Kills all that are still there, and waits for their ends."""
+    killed = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+            killed.append(process)
+    psutil.wait_procs(killed, timeout=PATIENCE)

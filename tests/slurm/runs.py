@@ -72,7 +72,7 @@ def tiny_run(folder: Path, **overrides: object) -> tuple[Path, dict]:
         apply_override(groups, entry)
     groups["checkpoint"] = {"every_images": 8, "keep": 2}
     groups["log"] = {"every_images": 8, "samples_every_images": 0}
-    groups |= {"total_images": ENDLESS, "dropout": 0.1, "collective_timeout_seconds": 20}
+    groups |= {"total_images": ENDLESS, "dropout": 0.1, "collective_timeout_seconds": 120}
     groups |= overrides
     return write_run(folder / "run.yaml", **groups), groups
 

@@ -50,7 +50,7 @@ def test_digits_from_images_to_the_report(cluster: Cluster, tmp_path: Path):
     ]
     for number, name in jobs:
         job = int(number)
-        assert cluster.finish(job, 180) == "COMPLETED", f"{name}\n{cluster.log(job)}"
+        assert cluster.finish(job) == "COMPLETED", f"{name}\n{cluster.log(job)}"
         assert cluster.processes(job) == []
         if name == "encode_latents":
             run_ranks(2, in_process, run, tmp_path / "alone")

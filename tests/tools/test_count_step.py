@@ -1,17 +1,15 @@
 """tools/count_step.py: the counts of an iteration, at every ZeRO stage."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 from tests.conftest import ROOT
+from tests.programs import Done, python
 from tests.tiny import write_deepspeed_json, write_teacher
 
 
-def count_step(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(ROOT / "tools" / "count_step.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+def count_step(*arguments: object) -> Done:
+    return python("tools/count_step.py", *arguments, folder=ROOT)
 
 
 def test_counts_are_printed_and_written(tmp_path: Path):

@@ -12,7 +12,7 @@ from sid_scale.data.prepare.build import Share
 from sid_scale.data.shards import read_index, read_shard
 from sid_scale.demo.prepare import ASSETS, TEACHER
 from tests.conftest import ROOT
-from tests.launches import Start, contents, wait_for
+from tests.launches import PATIENCE, Start, contents, wait_for
 from tests.ranks import free_port
 from tests.sources import digits, write_folder
 
@@ -42,7 +42,7 @@ def test_from_a_folder_of_images_to_a_distilled_generator(
         start("-m", "sid_scale", *arguments(images, out, "--part", f"{number}/2"))
         for number in (0, 1)
     )
-    told = first.communicate(timeout=120)[0]
+    told = first.communicate(timeout=PATIENCE)[0]
     assert first.returncode == 0, told
     assert "part 0/2 is done, others are not" in told
     wait_for(lambda: (out / ".making" / "part-1-of-2" / "shard-000001.tar").exists(), second)
@@ -67,7 +67,7 @@ def test_from_a_folder_of_images_to_a_distilled_generator(
         *("total_images=192", "log.every_images=64", "log.samples_every_images=0"),
         *("checkpoint.every_images=1000", "snapshot.every_images=0"),
     )
-    told = process.communicate(timeout=180)[0]
+    told = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 0, told
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [record["images_seen"] for record in records] == [64, 128, 192]
@@ -103,7 +103,7 @@ def test_all_ranks_report_what_they_refuse_before_the_launcher_ends_them(
     images = write_folder(tmp_path / "images", files | dict.fromkeys(bad, b"no image"))
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}")
     process = start(*launcher, "-m", "--", "sid_scale", *arguments(images, tmp_path / "out"))
-    told = process.communicate(timeout=120)[0]
+    told = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 1
     assert {name for name in files if f"{name}: no sound image" in told} == set(bad)
     assert "error: rank 1: " in told

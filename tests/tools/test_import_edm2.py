@@ -18,12 +18,14 @@ from tests.networks.edm import published as edm
 from tests.networks.edm2.published import published, settings_of, snapshot, tiny
 from tests.networks.published import persistent, write
 from tests.pickles.hostile import Call, dumps
+from tests.programs import Done, python
 from tests.tiny import ARCHITECTURE, tiny_folder
 
-Tool = Callable[..., subprocess.CompletedProcess[str]]
+Tool = Callable[..., Done]
 
 
-def python(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+def alone(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Python that shares nothing with this process."""
     return subprocess.run(
         [sys.executable, *map(str, arguments)],
         capture_output=True,
@@ -36,7 +38,7 @@ def python(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProc
 @pytest.fixture
 def tool(tmp_path: Path) -> Tool:
     """The tool, run in a folder of its own."""
-    return lambda *arguments: python(ROOT / "tools" / "import_edm2.py", *arguments, cwd=tmp_path)
+    return lambda *arguments: python(ROOT / "tools" / "import_edm2.py", *arguments, folder=tmp_path)
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def teacher(tmp_path: Path) -> Path:
     return write(tmp_path / "teacher.pkl", snapshot(tiny()))
 
 
-def assert_one_error(process: subprocess.CompletedProcess[str], message: str) -> None:
+def assert_one_error(process: Done | subprocess.CompletedProcess[str], message: str) -> None:
     assert process.returncode == 1
     assert process.stdout == ""
     assert process.stderr.startswith("error: ")
@@ -152,7 +154,7 @@ def test_a_folder_that_cannot_be_made_is_one_error(tool: Tool, teacher: Path, tm
 
 @pytest.mark.faults
 def test_a_full_disk_is_one_error_and_leaves_nothing(teacher: Path, tmp_path: Path):
-    process = python("-c", LIMITED, "teacher.pkl", "out", cwd=tmp_path)
+    process = alone("-c", LIMITED, "teacher.pkl", "out", cwd=tmp_path)
     assert_one_error(process, "cannot be written: File too large")
     assert list(tmp_path.iterdir()) == [teacher]
 
@@ -231,7 +233,7 @@ def test_memory_stays_within_2_2_times_the_weights(tmp_path: Path, dtype, protoc
     assert 180 * MEGA < size < 220 * MEGA
     made = published(architecture, state, **settings_of(architecture))
     source = write(tmp_path / "large.pkl", {"ema": made}, protocol)
-    process = python("-c", MEASURED, source, tmp_path / "out")
+    process = alone("-c", MEASURED, source, tmp_path / "out")
     assert process.returncode == 0, process.stderr
     status, reading, writing = json.loads(process.stdout.splitlines()[-1])
     assert status == 0

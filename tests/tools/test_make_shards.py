@@ -12,7 +12,7 @@ import pytest
 from sid_scale.cli import main
 from sid_scale.data.shards import read_index
 from tests.conftest import ROOT, flip_last_bit
-from tests.launches import Start, contents, wait_for
+from tests.launches import PATIENCE, Start, contents, wait_for
 from tests.sources import digits, latents, write_folder, write_zip
 
 STUCK = "00001/img-latents-00000017.npy"
@@ -96,10 +96,10 @@ def test_interrupted_it_leaves_nobody_behind_and_goes_on(
     workers = workers_of(process)
     assert len(workers) == 2
     status, message = interrupt(process)
-    output = process.communicate(timeout=60)[0]
+    output = process.communicate(timeout=PATIENCE)[0]
     assert (process.returncode, message in output) == (status, True), output
     assert "Traceback" not in output
-    assert psutil.wait_procs(workers, timeout=60)[1] == []
+    assert psutil.wait_procs(workers, timeout=PATIENCE)[1] == []
     assert not (out / "index.json").exists()
 
     (source / STUCK).unlink()

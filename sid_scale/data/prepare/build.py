@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -24,6 +25,7 @@ from sid_scale.data.prepare.shard_writer import index_of, shard_name, write_shar
 from sid_scale.data.shards import INDEX, Shard, ShardError, ShardIndex, read_index, write_index
 from sid_scale.inputs_changed import changed_inputs
 
+BEGIN_SECONDS, POLL_SECONDS = 60.0, 0.1  # that processes started together may begin apart
 GO_ON = "With that mended, the same command goes on from here"
 
 
@@ -152,9 +154,13 @@ class ShardBuild:
         return list_refusals(refusals, self.folder / WORK / f"refused-{part}.txt")
 
     def wait_for(self, shares: Iterable[Share]) -> None:
-        """Returns when no process makes one of these parts any more."""
+        """Returns when no process makes one of these parts any more; for processes that are started
+        together, of which some may not have begun."""
+        deadline = time.monotonic() + BEGIN_SECONDS
         for share in shares:
             lock = replace(self, share=share)._scratch / "lock"
+            while not (lock.exists() or self.is_finished or time.monotonic() > deadline):
+                time.sleep(POLL_SECONDS)
             with suppress(OSError), lock.open() as file:  # not there: not begun, or all is done
                 fcntl.flock(file, fcntl.LOCK_SH)
 
