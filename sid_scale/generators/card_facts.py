@@ -20,6 +20,7 @@ METHODS = {
     "gdd": ("GDD", "distillation by an adversarial loss on real data alone"),
     "gdd_i": ("GDD-I", "GDD that leaves most of the teacher's convolutions as they are"),
 }
+ROLES = {"teacher", "generator", "network", "model"}  # names of folders that distinguish nothing
 REVERSE_KL = "reverse_kl"  # the divergence of SiD, which weighs no samples
 FAMILIES = {"edm": "EDM", "edm2": "EDM2"}  # as people and papers call them
 PAPERS = {
@@ -53,8 +54,9 @@ LICENCES = {
 def title(network: NetworkFolder) -> str:
     """A generator's name for people."""
     method = METHODS.get(str(network.provenance.get("method")), ("",))[0]
-    family = network.architecture.family
-    teacher = teacher_name(network.provenance) or FAMILIES.get(family, family)
+    family, teacher = network.architecture.family, teacher_name(network.provenance)
+    if not teacher or teacher.lower() in ROLES:
+        teacher = FAMILIES.get(family, family)
     return " ".join(on_one_line(part) for part in (teacher, method) if part)
 
 
@@ -62,6 +64,14 @@ def teacher_name(provenance: Mapping[str, Any]) -> str:
     """The teacher's published name, or else that of its folder; empty if nothing says it."""
     published = published_teacher(provenance)
     return published.name if published else str(provenance.get("teacher") or "")
+
+
+def teacher_in_words(provenance: Mapping[str, Any]) -> str:
+    """What a generator was distilled from, in the middle of a sentence."""
+    name, what = teacher_name(provenance), teacher_facts(provenance).get("what")
+    if what and name.lower() in ROLES:
+        return f"a {on_one_line(what)}"
+    return f"the diffusion model `{on_one_line(name)}`" if name else "an unknown teacher"
 
 
 def published_teacher(provenance: Mapping[str, Any]) -> Publication | None:

@@ -14,6 +14,7 @@ from sid_scale.generators.card_facts import (
     published_teacher,
     teacher_facts,
     teacher_file,
+    teacher_in_words,
     teacher_licence,
     teacher_name,
     title,
@@ -41,14 +42,12 @@ def card_text(network: NetworkFolder, figures: Sequence[Figure], extras: Extras)
     """The card below its metadata, Markdown."""
     provenance = network.provenance
     steps = provenance.get("steps", 1)
-    teacher = teacher_name(provenance)
     of_a_class = " of a class" if network.architecture.label_dim > 0 else ""
     sections = [
         f"# {title(network)}",
         f"A generator that makes an image{of_a_class} with "
         + ("one network evaluation" if steps == 1 else f"{steps} network evaluations")
-        + ", distilled from "
-        + (f"the diffusion model `{on_one_line(teacher)}`." if teacher else "an unknown teacher."),
+        + f", distilled from {teacher_in_words(provenance)}.",
         f"![Samples]({SAMPLES})" if extras.has_samples else "",
         "## How to use it",
         _usage(network, extras),

@@ -5,12 +5,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sid_scale.errors import SidScaleError
-from sid_scale.generators.card_facts import on_one_line, teacher_facts
+from sid_scale.generators.card_facts import ROLES, on_one_line, teacher_facts
 from sid_scale.hub.names import is_name, name_of
 from sid_scale.networks.folder import read_description
 from sid_scale.networks.teachers import publication
-
-ROLES = {"teacher", "generator", "network", "model"}  # names of folders that distinguish nothing
 
 
 def teacher_title(config: Mapping[str, Any], generator: Path | None) -> str:

@@ -316,6 +316,19 @@ def test_a_teacher_of_the_hub_is_the_base_model(folder: Path):
     assert card(folder, base_model="ada/other").data.base_model == "ada/other"
 
 
+def test_a_teacher_whose_folder_is_named_by_its_role_is_called_what_it_is(folder: Path):
+    facts = {"what": "class-conditional teacher on handwritten digits"}
+    named = {**PROVENANCE, "method": "gdd", "teacher": "teacher"}
+    edit_description(folder, provenance={**named, "teacher_provenance": facts})
+    text = card(folder).text
+    assert "# EDM2 GDD\n" in text
+    assert "distilled from a class-conditional teacher on handwritten digits." in text
+    edit_description(folder, provenance={**named, "teacher": "digits"})
+    text = card(folder).text
+    assert "# digits GDD\n" in text
+    assert "distilled from the diffusion model `digits`." in text
+
+
 @pytest.mark.faults
 def test_a_teachers_folder_gets_none(tmp_path: Path):
     with pytest.raises(GeneratorError):

@@ -112,7 +112,7 @@ def test_errors_are_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
     wrong: dict[str, list[object]] = {
         "no such folder": [tmp_path / "missing"],
         "no run folder": [tmp_path],
-        "format_version": [run, "--metrics", tmp_path / "bad.json"],
+        "not written by `sid-scale evaluate`": [run, "--metrics", tmp_path / "bad.json"],
         "cannot be read as JSON": [run, "--metrics", tmp_path / "none.json"],
         "name one RUN_DIR": [run, write_run(tmp_path / "b"), "--generator", run / "generator"],
         "at least": [run, "--search", 0],
