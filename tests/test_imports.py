@@ -14,6 +14,7 @@ BASE = {
     "atomic",
     "class_lists",
     "codecs",
+    "common_end",
     "devices",
     "dtypes",
     "errors",
