@@ -164,7 +164,7 @@ def _life(rank: int, port: int, run: RunConfig, dies_before: int | None) -> None
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
     os.environ.update({"MASTER_ADDR": "127.0.0.1", **{k: str(v) for k, v in place.items()}})
     torch.set_num_threads(1)
-    common_end.POLL_SECONDS = 0.1  # survivors notice sooner
+    common_end.POLL_SECONDS = 0.02  # survivors notice sooner
     files, write = count(), writer.write_tensors
 
     def write_or_die(*given):
