@@ -40,10 +40,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"real images among which neighbours are looked for (default the first {SEARCH:,})",
     )
     parser.add_argument(
-        "--generator", type=network, metavar="DIR", help="of one run, instead of its generator/"
+        "--generator",
+        type=network,
+        metavar="DIR|NAME",
+        help="of one run, instead of its generator/",
     )
     parser.add_argument(
-        "--vae", type=network, metavar="DIR", help="the VAE, if the generator's folder has none"
+        "--vae",
+        type=network,
+        metavar="DIR|NAME",
+        help="the VAE, if the generator's folder has none",
     )
     parser.add_argument("--data", metavar="DIR", help="shards, instead of those of the run's data")
 

@@ -21,6 +21,7 @@ from sid_scale.jobs.slurm import is_waiting
 from sid_scale.metrics_log import read_metrics
 
 WELL = ("running", "finished", "stopped", "queued")
+NOTHING = "nothing"
 RECENT = 10  # records that the rate is taken from
 
 
@@ -40,6 +41,8 @@ class Status:
 
     def line(self) -> str:
         """All of it, short."""
+        if self.state == NOTHING:
+            return f"{self.run_dir}: {self.why}"
         seen, total = _count(self.images_seen), _count(self.total_images)
         parts = [f"{self.run_dir}: {self.state}", f"{seen} of {total}"]
         if self.images_per_second is not None:
@@ -52,6 +55,8 @@ class Status:
 
     def page(self) -> str:
         """All of it, a line each."""
+        if self.state == NOTHING:
+            return self.line()
         rate = self.images_per_second
         rows = {
             "state": self.state + (f": {self.why}" if self.why else ""),
@@ -85,7 +90,7 @@ def status_of(run_dir: Path) -> Status:
 
 def _state(run_dir: Path) -> tuple[str, str]:
     if not (run_dir / "config.yaml").is_file() and newest_attempt(run_dir) is None:
-        return "nothing", "no run has begun there"
+        return NOTHING, "no run has begun there"
     holder, stale = read_lock(run_dir), why_stale(run_dir)
     if holder is not None and stale is None:
         return "running", f"{holder}"

@@ -102,4 +102,9 @@ def test_several_runs_take_a_line_each(run: Path, tmp_path: Path, capsys: pytest
     assert main(["status", str(run), str(tmp_path / "nowhere")]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"{run}: finished, 64 of 256, ")
-    assert lines[1] == f"{tmp_path / 'nowhere'}: nothing, ? of ?"
+    assert lines[1] == f"{tmp_path / 'nowhere'}: no run has begun there"
+
+
+def test_a_folder_without_a_run_is_told_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["status", str(tmp_path)]) == 1
+    assert capsys.readouterr().out == f"{tmp_path}: no run has begun there\n"
