@@ -117,7 +117,9 @@ def test_the_same_signal_again_ends_everything(
     tmp_path: Path, program: str, number: signal.Signals, patience: str, status: int, last: str
 ):
     words = [sys.executable, "-c", program, "--config", "c"]
-    with start([sys.executable, "-c", HASTY, patience, *words], tmp_path) as process:
+    at_a_terminal = ["env", "--default-signal=HUP"]  # where these tests run behind nohup, too
+    command = [*at_a_terminal, sys.executable, "-c", HASTY, patience, *words]
+    with start(command, tmp_path) as process:
         wait_for((tmp_path / "began").exists, process)
         process.send_signal(number)
         assert process.stdout is not None
