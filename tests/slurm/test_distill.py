@@ -74,9 +74,8 @@ def test_a_run_outlives_all_that_a_scheduler_does_to_it(cluster: Cluster, tmp_pa
         told = cluster.wait(
             lambda: read_outcome(folder / "logs" / f"{job}-{attempt}"), f"end {attempt}", job
         )
-        cluster.wait(
-            lambda: cluster.restarts(job) == attempt + 1, f"restart after {attempt}", 60, job
-        )
+        restarts = attempt + 1
+        cluster.wait(lambda: cluster.restarts(job) == restarts, f"restart {restarts}", job)
         cluster.hurry(job)
         return f"{told.kind} {told.reason}"
 
