@@ -26,6 +26,8 @@ FAILED = f"sid_scale/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 def watch(
     store: dist.TCPStore, rank: int, leaving: threading.Event, answered: threading.Event
 ) -> None:
+    """Ends this rank when another one has failed, or rank 0 is gone; until it is `leaving`. Sets
+    `answered` as often as the store is asked."""
     while not leaving.wait(POLL_SECONDS):
         answered.set()
         try:
@@ -87,6 +89,8 @@ def end_all_ranks(
     error: BaseException,
     on_failure: Callable[[BaseException, str], None] | None,
 ) -> None:
+    """Ends this process, and so all ranks, for an error; prints it if it was the first."""
+
     def report(first: bool) -> None:
         text = f"rank {rank} stops: another rank failed\n"
         if first and isinstance(error, SidScaleError):
