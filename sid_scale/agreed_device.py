@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from sid_scale.devices import DeviceError, SickNodeError, node_name, own_device
+from sid_scale.errors import first_line
 
 FOUND, AGREED = "device/{}", "devices agreed"  # keys
 UNSEEN = "PyTorch sees no GPU there"
@@ -41,8 +42,7 @@ def agreed_device(store: dist.Store, rank: int, world_size: int) -> torch.device
         device = own_device()
         found = Found(node_name(), device.type)
     except (DeviceError, RuntimeError) as error:
-        said = (str(error) or type(error).__name__).splitlines()[0]
-        found = Found(node_name(), "", said, not isinstance(error, DeviceError))
+        found = Found(node_name(), "", first_line(error), not isinstance(error, DeviceError))
     store.set(FOUND.format(rank), json.dumps(found))
     if rank == 0:
         each = store.multi_get([FOUND.format(other) for other in range(world_size)])

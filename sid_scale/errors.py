@@ -1,4 +1,4 @@
-"""The one kind of error that is the user's to mend, and how programs print it."""
+"""The one kind of error that is the user's to mend, and how programs print errors."""
 
 import os
 import signal
@@ -25,6 +25,12 @@ class UsageError(SidScaleError):
     """An argument of a command that cannot be used."""
 
     exit_status = 2
+
+
+def first_line(error: BaseException) -> str:
+    """The first line that an error has to say."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line for line in lines if line), type(error).__name__)
 
 
 def launched_rank() -> int:

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from sid_scale.agreed_device import agreed_device
 from sid_scale.common_end import end_all_ranks, guard, watch
 from sid_scale.devices import check_accelerator
-from sid_scale.errors import SidScaleError, launched_rank
+from sid_scale.errors import SidScaleError, first_line, launched_rank
 
 T = TypeVar("T")
 
@@ -149,7 +149,7 @@ def _meet(
             host, store.port, world_size, False, timeout=timeout, wait_for_workers=False
         )
     except (RuntimeError, dist.DistError) as error:
-        said = str(error).splitlines()[0]
+        said = first_line(error)
         if "EADDRINUSE" in said:
             raise _meeting_error(host, given, "another program uses the port") from error
         if "EACCES" in said:

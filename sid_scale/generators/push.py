@@ -14,12 +14,12 @@ import yaml
 from safetensors import SafetensorError, safe_open
 
 from sid_scale.codecs import VAE_WEIGHTS, VAECodec
-from sid_scale.errors import SidScaleError
+from sid_scale.errors import SidScaleError, first_line
 from sid_scale.generators.card import CARD, MEASURED_WEIGHTS
 from sid_scale.generators.diffusers_folder import own_pipeline_files
 from sid_scale.generators.folder import VAE, codec_of, trained_for
 from sid_scale.hashing import sha256_file
-from sid_scale.hub.answers import LOG_IN, faults, first_line, status_of
+from sid_scale.hub.answers import LOG_IN, faults, status_of
 from sid_scale.hub.fetch import FILES, LIBRARY
 from sid_scale.hub.names import FetchError, HubError, Name, is_name
 from sid_scale.networks.folder import WEIGHTS, NetworkFolder, load_network
@@ -105,7 +105,7 @@ def _check_card(card: Path, repo: str, *, unmeasured: bool) -> None:
     except FileNotFoundError as error:
         raise PushError(f"{card.parent}: no {CARD} there: {write} writes the card") from error
     except (OSError, ValueError, TypeError, LookupError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise PushError(f"{card}: no model card ({reason}): {write} writes it anew") from error
     if str(data.get("license") or "unknown") == "unknown":
         raise PushError(

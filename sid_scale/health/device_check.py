@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sid_scale.devices import SickNodeError, node_name, synchronize
+from sid_scale.errors import first_line
 from sid_scale.ranks import Ranks
 
 PRODUCTS = {"cuda": (2048, 8), "cpu": (128, 1)}  # rows and columns, and how often
@@ -108,8 +109,7 @@ def _look(ranks: Ranks) -> Finding:
         if not is_equal:
             faults.append("a copy of memory differs from what was copied")
     except RuntimeError as error:  # the device's own word; nothing works there any more
-        said = (str(error) or type(error).__name__).splitlines()[0]
-        fault = _told(ranks.rank, node_name(), name, [said])
+        fault = _told(ranks.rank, node_name(), name, [first_line(error)])
         raise SickNodeError(fault + _remedy({node_name()}), [node_name()]) from error
     compared = bandwidth if device.type == "cuda" else None
     finding = Finding(node_name(), name, tuple(faults), not _sums_rightly(ranks), compared)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from sid_scale.errors import first_line
 from sid_scale.hub.names import FetchError, HubError, Name
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
@@ -56,9 +57,3 @@ def status_of(error: BaseException) -> int | None:
     """HTTP status of what the hub answered; None: it did not."""
     response: Any = getattr(error, "response", None)
     return getattr(response, "status_code", None)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line that an error has to say."""
-    lines = (line.strip() for line in str(error).splitlines())
-    return next((line for line in lines if line), type(error).__name__)

@@ -4,7 +4,8 @@ import os
 import sys
 from pathlib import Path
 
-from sid_scale.hub.answers import explained, faults, first_line
+from sid_scale.errors import first_line
+from sid_scale.hub.answers import explained, faults
 from sid_scale.hub.names import HubError, Name, Place, is_commit
 
 WEIGHTS = "model.safetensors"
