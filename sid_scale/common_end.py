@@ -19,8 +19,9 @@ from sid_scale.errors import SidScaleError
 
 POLL_SECONDS = 0.5
 END_POLLS = 20  # that an end waits for a store that is silent, or for ranks that may be gone
-# torchrun's store outlives a restart of the ranks: each start has a key of its own.
-FAILED = f"sid_scale/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+# torchrun's store outlives a restart of the ranks: each start has keys of its own.
+START = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+FAILED = f"sid_scale/failed/{START}"
 
 
 def watch(

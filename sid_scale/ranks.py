@@ -18,15 +18,14 @@ import torch
 import torch.distributed as dist
 
 from sid_scale.agreed_device import agreed_device
-from sid_scale.common_end import end_all_ranks, guard, watch
+from sid_scale.common_end import START, end_all_ranks, guard, watch
 from sid_scale.devices import check_accelerator
 from sid_scale.errors import SidScaleError, first_line, launched_rank
 
 T = TypeVar("T")
 
 WORKING_SECONDS = 5.0  # from one sign of life of a rank that others wait for to the next
-# torchrun's store outlives a restart of the ranks: each start has a key of its own.
-DEVICES = f"sid_scale/devices/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+DEVICES = f"sid_scale/devices/{START}"  # keys of the store begin so
 TIMEOUT_SECONDS = 1800.0  # where ranks work for themselves, some may be done much sooner
 
 

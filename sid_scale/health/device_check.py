@@ -111,8 +111,7 @@ def _look(ranks: Ranks) -> Finding:
     except RuntimeError as error:  # the device's own word; nothing works there any more
         fault = _told(ranks.rank, node_name(), name, [first_line(error)])
         raise SickNodeError(fault + _remedy({node_name()}), [node_name()]) from error
-    compared = bandwidth if device.type == "cuda" else None
-    finding = Finding(node_name(), name, tuple(faults), not _sums_rightly(ranks), compared)
+    finding = Finding(node_name(), name, tuple(faults), not _sums_rightly(ranks), bandwidth)
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
@@ -153,8 +152,9 @@ def _half(device: torch.device) -> torch.dtype:
     return torch.bfloat16
 
 
-def _copy(device: torch.device) -> tuple[float, bool]:
-    """Bandwidth of memory in bytes a second, read and written, and whether a copy is equal."""
+def _copy(device: torch.device) -> tuple[float | None, bool]:
+    """Bandwidth of a GPU's memory in bytes a second, read and written, None of a CPU's; and whether
+    a copy is equal."""
     numbers = torch.arange(COPIED[device.type] // 4, dtype=torch.int32)
     source = numbers.to(device, copy=True)
     target = torch.zeros_like(source)
@@ -166,7 +166,8 @@ def _copy(device: torch.device) -> tuple[float, bool]:
         synchronize(device)
         seconds.append(time.perf_counter() - began)
     # The best: other processes may have been in the way of the rest.
-    return 2 * COPIED[device.type] / min(seconds), torch.equal(target.cpu(), numbers)
+    bandwidth = 2 * COPIED[device.type] / min(seconds) if device.type == "cuda" else None
+    return bandwidth, torch.equal(target.cpu(), numbers)
 
 
 def _sums_rightly(ranks: Ranks) -> bool:
